@@ -1,0 +1,22 @@
+"""mzstore: a compressed store for model weights, open by tensor and by slice.
+
+The format is in FORMAT.md; ``save``, ``open`` and ``convert`` are all that most users need.
+"""
+
+from mzstore.errors import CorruptError, FormatError, MzError, StorageError, UnsupportedError
+from mzstore.model import Model, Tensor, open
+from mzstore.version import __version__
+from mzstore.writer import save
+
+__all__ = [
+    "CorruptError",
+    "FormatError",
+    "Model",
+    "MzError",
+    "StorageError",
+    "Tensor",
+    "UnsupportedError",
+    "__version__",
+    "open",
+    "save",
+]

@@ -1,0 +1,263 @@
+"""Archive: a model in one ZIP file (FORMAT.md section 4).
+
+``ArchiveWriter`` streams it front to back; ``ArchiveReader`` opens it with one read of its tail. Chunks are STORED,
+so that the central directory is the index of exact byte ranges; documents are DEFLATEd, because the documents
+of a model repeat each other (on all-MiniLM-L6-v2 they would be 0.5 % of the archive, and are 0.1 %).
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mzstore.errors import CorruptError, FormatError
+from mzstore.grid import MAX_CHUNK_NBYTES
+from mzstore.nodes import is_node_name
+from mzstore.storage import Blob, Sink
+
+STORED, DEFLATED = 0, 8
+ALIGNMENT = 64
+TAIL_NBYTES = 512 << 10  # documents and directory of a model of 1,000 tensors
+MAX_ENTRY_NBYTES = (1 << 31) - 1  # beyond that TensorStore takes an entry for missing, silently
+
+LOCAL = struct.Struct("<IHHHHHIIIHH")
+CENTRAL = struct.Struct("<IHHHHHHIIIHHHHHII")
+END = struct.Struct("<IHHHHIIH")
+END64 = struct.Struct("<IQHHIIQQQQ")
+LOCATOR64 = struct.Struct("<IIQI")
+LOCAL_ID, CENTRAL_ID, END_ID, END64_ID, LOCATOR64_ID = 0x04034B50, 0x02014B50, 0x06054B50, 0x06064B50, 0x07064B50
+
+PADDING_ID = 0xD935  # the field that zipalign writes: the alignment, then zeros
+ZIP64_ID = 0x0001
+VERSION, VERSION64 = 20, 45
+MADE_BY = 3 << 8 | VERSION64  # Unix, so that the file mode below counts
+MODE = 0o100644 << 16
+DATE = 0x21  # 1980-01-01: the same input gives the same bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of the archive. Its content stands at ``[start, start + stored_nbytes)``."""
+
+    key: str
+    header: int  # offset of the local header
+    start: int
+    stored_nbytes: int
+    nbytes: int
+    crc32: int
+    method: int
+
+
+class ArchiveWriter:
+    """Writes entries to ``sink`` one after the other; ``finish`` writes the directory."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._entries: list[Entry] = []
+        self._offset = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes written so far."""
+        return self._offset
+
+    def write_chunk(self, key: str, payload: bytes, *, aligned: bool) -> None:
+        """An entry that is stored as it is; ``aligned`` if its content may be used where it lies."""
+        self._begin(key, len(payload), len(payload), zlib.crc32(payload), STORED, aligned=aligned)
+        self._write(payload)
+
+    def write_document(self, key: str, data: bytes) -> None:
+        """An entry that is compressed."""
+        deflate = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS, 9)
+        stored = deflate.compress(data) + deflate.flush()
+        self._begin(key, len(stored), len(data), zlib.crc32(data), DEFLATED, aligned=False)
+        self._write(stored)
+
+    def write_file(self, key: str, nbytes: int, crc32: int, blocks: Iterator[bytes]) -> None:
+        """An entry that is copied as it is, of a size and checksum that are known before."""
+        if nbytes > MAX_ENTRY_NBYTES:
+            raise ValueError(f"{key!r} has {nbytes} bytes, at most {MAX_ENTRY_NBYTES} can travel in an archive")
+        self._begin(key, nbytes, nbytes, crc32, STORED, aligned=True)
+        for block in blocks:
+            self._write(block)
+
+    def finish(self) -> None:
+        start = self._offset
+        for entry in self._entries:
+            far = entry.header >= 0xFFFF_FFFF
+            extra = struct.pack("<HHQ", ZIP64_ID, 8, entry.header) if far else b""
+            name = entry.key.encode("ascii")
+            version = VERSION64 if far else VERSION
+            fields = (
+                CENTRAL_ID, MADE_BY, version, 0, entry.method, 0, DATE, entry.crc32, entry.stored_nbytes, entry.nbytes,
+                len(name), len(extra), 0, 0, 0, MODE, min(entry.header, 0xFFFF_FFFF),
+            )  # fmt: skip
+            self._write(CENTRAL.pack(*fields) + name + extra)
+        nbytes, count, end = self._offset - start, len(self._entries), self._offset
+        if count >= 0xFFFF or start >= 0xFFFF_FFFF or nbytes >= 0xFFFF_FFFF:
+            self._write(END64.pack(END64_ID, END64.size - 12, MADE_BY, VERSION64, 0, 0, count, count, nbytes, start))
+            self._write(LOCATOR64.pack(LOCATOR64_ID, 0, end, 1))
+        small = min(count, 0xFFFF)
+        self._write(END.pack(END_ID, 0, 0, small, small, min(nbytes, 0xFFFF_FFFF), min(start, 0xFFFF_FFFF), 0))
+
+    def _begin(self, key: str, stored_nbytes: int, nbytes: int, crc32: int, method: int, *, aligned: bool) -> None:
+        name = key.encode("ascii")
+        header, body = self._offset, self._offset + LOCAL.size + len(name)
+        extra = b""
+        if aligned and body % ALIGNMENT:
+            length = -body % ALIGNMENT
+            if length < 6:  # a field needs 4 bytes for itself and 2 for the alignment
+                length += ALIGNMENT
+            extra = struct.pack("<HHH", PADDING_ID, length - 4, ALIGNMENT).ljust(length, b"\0")
+        self._entries.append(Entry(key, header, body + len(extra), stored_nbytes, nbytes, crc32, method))
+        fields = (LOCAL_ID, VERSION, 0, method, 0, DATE, crc32, stored_nbytes, nbytes, len(name), len(extra))
+        self._write(LOCAL.pack(*fields) + name + extra)
+
+    def _write(self, data: bytes) -> None:
+        self._sink.write(data)
+        self._offset += len(data)
+
+
+class ArchiveReader:
+    """The entries of an archive, by key. Raises FormatError for a file that is not such an archive."""
+
+    def __init__(self, blob: Blob) -> None:
+        self.blob, self.url = blob, blob.url
+        self._tail_start = max(0, blob.nbytes - TAIL_NBYTES)
+        self._tail = bytes(blob.read(self._tail_start, blob.nbytes))
+        self.entries = {entry.key: entry for entry in self._directory()}
+
+    def nbytes(self, key: str) -> int | None:
+        """Stored size of the entry; None if there is none."""
+        entry = self.entries.get(key)
+        return entry.stored_nbytes if entry else None
+
+    def read_chunk(self, key: str, slot: str) -> memoryview | None:
+        """The payload stored under ``key``, not yet checked; None if there is none."""
+        entry = self.entries.get(key)
+        if entry is None:
+            return None
+        if entry.method != STORED or entry.nbytes > MAX_CHUNK_NBYTES * 2:
+            raise FormatError(f"a chunk of {entry.nbytes} bytes, or one that is not STORED", where=f"{self.url}, {key!r}", clause="zip-6")
+        return self.blob.read(entry.start, entry.start + entry.stored_nbytes, slot)
+
+    def read_document(self, key: str, limit: int) -> bytes | None:
+        """The content stored under ``key``, checked against its CRC-32; None if there is none."""
+        entry = self.entries.get(key)
+        if entry is None:
+            return None
+        where = f"{self.url}, {key!r}"
+        if entry.nbytes > limit:
+            raise FormatError(f"a document of {entry.nbytes} bytes, at most {limit} are allowed", where=where, clause="zip-7")
+        data = self._read(entry.start, entry.stored_nbytes)
+        if entry.method == DEFLATED:
+            inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+            try:
+                data = inflate.decompress(data, entry.nbytes + 1)
+            except zlib.error as error:
+                raise CorruptError(f"cannot be inflated: {error}", where=where, clause="zip-7") from error
+            if not inflate.eof or inflate.unused_data:
+                raise CorruptError("the deflated data do not end where the entry does", where=where, clause="zip-7")
+        if len(data) != entry.nbytes or zlib.crc32(data) != entry.crc32:
+            raise CorruptError("size or CRC-32 do not hold; restore the file from a copy", where=where, clause="zip-7")
+        return data
+
+    def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]:
+        """The content of a STORED entry, piece by piece, checked against its CRC-32 at the end."""
+        entry = self.entries[key]
+        if entry.method != STORED:
+            raise FormatError("a file that is not STORED", where=f"{self.url}, {key!r}", clause="zip-6")
+        crc = 0
+        for start in range(0, entry.nbytes, block_nbytes):
+            block = self.blob.read(entry.start + start, entry.start + min(start + block_nbytes, entry.nbytes))
+            crc = zlib.crc32(block, crc)
+            yield block
+        if crc != entry.crc32:
+            raise CorruptError("the CRC-32 does not hold; restore the file from a copy", where=f"{self.url}, {key!r}", clause="zip-7")
+
+    def keys(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def check_local_header(self, entry: Entry) -> None:
+        """Raises CorruptError unless the local header says what the directory says."""
+        where = f"{self.url}, {entry.key!r}"
+        data = self._read(entry.header, entry.start - entry.header)
+        signature, _, flags, method, _, _, crc32, stored, nbytes, n_name, n_extra = LOCAL.unpack_from(data)
+        name = data[LOCAL.size :][:n_name]
+        said = (signature, flags, method, crc32, stored, nbytes, name, LOCAL.size + n_name + n_extra)
+        expected = (LOCAL_ID, 0, entry.method, entry.crc32, entry.stored_nbytes, entry.nbytes, entry.key.encode(), len(data))
+        if said != expected:
+            raise CorruptError("local header and directory disagree; restore the file from a copy", where=where, clause="zip-5")
+
+    def close(self) -> None:
+        self.blob.close()
+
+    def _read(self, start: int, nbytes: int) -> bytes:
+        if start >= self._tail_start:
+            return self._tail[start - self._tail_start :][:nbytes]
+        return bytes(self.blob.read(start, start + nbytes))
+
+    def _directory(self) -> Iterator[Entry]:
+        def refuse(problem: str, clause: str) -> FormatError:
+            return FormatError(problem, where=self.url, clause=clause)
+
+        if len(self._tail) < END.size:
+            raise refuse(f"{self.blob.nbytes} bytes are no mzstore archive", "zip-1")
+        end = self.blob.nbytes - END.size
+        signature, disk, first_disk, here, count, nbytes, start, comment = END.unpack_from(self._tail, len(self._tail) - END.size)
+        if signature != END_ID or comment:
+            raise refuse("not an mzstore archive: it does not end as one", "zip-1")
+        if here != count or disk or first_disk:
+            raise refuse("a ZIP of several volumes", "zip-1")
+        if count == 0xFFFF or nbytes == 0xFFFF_FFFF or start == 0xFFFF_FFFF:
+            if end < LOCATOR64.size + END64.size:
+                raise refuse("the ZIP64 end of the directory is missing", "zip-2")
+            end -= LOCATOR64.size
+            locator = LOCATOR64.unpack(self._read(end, LOCATOR64.size))
+            end -= END64.size
+            record = END64.unpack(self._read(end, END64.size))
+            if locator != (LOCATOR64_ID, 0, end, 1) or record[:2] != (END64_ID, END64.size - 12) or record[4:6] != (0, 0) or record[6] != record[7]:
+                raise refuse("the ZIP64 end of the directory is malformed", "zip-2")
+            count, nbytes, start = record[7:]
+        if start + nbytes != end or count * CENTRAL.size > nbytes:
+            raise refuse(f"the directory of {nbytes} bytes at {start} does not end at {end}", "zip-2")
+
+        data = self._read(start, nbytes)
+        raw: list[tuple[str, int, int, int, int, int]] = []
+        at = 0
+        for _ in range(count):
+            if at + CENTRAL.size > nbytes:
+                raise refuse("the directory is cut short", "zip-2")
+            (signature, _, _, flags, method, _, _, crc32, stored, size, n_name, n_extra, n_comment, disk, _, _, header) = CENTRAL.unpack_from(data, at)
+            name, extra = data[at + CENTRAL.size :][:n_name], data[at + CENTRAL.size + n_name :][:n_extra]
+            at += CENTRAL.size + n_name + n_extra
+            if signature != CENTRAL_ID or flags or n_comment or disk or at > nbytes:
+                raise refuse(f"entry {len(raw)} of the directory is malformed", "zip-3")
+            if header == 0xFFFF_FFFF:
+                if len(extra) != 12 or extra[:4] != struct.pack("<HH", ZIP64_ID, 8):
+                    raise refuse(f"entry {len(raw)} of the directory has no ZIP64 offset", "zip-3")
+                header = int.from_bytes(extra[4:], "little")
+            elif extra:
+                raise refuse(f"entry {len(raw)} of the directory has extra fields", "zip-3")
+            if method not in (STORED, DEFLATED) or (method == STORED and stored != size):
+                raise refuse(f"entry {len(raw)} of the directory has method {method}, {stored} and {size} bytes", "zip-3")
+            raw.append((self._key(name), header, stored, size, crc32, method))
+        if at != nbytes:
+            raise refuse(f"the directory has {nbytes - at} bytes more than its {count} entries", "zip-2")
+
+        keys: set[str] = set()
+        for i, (key, header, stored, size, crc32, method) in enumerate(raw):
+            stop = raw[i + 1][1] if i + 1 < count else start
+            content = stop - stored
+            least = header + LOCAL.size + len(key)
+            if (i == 0 and header) or not least <= content <= least + 0xFFFF:
+                raise refuse(f"{key!r} does not lie between its neighbours", "zip-4")
+            if key.casefold() in keys:
+                raise refuse(f"{key!r} occurs twice", "zip-4")
+            keys.add(key.casefold())
+            yield Entry(key, header, content, stored, size, crc32, method)
+
+    def _key(self, name: bytes) -> str:
+        if not name.isascii() or not all(is_node_name(segment) for segment in name.decode("ascii").split("/")):
+            raise FormatError(f"{name[:300]!r} is no key", where=self.url, clause="zip-3")
+        return name.decode("ascii")

@@ -1,0 +1,87 @@
+"""Container: where the keys of a model live, an archive or a tree; and how to open or create the right one."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import BinaryIO, Literal, Protocol
+
+from mzstore.archive import ArchiveReader, ArchiveWriter
+from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, ModelDocument, load, parse
+from mzstore.errors import FormatError
+from mzstore.storage import Location, Options, create, create_folder, open_location
+from mzstore.tree import TreeReader, TreeWriter
+
+Kind = Literal["archive", "tree"]
+
+
+class Reader(Protocol):
+    url: str
+
+    def nbytes(self, key: str) -> int | None: ...
+
+    def read_chunk(self, key: str, slot: str) -> memoryview | None: ...
+
+    def read_document(self, key: str, limit: int) -> bytes | None: ...
+
+    def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]: ...
+
+    def keys(self) -> Iterator[str]: ...
+
+    def close(self) -> None: ...
+
+
+class Writer(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+    def write_chunk(self, key: str, payload: bytes, *, aligned: bool) -> None: ...
+
+    def write_document(self, key: str, data: bytes) -> None: ...
+
+    def write_file(self, key: str, nbytes: int, crc32: int, blocks: Iterator[bytes]) -> None: ...
+
+    def finish(self) -> None: ...
+
+
+def open_reader(location: Location, options: Options = None) -> Reader:
+    """The container at ``location``. Raises FormatError if there is none, StorageError if it cannot be read."""
+    found = open_location(location, options)
+    if hasattr(found, "keys"):
+        return TreeReader(found)  # type: ignore[arg-type]
+    return ArchiveReader(found)  # type: ignore[arg-type]
+
+
+def read_model(reader: Reader) -> ModelDocument:
+    """The root document, checked."""
+    data = reader.read_document(DOCUMENT, MAX_DOCUMENT_NBYTES)
+    where = f"{reader.url}, {DOCUMENT!r}"
+    if data is None:
+        raise FormatError(f"not a model of mzstore: it has no {DOCUMENT}", where=reader.url, clause="root-1")
+    return parse(load(data, where=where), where=where)
+
+
+def kind_for(location: str | os.PathLike[str] | BinaryIO) -> Kind:
+    """What to write at ``location``: a tree if its name ends in ``.zarr`` or in a slash, else an archive."""
+    if not isinstance(location, (str, os.PathLike)):
+        return "archive"
+    name = os.fspath(location)
+    return "tree" if name.endswith(("/", ".zarr")) else "archive"
+
+
+@contextlib.contextmanager
+def create_writer(location: str | os.PathLike[str] | BinaryIO, kind: Kind, options: Options = None) -> Iterator[Writer]:
+    """A writer whose work appears at ``location`` when the block ends, and not at all if it raises."""
+    if kind == "tree":
+        if not isinstance(location, (str, os.PathLike)):
+            raise TypeError("a tree is written to a path or a URL, not to a file object")
+        with create_folder(location, options) as folder:
+            tree = TreeWriter(folder)
+            yield tree
+            tree.finish()
+    else:
+        with create(location, options) as sink:
+            archive = ArchiveWriter(sink)
+            yield archive
+            archive.finish()
+
+

@@ -1,0 +1,88 @@
+"""Decode: carry out the chunk jobs of a read, straight into the caller's memory.
+
+The steps of one job: fetch its payloads, check them, decompress, decode. Jobs are independent; threads share nothing.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from mzstore.container import Reader
+from mzstore.documents import TensorEntry
+from mzstore.encodings import chunk_path, read_chunk
+from mzstore.errors import CorruptError
+from mzstore.grid import Piece, pieces
+from mzstore.narrow import widen
+from mzstore.selection import Span
+from mzstore.workspace import buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One piece of a tensor and where its words go. ``entry`` is a stored tensor, never a reference."""
+
+    entry: TensorEntry
+    piece: Piece
+    out: np.ndarray  # of the whole read; the piece's target is cut from it
+
+
+def jobs(entry: TensorEntry, spans: tuple[Span, ...], out: np.ndarray) -> Iterator[Job]:
+    """What has to be done to fill ``out`` (words, one axis for each of ``spans``) from ``entry``."""
+    assert entry.part is not None
+    for piece in pieces(entry.part.grid, spans):
+        yield Job(entry, piece, out)
+
+
+def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None = None) -> None:
+    """Carry out all jobs; ``done`` is told the bytes of each when it is finished. The first error ends the rest."""
+    if threads == 1:
+        for job in todo:
+            _decode(reader, job)
+            if done:
+                done(_nbytes(job))
+        return
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="mzstore-decode")
+    try:
+        for nbytes in pool.map(lambda job: (_decode(reader, job), _nbytes(job))[1], todo):
+            if done:
+                done(nbytes)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _nbytes(job: Job) -> int:
+    return int(job.out[job.piece.target].nbytes)
+
+
+def _decode(reader: Reader, job: Job) -> None:
+    entry, piece = job.entry, job.piece
+    part = entry.part
+    assert part is not None
+    target = job.out[piece.target]
+    where = f"{reader.url}, tensor {entry.spec.name!r}, chunk {piece.chunk}"
+
+    def read(i: int) -> np.ndarray:
+        component = part.components[i]
+        key = f"{entry.node}/{chunk_path(part, component, piece.chunk)}"
+        payload = reader.read_chunk(key, component.name)
+        if payload is None:
+            raise CorruptError(f"the chunk {key!r} is missing; restore the file from a copy", where=where, clause="payload-4")
+        return read_chunk(component, payload, where=where)
+
+    stepped = any(cut.step != 1 for cut in piece.source)
+    narrower = part.dtype != entry.spec.dtype
+    gapped = target.ndim > 0 and target.shape[-1] > 1 and target.strides[-1] != target.itemsize
+    if not (stepped or narrower or gapped or any(s < 0 or s % target.itemsize for s in target.strides)):
+        part.decode(read, piece.source, target, where)
+        return
+    source = tuple(slice(cut.start, cut.stop) for cut in piece.source)
+    shape = tuple(cut.stop - cut.start for cut in source)
+    whole = buffer("piece", int(np.prod(shape, dtype=np.int64)) * part.dtype.word.itemsize).view(part.dtype.word).reshape(shape)
+    part.decode(read, source, whole, where)
+    taken = whole[tuple(slice(None, None, cut.step) for cut in piece.source)]
+    if narrower:
+        widen(taken, part.dtype, target)
+    else:
+        target[...] = taken

@@ -1,0 +1,321 @@
+"""Documents: the ``zarr.json`` of a model and its tensors. The one door between JSON and objects.
+
+Behind it everything is typed and checked (FORMAT.md section 5).
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from mzstore.arrays import Array, integers
+from mzstore.dtypes import DTYPES, DType
+from mzstore.encodings import Part, chunk_path
+from mzstore.encodings.planes import Planes
+from mzstore.encodings.raw import Raw
+from mzstore.errors import FormatError, UnsupportedError
+from mzstore.narrow import NARROWER
+from mzstore.nodes import ASSETS, LAYOUTS, is_node_name
+from mzstore.tensors import TensorSpec
+
+FORMAT = 1
+FEATURES = frozenset({"planes"})
+DOCUMENT = "zarr.json"
+CONVENTION = {
+    "uuid": "6f0f3a4e-52d1-4c57-9b0a-1f8c2f6d7e90",
+    "name": "mzstore",
+    "description": "Model tensors as Zarr arrays, or as groups of component arrays",
+}
+MAX_DOCUMENT_NBYTES = 1 << 30
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of a model, as the documents have it: its values are in ``part``, or those of node ``same_as``."""
+
+    spec: TensorSpec
+    node: str
+    sha256: str  # of the words, little endian, in row-major order
+    part: Part | None = None
+    same_as: str = ""
+
+    def documents(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(key of the node, document) of the tensor's node and all below it."""
+        about: dict[str, Any] = {} if self.spec.name == self.node else {"name": self.spec.name}
+        about |= {"dtype": self.spec.dtype.name, "shape": list(self.spec.shape), "sha256": self.sha256}
+        if self.part is None:
+            yield self.node, _group({"mzstore": about | {"same_as": self.same_as}})
+            return
+        narrower = {} if self.part.dtype == self.spec.dtype else {"dtype": self.part.dtype.name}
+        about["parts"] = [self.part.to_json() | narrower]
+        first, *more = self.part.components
+        if not more:
+            yield self.node, first.array.to_json({"mzstore": about})
+            return
+        yield self.node, _group({"mzstore": about})
+        for component in self.part.components:
+            yield f"{self.node}/{component.name}", component.array.to_json()
+
+    def chunk_keys(self) -> Iterator[str]:
+        """Keys of all chunks that this tensor has in the container, in the order in which they are written."""
+        part = self.part
+        if part is None:
+            return
+        constant = isinstance(part, Raw) and part.constant
+        for chunk in [(0,) * len(part.grid.shape)] if constant else part.grid.chunks():
+            for component in part.components:
+                yield f"{self.node}/{chunk_path(part, component, chunk)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Asset:
+    """A small file that travels with the model: ``path`` below the model's directory, ``key`` in the container."""
+
+    path: str
+    key: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a source file of another format was laid out, so that it can be made again byte for byte."""
+
+    path: str
+    key: str
+    format: str = "safetensors"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDocument:
+    """The root document: everything about a model but the values."""
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    assets: Sequence[Asset] = ()
+    layouts: Sequence[Layout] = ()
+    writer: str = ""
+
+    def documents(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(key of the node, document) of every node; the root, whose key is "", is the last."""
+        below: dict[str, Any] = {}
+        for entry in self.tensors.values():
+            for key, doc in entry.documents():
+                below[key] = doc
+                yield key, doc
+        about: dict[str, Any] = {"format": FORMAT, "features": self.features(), "writer": self.writer}
+        if self.metadata:
+            about["metadata"] = dict(self.metadata)
+        if self.assets:
+            about["assets"] = [{"path": a.path, "key": a.key, "nbytes": a.nbytes, "sha256": a.sha256} for a in self.assets]
+        if self.layouts:
+            about["layouts"] = [{"path": x.path, "key": x.key, "format": x.format} for x in self.layouts]
+        root = _group({"zarr_conventions": [CONVENTION], "mzstore": about})
+        root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": below}
+        yield "", root
+
+    def features(self) -> list[str]:
+        """What a reader must know beyond ``raw`` to read all of this model."""
+        return sorted({entry.part.encoding for entry in self.tensors.values() if entry.part} - {"raw"})
+
+
+def dump(doc: Mapping[str, Any]) -> bytes:
+    """``doc`` as the bytes that are stored: always the same for the same document."""
+    return json.dumps(doc, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
+
+
+def load(data: bytes, *, where: str) -> dict[str, Any]:
+    """The JSON object in ``data``. Raises FormatError for what is not one, or not strict JSON."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise FormatError(f"not UTF-8: {error}", where=where, clause="document-1") from error
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            raise ValueError("a member occurs twice")
+        return members
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant[:40]} is no number of JSON")
+
+    def finite(number: str) -> float:
+        value = float(number)
+        return value if math.isfinite(value) else refuse(number)
+
+    try:
+        doc = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not JSON: {error}", where=where, clause="document-1") from error
+    if not isinstance(doc, dict):
+        raise FormatError("not a JSON object", where=where, clause="document-1")
+    return doc
+
+
+def parse(root: dict[str, Any], *, where: str) -> ModelDocument:
+    """The model of a root document. Raises FormatError or UnsupportedError that names the node."""
+    about = _about(root, "group", where=where)
+    version = about.get("format")
+    if type(version) is not int or version < 1:
+        raise FormatError(f"the format number is {version!r:.200}, not an integer >= 1", where=where, clause="root-2")
+    if version > FORMAT:
+        raise UnsupportedError(f"written in format {version}, this mzstore reads up to {FORMAT}; upgrade mzstore", where=where, clause="root-2")
+    features = about.get("features")
+    if not isinstance(features, list) or not all(isinstance(f, str) for f in features):
+        raise FormatError("'features' is not a list of strings", where=where, clause="root-3")
+    if unknown := set(features) - FEATURES:
+        raise UnsupportedError(f"needs {', '.join(sorted(unknown))}, which this mzstore does not know; upgrade mzstore", where=where, clause="root-3")
+    match root.get("consolidated_metadata"):
+        case {"kind": "inline", "must_understand": False, "metadata": dict(below)}:
+            pass
+        case _:
+            raise FormatError("no inline consolidated metadata", where=where, clause="root-4")
+    metadata = about.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise FormatError("'metadata' is not an object", where=where, clause="root-5")
+    tensors = _tensors(below, where=where)
+    used = {entry.part.encoding for entry in tensors.values() if entry.part} - {"raw"}
+    if used - set(features):
+        raise FormatError(f"encoding {min(used - set(features))!r} is used but is not in 'features'", where=where, clause="root-3")
+    return ModelDocument(
+        tensors,
+        metadata,
+        tuple(_assets(about.get("assets", []), where=where)),
+        tuple(_layouts(about.get("layouts", []), where=where)),
+        str(about.get("writer", "")),
+    )
+
+
+def _group(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def _about(doc: object, node_type: str, *, where: str) -> dict[str, Any]:
+    match doc:
+        case {"zarr_format": 3, "node_type": kind, "attributes": {"mzstore": dict(about)}} if kind == node_type:
+            return about
+    raise FormatError(f"not a Zarr v3 {node_type} with attributes.mzstore", where=where, clause="document-2")
+
+
+def _tensors(below: dict[str, Any], *, where: str) -> dict[str, TensorEntry]:
+    children: dict[str, dict[str, Any]] = {}
+    for key, doc in below.items():
+        node, slash, component = key.partition("/")
+        if not is_node_name(node) or node in (ASSETS, LAYOUTS) or (slash and not is_node_name(component)):
+            raise FormatError(f"{key[:300]!r} is no key of a node", where=where, clause="node-1")
+        if not isinstance(doc, dict):
+            raise FormatError(f"the document of {key!r} is not an object", where=where, clause="document-2")
+        if slash:
+            children.setdefault(node, {})[component] = doc
+    folded = {key.casefold() for key in below}
+    if len(folded) != len(below):
+        raise FormatError("two node names differ only in upper and lower case", where=where, clause="node-1")
+    tensors: dict[str, TensorEntry] = {}
+    for key, doc in below.items():
+        if "/" in key:
+            if key.partition("/")[0] not in below:
+                raise FormatError(f"{key!r} has no parent", where=where, clause="node-2")
+            continue
+        entry = _tensor(key, doc, children.get(key, {}), where=f"{where}, node {key!r}")
+        if entry.spec.name in tensors:
+            raise FormatError(f"two nodes hold tensor {entry.spec.name!r}", where=where, clause="tensor-1")
+        tensors[entry.spec.name] = entry
+    nodes = {entry.node: entry for entry in tensors.values()}
+    for entry in tensors.values():
+        if entry.part is None:
+            base = nodes.get(entry.same_as)
+            same = base and base.part and (base.spec.dtype, base.spec.shape, base.sha256) == (entry.spec.dtype, entry.spec.shape, entry.sha256)
+            if not same:
+                raise FormatError(f"tensor {entry.spec.name!r} refers to {entry.same_as!r}, which is not a stored tensor equal to it", where=where, clause="tensor-5")
+    return tensors
+
+
+def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], *, where: str) -> TensorEntry:
+    kind = doc.get("node_type")
+    about = _about(doc, "array" if kind == "array" else "group", where=where)
+    name, dtype, sha256 = about.get("name", node), about.get("dtype"), about.get("sha256")
+    if not isinstance(name, str) or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
+        raise FormatError("'name' is not a string, or 'sha256' not 64 hexadecimal digits", where=where, clause="tensor-1")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise UnsupportedError(f"dtype {dtype!r:.200} is unknown; upgrade mzstore", where=where, clause="tensor-2")
+    try:
+        spec = TensorSpec(name, DTYPES[dtype], integers(about.get("shape")))
+    except ValueError as error:
+        raise FormatError(str(error), where=where, clause="tensor-3") from error
+    if "same_as" in about:
+        if kind == "array" or children or "parts" in about or not isinstance(about["same_as"], str):
+            raise FormatError("a reference has parts or arrays, or is not a string", where=where, clause="tensor-5")
+        return TensorEntry(spec, node, sha256, same_as=about["same_as"])
+    match about.get("parts"):
+        case [{"encoding": "raw" | "planes" as encoding} as doc_of_part]:
+            pass
+        case parts:
+            raise UnsupportedError(f"parts {parts!r:.200} are unknown; upgrade mzstore", where=where, clause="tensor-4")
+    if (kind == "array") == bool(children):
+        raise FormatError("an array with children, or a group without", where=where, clause="tensor-4")
+    arrays = {name: Array.from_json(child, where=f"{where}/{name}") for name, child in children.items()}
+    if not arrays:
+        arrays = {"values" if encoding == "raw" else "planes": Array.from_json(doc, where=where)}
+    try:
+        stored = _stored(spec, doc_of_part.get("dtype", dtype))
+        if encoding == "planes":
+            return TensorEntry(spec, node, sha256, Planes.from_json(doc_of_part, stored, spec.word_shape, arrays))
+        if arrays.keys() != {"values"} or children:
+            raise ValueError("'raw' is one array")
+        return TensorEntry(spec, node, sha256, Raw(stored, spec.word_shape, arrays["values"]))
+    except ValueError as error:
+        raise FormatError(str(error), where=where, clause=f"{encoding}-1") from error
+
+
+def _stored(spec: TensorSpec, name: object) -> DType:
+    if name != spec.dtype.name and name not in NARROWER.get(spec.dtype.name, ()):
+        raise ValueError(f"values of {spec.dtype.name} cannot be stored as {name!r:.100}")
+    return DTYPES[str(name)]
+
+
+def _assets(docs: object, *, where: str) -> Iterator[Asset]:
+    for doc in _files(docs, ASSETS, where=where):
+        match doc:
+            case {"nbytes": int(nbytes), "sha256": str(sha256)} if nbytes >= 0 and _SHA256.fullmatch(sha256):
+                yield Asset(doc["path"], doc["key"], nbytes, sha256)
+            case _:
+                raise FormatError(f"asset {doc['path']!r} has no size or no sha256", where=where, clause="asset-1")
+
+
+def _layouts(docs: object, *, where: str) -> Iterator[Layout]:
+    for doc in _files(docs, LAYOUTS, where=where):
+        if doc.get("format") != "safetensors":
+            raise UnsupportedError(f"layout format {doc.get('format')!r:.100} is unknown; upgrade mzstore", where=where, clause="layout-1")
+        yield Layout(doc["path"], doc["key"])
+
+
+def _files(docs: object, folder: str, *, where: str) -> Iterator[dict[str, Any]]:
+    if not isinstance(docs, list):
+        raise FormatError(f"{folder!r} is not a list", where=where, clause="asset-1")
+    paths, keys = set(), set()
+    for doc in docs:
+        match doc:
+            case {"path": str(path), "key": str(key)} if key.startswith(f"{folder}/"):
+                pass
+            case _:
+                raise FormatError(f"an entry of {folder!r} has no path, or no key below {folder}/", where=where, clause="asset-1")
+        check_relative(path, where=where)
+        if not all(is_node_name(segment) for segment in key.split("/")):
+            raise FormatError(f"{key[:300]!r} is no key", where=where, clause="asset-1")
+        if path.casefold() in paths or key.casefold() in keys:
+            raise FormatError(f"{path!r} occurs twice", where=where, clause="asset-2")
+        paths.add(path.casefold())
+        keys.add(key.casefold())
+        yield doc
+
+
+def check_relative(path: str, *, where: str) -> None:
+    """Raises FormatError unless ``path`` stays below the directory that it is relative to, on every system."""
+    bad = any(part in ("", ".", "..") or part.endswith((" ", ".")) for part in path.split("/"))
+    if bad or any(c in '\\:*?"<>|' or ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in path) or len(path.encode(errors="replace")) > 1024:
+        raise FormatError(f"{path[:300]!r} is not a relative path that every system can write", where=where, clause="asset-2")

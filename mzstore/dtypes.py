@@ -1,0 +1,118 @@
+"""DType: the element types of tensors, and how their bits stand in storage.
+
+Everything behind this module sees a tensor as an array of *words*: unsigned integers of 8 to 64 bits, of the
+``word_shape`` that belongs to the tensor's shape (FORMAT.md section 4). Only here do names of NumPy, PyTorch and
+safetensors occur.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import ml_dtypes
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One element type. ``bits`` is the size of an element, ``numpy`` its type in memory.
+
+    An element is one word, except that two 4-bit elements share a word (``packed``, low nibble first, every
+    row begins a word) and a complex element is two words (``parts``: real, imaginary).
+    """
+
+    name: str
+    bits: int
+    numpy: np.dtype
+    exponent_bits: int = 0  # of a float: how many bits follow the sign
+    disk: str = ""  # Zarr data type of an array that holds the words as they are
+    safetensors: str = ""
+    torch: str = ""
+
+    @property
+    def packed(self) -> bool:
+        return self.bits == 4
+
+    @property
+    def parts(self) -> int:
+        return 2 if self.numpy.kind == "c" else 1
+
+    @property
+    def word_bits(self) -> int:
+        return max(8, self.bits // self.parts)
+
+    @property
+    def word(self) -> np.dtype:
+        return np.dtype(f"<u{self.word_bits // 8}")
+
+    def word_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the words of a tensor of ``shape``."""
+        if self.parts == 2:
+            return (*shape, 2)
+        if self.packed and shape:
+            return (*shape[:-1], (shape[-1] + 1) // 2)
+        return shape
+
+    def to_words(self, array: np.ndarray) -> np.ndarray:
+        """The words of ``array`` (of type ``numpy``, any strides), C-contiguous; a view where that is possible."""
+        flat = np.ascontiguousarray(array).reshape(-1)
+        if not self.packed:
+            return flat.view(self.word).reshape(self.word_shape(array.shape))
+        nibbles = (flat.view(np.uint8) & 15).reshape(array.shape or (1,))
+        if nibbles.shape[-1] % 2:
+            nibbles = np.concatenate([nibbles, np.zeros((*nibbles.shape[:-1], 1), np.uint8)], axis=-1)
+        return (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).reshape(self.word_shape(array.shape))
+
+    def from_words(self, words: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The array of ``shape`` whose C-contiguous words are given; a view, except of packed types."""
+        if not self.packed:
+            return words.reshape(-1).view(self.numpy).reshape(shape)
+        pairs = np.stack([words & 15, words >> 4], axis=-1)
+        nibbles = pairs.reshape(*words.shape[:-1], -1)[..., : shape[-1]] if shape else pairs[..., 0]
+        if self.name == "int4":  # ml_dtypes keeps an int4 sign-extended in its byte
+            nibbles = (nibbles ^ 8) - 8
+        return np.ascontiguousarray(nibbles).reshape(-1).view(self.numpy).reshape(shape)
+
+
+def _table() -> Mapping[str, DType]:
+    def plain(name: str, safetensors: str, torch: str = "") -> DType:
+        numpy = np.dtype(name).newbyteorder("<")
+        exponent = {"float16": 5, "float32": 8, "float64": 11}.get(name, 0)
+        return DType(name, numpy.itemsize * 8, numpy, exponent, name, safetensors, torch or name)
+
+    def small(name: str, bits: int, exponent: int, safetensors: str, torch: str) -> DType:
+        numpy = np.dtype(getattr(ml_dtypes, name))
+        return DType(name, bits, numpy, exponent, f"uint{max(8, bits)}", safetensors, torch)
+
+    rows = [
+        # A bool byte other than 0 and 1 must survive, so its words are uint8 on disk as well.
+        DType("bool", 8, np.dtype(bool), 0, "uint8", "BOOL", "bool"),
+        *(plain(f"int{n}", f"I{n}") for n in (8, 16, 32, 64)),
+        *(plain(f"uint{n}", f"U{n}") for n in (8, 16, 32, 64)),
+        *(plain(f"float{n}", f"F{n}") for n in (16, 32, 64)),
+        small("bfloat16", 16, 8, "BF16", "bfloat16"),
+        small("float8_e4m3fn", 8, 4, "F8_E4M3", "float8_e4m3fn"),
+        small("float8_e4m3fnuz", 8, 4, "F8_E4M3FNUZ", "float8_e4m3fnuz"),
+        small("float8_e5m2", 8, 5, "F8_E5M2", "float8_e5m2"),
+        small("float8_e5m2fnuz", 8, 5, "F8_E5M2FNUZ", "float8_e5m2fnuz"),
+        small("float8_e8m0fnu", 8, 0, "F8_E8M0", "float8_e8m0fnu"),  # no sign: nothing to rotate
+        small("float4_e2m1fn", 4, 0, "F4", "float4_e2m1fn_x2"),
+        small("int4", 4, 0, "", "int4"),
+        small("uint4", 4, 0, "", "uint4"),
+        DType("complex64", 64, np.dtype("<c8"), 8, "float32", "C64", "complex64"),
+        DType("complex128", 128, np.dtype("<c16"), 11, "float64", "", "complex128"),
+    ]
+    return MappingProxyType({row.name: row for row in rows})
+
+
+DTYPES = _table()
+BY_SAFETENSORS = MappingProxyType({d.safetensors: d for d in DTYPES.values() if d.safetensors})
+BY_NUMPY = MappingProxyType({d.numpy: d for d in DTYPES.values()})
+
+
+def of_array(array: np.ndarray) -> DType:
+    """The DType of a NumPy array, of either byte order. Raises ValueError for types that no tensor has."""
+    try:
+        return BY_NUMPY[array.dtype.newbyteorder("<")]
+    except KeyError:
+        raise ValueError(f"no tensor can have dtype {array.dtype}; one of {', '.join(DTYPES)}") from None

@@ -1,0 +1,237 @@
+"""Encode: choose how a tensor is stored, by measuring on a part of it, and make the payloads of its chunks."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from mzstore import kernels
+from mzstore.documents import dump
+from mzstore.dtypes import DTYPES, DType
+from mzstore.encodings import Coding, Part, chunk_path
+from mzstore.encodings.planes import MAX_RANKS, MAX_SYMBOLS, Planes
+from mzstore.encodings.raw import Raw, constant_array
+from mzstore.arrays import Array
+from mzstore.grid import Grid, choose_chunk_shape
+from mzstore.interleave import Fields, tops
+from mzstore.narrow import NARROWER, fits, narrow
+from mzstore.payload import seal
+from mzstore.sources import TensorSource
+
+Level = Literal["fast", "balanced", "max"]
+
+SAMPLE_WORDS = 1 << 19  # of one chunk; choices are measured on it
+DOCUMENTS_NBYTES = 600  # what every further component costs: documents, and their entries
+SMALL_NBYTES = 64 << 10  # below this, how fast a tensor decodes does not matter at any level
+# Decoding costs time: below these gains (parts of the raw size) a tensor stays raw.
+LEAST_GAIN = {"fast": 0.03, "balanced": 0.02, "max": 0.0}
+BLOCKS: tuple[dict[str, Any], ...] = ({"block_nbytes": 64 << 10}, {"block_nbytes": 32 << 10})
+FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
+    "fast": (),
+    "balanced": BLOCKS,
+    "max": ({"coder": "huffman-all"}, {"coder": "matches-all"}, *BLOCKS),
+}
+MANTISSA_BITS = (1, 2, 3, 4)  # how many bits of the mantissa may join the exponent in a symbol
+MOST_ESCAPES = 1 / 256  # of the words of a chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How a tensor is to be stored."""
+
+    part: Part
+    coding: Coding
+
+
+def check_level(level: str) -> None:
+    if level not in get_args(Level):
+        raise ValueError(f"level {level!r} is none of {', '.join(get_args(Level))}")
+
+
+def choose(source: TensorSource, level: Level) -> Choice:
+    """The smallest encoding of ``source`` that serves ``level``, as far as a sample shows.
+
+    Reads the first words; all of the tensor only where the answer depends on every value (is it constant, is
+    it narrow, which top fields occur).
+    """
+    spec, shape = source.spec, source.spec.word_shape
+    if spec.nbytes == 0 or shape == (1,) * len(shape):
+        return Choice(Raw(spec.dtype, shape, _raw_array(spec.dtype, shape)), Coding())
+    survey = _Survey(source)
+    if survey.is_constant():
+        return Choice(Raw(spec.dtype, shape, constant_array(spec.dtype, shape)), Coding())
+    dtype = next((DTYPES[name] for name in NARROWER.get(spec.dtype.name, ()) if survey.fits(DTYPES[name])), spec.dtype)
+
+    array = _raw_array(dtype, shape)
+    grid, raw = array.grid, Raw(dtype, shape, array)
+    if spec.nbytes <= SMALL_NBYTES:
+        level = "max"
+    sample = survey.sample(grid, dtype)
+    whole = math.prod(grid.chunk_shape)
+
+    def cost(choice: Choice) -> float:
+        """Bytes of the tensor, from what the sample takes."""
+        part = _resized(choice.part, sample.shape)
+        stored = sum(len(body) for body in part.encode(sample, choice.coding)) * whole / max(sample.size, 1)
+        documents = DOCUMENTS_NBYTES * (len(part.components) - 1) + len(dump(choice.part.to_json()))
+        return stored * grid.n_chunks + documents
+
+    best = Choice(raw, Coding())
+    least = cost(best)
+    limit = least * (1 - LEAST_GAIN[level])
+    for choice in _candidates(survey, raw, dtype, grid, level):
+        found = cost(choice)
+        if found < min(least, limit):
+            best, least = choice, found
+    if best.part is raw:
+        return best
+    for change in FURTHER[level]:  # search on from what is best
+        choice = replace(best, coding=replace(best.coding, **change))
+        found = cost(choice)
+        if found < least:
+            best, least = choice, found
+    return best
+
+
+def _candidates(survey: "_Survey", raw: Raw, dtype: DType, grid: Grid, level: Level) -> Iterator[Choice]:
+    compressed = replace(raw, array=replace(raw.array, zstd=True))
+    yield Choice(compressed, Coding())
+    if not dtype.exponent_bits:
+        yield Choice(compressed, Coding("matches"))
+    if dtype.word_bits == 8:
+        return
+    fields = Fields(dtype.word_bits, 8, rotate=dtype.exponent_bits > 0)
+    plain = Planes.new(dtype, grid, fields)
+    yield Choice(plain, Coding())
+    if not dtype.exponent_bits:
+        yield Choice(plain, Coding("matches"))
+        return
+    if level == "fast":
+        ranked = survey.ranked(dtype, grid, fields)
+        if ranked is not None:
+            yield Choice(ranked, Coding())
+    if level == "max":
+        finest = Fields(dtype.word_bits, min(16, dtype.exponent_bits + MANTISSA_BITS[-1]), rotate=True)
+        present = survey.counts(dtype, grid, finest).sum(axis=0) > 0
+        for bits in MANTISSA_BITS:
+            top_bits = dtype.exponent_bits + bits
+            if top_bits > finest.top_bits:
+                break
+            merged = present.reshape(1 << top_bits, -1).any(axis=1)
+            if merged.sum() <= MAX_SYMBOLS:
+                yield Choice(Planes.new(dtype, grid, Fields(dtype.word_bits, top_bits, rotate=True), merged), Coding())
+
+
+class _Survey:
+    """What has to be known of a tensor's values; reads it as little as the answers allow."""
+
+    def __init__(self, source: TensorSource) -> None:
+        self._source = source
+        self._shape = source.spec.word_shape
+        self._grid = Grid(self._shape, choose_chunk_shape(self._shape, source.spec.dtype.word.itemsize))
+
+    def _blocks(self) -> Iterator[np.ndarray]:
+        for start, shape, _ in self._grid.row_blocks():
+            yield self._source.read(start, start + math.prod(shape))
+
+    def is_constant(self) -> bool:
+        first = self._source.read(0, 1)[0]
+        return bool(self._source.read(1, 2)[0] == first) and all((block == first).all() for block in self._blocks())
+
+    def fits(self, dtype: DType) -> bool:
+        head = self._source.read(0, min(4096, math.prod(self._shape)))
+        return fits(head, dtype) and all(fits(block, dtype) for block in self._blocks())
+
+    def sample(self, grid: Grid, dtype: DType) -> np.ndarray:
+        """Words of the chunk in the middle of the tensor; whole, or whole rows of it."""
+        blocks = list(grid.row_blocks()) if grid.n_chunks < 1 << 12 else [next(iter(grid.row_blocks()))]
+        start, shape, chunks = blocks[len(blocks) // 2]
+        block = self._source.read(start, start + math.prod(shape)).reshape(shape)
+        chunk = cut(block, chunks[len(chunks) // 2], grid, self._source.spec.dtype, dtype)
+        if chunk.size <= SAMPLE_WORDS:
+            return chunk
+        rows = chunk.reshape(-1, chunk.shape[-1])
+        return rows[: max(1, SAMPLE_WORDS // rows.shape[1])]
+
+    def counts(self, dtype: DType, grid: Grid, fields: Fields) -> np.ndarray:
+        """How often each top field occurs (int64[chunks, 2 ** top_bits]), what pads the edges included."""
+        found = np.zeros((grid.n_chunks, 1 << fields.top_bits), np.int64)
+        at = iter(found)
+        for start, shape, chunks in grid.row_blocks():
+            block = self._source.read(start, start + math.prod(shape)).reshape(shape)
+            for chunk in chunks:
+                words = cut(block, chunk, grid, self._source.spec.dtype, dtype).reshape(-1)
+                if kernels.pays(words.nbytes):
+                    kernels.load().count_tops(words, fields.rotate, fields.word_bits - 1, fields.top_shift, next(at))
+                else:
+                    next(at)[:] = np.bincount(tops(words, fields), minlength=1 << fields.top_bits)
+        return found
+
+    def ranked(self, dtype: DType, grid: Grid, fields: Fields) -> Planes | None:
+        """``planes`` with the 16 most frequent top fields as ranks; None if too many others occur."""
+        if not grid.shape or (grid.chunk_shape[-1] % 2 and grid.counts[-1] > 1):
+            return None
+        counts = self.counts(dtype, grid, fields)
+        present = np.zeros(counts.shape[1], bool)
+        present[np.argsort(-counts.sum(axis=0), kind="stable")[:MAX_RANKS]] = True
+        present &= counts.sum(axis=0) > 0
+        longest = int(counts[:, ~present].sum(axis=1).max())
+        if longest > grid.chunk_size * MOST_ESCAPES:
+            return None
+        return Planes.new(dtype, grid, fields, present, ranks=True, escapes=longest)
+
+
+def cut(block: np.ndarray, chunk: tuple[int, ...], grid: Grid, dtype: DType, stored: DType) -> np.ndarray:
+    """The words of ``chunk``, contiguous and of full size, from its row block; as ``stored`` has them.
+
+    Beyond the far edges the last values go on, which adds no value that the tensor does not have.
+    """
+    axis = grid.block_axis
+    box = grid.box(chunk)
+    part = block[(*[slice(None)] * (axis + 1), *box[axis + 1 :])] if grid.shape else block
+    if stored != dtype:
+        part = narrow(np.ascontiguousarray(part), stored)
+    if part.shape != grid.chunk_shape:
+        missing = [(0, full - n) for full, n in zip(grid.chunk_shape, part.shape, strict=True)]
+        part = np.pad(part, missing, mode="edge")
+    return np.ascontiguousarray(part).reshape(grid.chunk_shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What is stored under ``path`` below the tensor's node; ``plain`` if it is not compressed."""
+
+    path: str
+    data: bytes
+    plain: bool
+
+
+def payloads(choice: Choice, block: np.ndarray, chunk: tuple[int, ...], dtype: DType) -> list[Payload]:
+    """The payloads of all components of ``chunk``, which lies in ``block``."""
+    part = choice.part
+    constant = isinstance(part, Raw) and part.constant  # then the block is the one word
+    words = block if constant else cut(block, chunk, part.grid, dtype, part.dtype)
+    bodies = part.encode(words, choice.coding)
+    return [
+        Payload(chunk_path(part, component, chunk), seal(body), not component.array.zstd)
+        for component, body in zip(part.components, bodies, strict=True)
+    ]
+
+
+def _raw_array(dtype: DType, shape: tuple[int, ...]) -> Array:
+    return Array(shape, choose_chunk_shape(shape, dtype.word.itemsize), dtype.disk, zstd=False)
+
+
+def _resized(part: Part, shape: tuple[int, ...]) -> Part:
+    """``part`` for one chunk of ``shape``."""
+    grid = Grid(shape, shape)
+    if isinstance(part, Raw):
+        return replace(part, shape=shape, array=replace(part.array, shape=shape, chunk_shape=shape))
+    assert isinstance(part, Planes)
+    present = None
+    if part.table is not None:
+        present = np.zeros(1 << part.fields.top_bits, bool)
+        present[part.table] = True
+    return Planes.new(part.dtype, grid, part.fields, present, ranks=part.ranks is not None, escapes=part.escapes.shape[-1] if part.escapes else 0)

@@ -1,0 +1,43 @@
+"""Every error mzstore raises on purpose: one class for each thing a caller would do next.
+
+A wrong argument is a ValueError or TypeError, a wrong tensor name a KeyError, as everywhere in Python.
+"""
+
+
+class MzError(Exception):
+    """Base of all mzstore errors.
+
+    ``where`` names the file or key (and tensor and chunk where there is one), ``clause`` the rule of FORMAT.md
+    that is broken; either may be empty.
+    """
+
+    def __init__(self, problem: str, *, where: str = "", clause: str = "") -> None:
+        place = "; ".join(part for part in (f"in {where}" if where else "", f"FORMAT.md {clause}" if clause else "") if part)
+        super().__init__(f"{problem} ({place})" if place else problem)
+        self.where, self.clause = where, clause
+
+    def __reduce__(self) -> tuple[object, ...]:  # keyword arguments do not survive the default pickling of exceptions
+        return (_rebuild, (type(self), str(self), self.where, self.clause))
+
+
+def _rebuild(cls: type[MzError], text: str, where: str, clause: str) -> MzError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, text)
+    error.where, error.clause = where, clause
+    return error
+
+
+class FormatError(MzError):
+    """Not a file of this format, or malformed in its structure: use another file, or another tool."""
+
+
+class UnsupportedError(MzError):
+    """The file is fine; this mzstore is too old for it, or does not handle this kind: upgrade."""
+
+
+class CorruptError(MzError):
+    """The file was whole once and is damaged: restore it from a copy."""
+
+
+class StorageError(MzError):
+    """The storage failed: look at its cause (``__cause__``), then try again."""

@@ -1,0 +1,115 @@
+"""Frameworks: memory of NumPy and PyTorch that decoders can write words into. Imports PyTorch only when asked for it."""
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from mzstore.dtypes import DTYPES, DType, of_array
+from mzstore.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    import torch
+
+Framework = Literal["numpy", "torch"]
+
+
+def check_framework(framework: str) -> None:
+    if framework not in get_args(Framework):
+        raise ValueError(f"framework {framework!r} is none of {', '.join(get_args(Framework))}")
+
+
+def allocate(spec: TensorSpec, framework: Framework) -> tuple[np.ndarray, Callable[[], Any]]:
+    """(words to fill, what gives the finished array or tensor) for one tensor."""
+    if framework == "numpy":
+        words = np.empty(spec.word_shape, spec.dtype.word)
+        return words, lambda: spec.dtype.from_words(words, spec.shape)
+    import torch
+
+    memory = torch.empty(spec.nbytes, dtype=torch.uint8)
+    words = memory.numpy().view(spec.dtype.word).reshape(spec.word_shape)
+
+    def finish() -> "torch.Tensor":
+        if spec.dtype.name in ("int4", "uint4"):  # torch has names for these types, but no values of them
+            values = spec.dtype.from_words(words, spec.shape).view(np.int8 if spec.dtype.name == "int4" else np.uint8)
+            return torch.from_numpy(values)
+        shape = spec.word_shape if spec.dtype.packed else spec.shape
+        return memory.view(getattr(torch, spec.dtype.torch)).reshape(shape)
+
+    return words, finish
+
+
+def is_torch(value: object) -> bool:
+    return type(value).__module__.partition(".")[0] == "torch"
+
+
+def as_words(name: str, value: Any) -> tuple[TensorSpec, np.ndarray]:
+    """The spec and the words (C-contiguous, little endian) of an array or tensor; its own memory where possible.
+
+    Raises ValueError, naming the tensor, for a dtype that mzstore does not have.
+    """
+    try:
+        if is_torch(value):
+            return _torch_words(name, value)
+        array = np.asarray(value)
+        dtype = of_array(array)
+        if array.dtype.byteorder == ">":
+            array = array.astype(array.dtype.newbyteorder("<"))
+        return TensorSpec(name, dtype, array.shape), dtype.to_words(array)
+    except ValueError as error:
+        raise ValueError(f"tensor {name!r}: {error}" if f"{name!r}" not in str(error) else str(error)) from error
+
+
+def _torch_words(name: str, tensor: "torch.Tensor") -> tuple[TensorSpec, np.ndarray]:
+    import torch
+
+    if tensor.layout is not torch.strided:
+        raise ValueError(f"its layout is {tensor.layout}; make it dense first: tensor.to_dense()")
+    torch_name = str(tensor.dtype).removeprefix("torch.")
+    dtype = next((d for d in DTYPES.values() if d.torch == torch_name), None)
+    if dtype is None or dtype.name in ("int4", "uint4"):
+        raise ValueError(f"no tensor can have dtype {tensor.dtype}")
+    dense = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    shape = tuple(dense.shape)
+    if dtype.packed:  # torch counts pairs
+        if not shape:
+            raise ValueError("a scalar of two packed values")
+        shape = (*shape[:-1], 2 * shape[-1])
+    spec = TensorSpec(name, dtype, shape)
+    memory = dense.reshape(-1).view(torch.uint8).numpy()
+    return spec, memory.view(dtype.word).reshape(spec.word_shape)
+
+
+def check_out(spec: TensorSpec, out: Any) -> np.ndarray:
+    """The words of the caller's ``out`` (NumPy array or CPU tensor), as a view. ValueError if it does not fit."""
+    if is_torch(out):
+        found, words = _torch_words(spec.name, out)
+        if not out.is_contiguous() or out.device.type != "cpu":
+            raise ValueError(f"tensor {spec.name!r}: 'out' must be contiguous and on the CPU")
+    else:
+        if not isinstance(out, np.ndarray) or not out.flags.writeable:
+            raise ValueError(f"tensor {spec.name!r}: 'out' is not a writable array")
+        if spec.dtype.packed:
+            raise ValueError(f"tensor {spec.name!r}: {spec.dtype.name} has no memory of one byte a value to fill in place")
+        found = TensorSpec(spec.name, of_array(out), out.shape)
+        if out.dtype.byteorder == ">":
+            raise ValueError(f"tensor {spec.name!r}: 'out' is big endian")
+        words = _viewed(out, spec.dtype)
+    if (found.dtype, found.shape) != (spec.dtype, spec.shape):
+        raise ValueError(f"tensor {spec.name!r} is {spec.dtype.name} of {spec.shape}, 'out' is {found.dtype.name} of {found.shape}")
+    return words
+
+
+def _viewed(out: np.ndarray, dtype: DType) -> np.ndarray:
+    if dtype.parts == 1:
+        return out.view(dtype.word)
+    # Real and imaginary words as a last axis, whatever the strides are.
+    return np.lib.stride_tricks.as_strided(
+        out.real.view(dtype.word), (*out.shape, 2), (*out.strides, dtype.word.itemsize)
+    )
+
+
+def physical_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -1,0 +1,136 @@
+"""Grid: how an array of words is cut into chunks (FORMAT.md section 6). Pure."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mzstore.selection import Span
+
+MAX_CHUNK_NBYTES = 64 << 20  # decoded; bounds what one damaged or hostile chunk can make a reader allocate
+
+# A tensor below this is one chunk. A larger matrix is cut in 8 on both axes, so that tensor-parallel slices of
+# 2, 4 and 8 ranks on either axis read just about their share; then on, until chunk and row block are bounded.
+SINGLE_CHUNK_NBYTES = 4 << 20
+RANKS = 8
+ROW_BLOCK_NBYTES = 64 << 20  # a writer has one or two of them in memory
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A regular grid over an array of ``shape``; chunks at the far edges reach beyond it and are stored full size."""
+
+    shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...]  # same length, every extent >= 1
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.chunk_shape) or any(c < 1 for c in self.chunk_shape):
+            raise ValueError(f"chunks of {self.chunk_shape} do not fit an array of {self.shape}")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Number of chunks on each axis; a 0 for an axis of length 0."""
+        return tuple(-(-n // c) for n, c in zip(self.shape, self.chunk_shape, strict=True))
+
+    @property
+    def n_chunks(self) -> int:
+        return math.prod(self.counts)
+
+    @property
+    def chunk_size(self) -> int:
+        """Words in a chunk."""
+        return math.prod(self.chunk_shape)
+
+    @property
+    def block_axis(self) -> int:
+        """The first axis on which chunks are longer than 1; the last axis if there is none."""
+        return next((axis for axis, extent in enumerate(self.chunk_shape) if extent > 1), len(self.shape) - 1)
+
+    @property
+    def row_block_shape(self) -> tuple[int, ...]:
+        """The largest row block: the words, contiguous in row-major order, that chunks side by side lie in."""
+        axis = self.block_axis
+        return (*self.chunk_shape[: axis + 1], *self.shape[axis + 1 :]) if self.shape else ()
+
+    def row_blocks(self) -> Iterator[tuple[int, tuple[int, ...], list[tuple[int, ...]]]]:
+        """(first word, shape, chunks) of every row block, in order; the chunks in row-major order."""
+        axis = self.block_axis
+        below = math.prod(self.shape[axis + 1 :])
+        for block in itertools.product(*map(range, self.counts[: axis + 1])):
+            box = self.box((*block, *[0] * (len(self.shape) - len(block))))
+            start = 0
+            for cut, length in zip(box[: axis + 1], self.shape[: axis + 1], strict=True):
+                start = start * length + cut.start
+            shape = (*(cut.stop - cut.start for cut in box[: axis + 1]), *self.shape[axis + 1 :])
+            chunks = [(*block, *rest) for rest in itertools.product(*map(range, self.counts[axis + 1 :]))]
+            yield start * below, shape, chunks
+
+    def chunks(self) -> Iterator[tuple[int, ...]]:
+        """All chunk positions, in row-major order."""
+        return itertools.product(*map(range, self.counts))
+
+    def box(self, chunk: tuple[int, ...]) -> tuple[slice, ...]:
+        """The part of the array that lies in ``chunk``: full size, or less at the far edges."""
+        return tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(chunk, self.chunk_shape, self.shape, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What a read takes from one chunk: ``source`` cut from the chunk goes to ``target`` of the result."""
+
+    chunk: tuple[int, ...]
+    source: tuple[slice, ...]
+    target: tuple[slice, ...]
+
+
+def pieces(grid: Grid, spans: tuple[Span, ...]) -> Iterator[Piece]:
+    """The chunks that hold a position of ``spans``, and no other, in row-major order."""
+    axes = [list(_axis_pieces(span, extent)) for span, extent in zip(spans, grid.chunk_shape, strict=True)]
+    for combination in itertools.product(*axes):
+        yield Piece(
+            tuple(index for index, _, _ in combination),
+            tuple(source for _, source, _ in combination),
+            tuple(target for _, _, target in combination),
+        )
+
+
+def _axis_pieces(span: Span, extent: int) -> Iterator[tuple[int, slice, slice]]:
+    done = 0
+    while done < span.count:
+        position = span.start + done * span.step
+        index = position // extent
+        first = position - index * extent
+        count = min(-(-(extent - first) // span.step), span.count - done)
+        yield index, slice(first, first + (count - 1) * span.step + 1, span.step), slice(done, done + count)
+        done += count
+
+
+def choose_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Extents of the chunks for an array of ``shape`` with words of ``itemsize`` bytes (informative in FORMAT.md).
+
+    The two longest axes are cut in 8, then the others where it has to be, then the foremost axes down to 1, until
+    a chunk has at most SINGLE_CHUNK_NBYTES and a row block at most ROW_BLOCK_NBYTES.
+    """
+    chunk = [max(n, 1) for n in shape]
+
+    def fits() -> bool:
+        grid = Grid(shape, tuple(chunk))
+        return (
+            grid.chunk_size * itemsize <= SINGLE_CHUNK_NBYTES
+            and math.prod(grid.row_block_shape) * itemsize <= ROW_BLOCK_NBYTES
+        )
+
+    if fits():
+        return tuple(chunk)
+    by_length = sorted(range(len(shape)), key=lambda axis: (-shape[axis], axis))
+    for axis in by_length[:2]:
+        chunk[axis] = -(-shape[axis] // RANKS)
+    for axis in sorted(by_length[2:]):
+        if not fits():
+            chunk[axis] = -(-shape[axis] // RANKS)
+    while not fits():
+        axis = next(axis for axis, extent in enumerate(chunk) if extent > 1)
+        cuts = -(-shape[axis] // chunk[axis])
+        # Whole multiples keep the slices of 8 ranks on chunk boundaries, where the length allows it.
+        chunk[axis] = min(chunk[axis] - 1, -(-shape[axis] // (2 * cuts)))
+    return tuple(chunk)

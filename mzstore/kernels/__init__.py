@@ -1,0 +1,39 @@
+"""Numba kernels: bare loops over arrays. Their callers have checked every size; nothing is checked here.
+
+This is the one door to Numba: its options, and the question whether a kernel pays. Importing Numba and
+loading a cached kernel costs as much time as decoding some hundred megabytes with NumPy, so a process
+starts with NumPy and changes over once it has done that much work (or knows that it will).
+"""
+
+import importlib
+import sys
+import threading
+from types import ModuleType
+
+# Numba takes 0.2 to 0.4 s to import with its kernels cached; NumPy needs about 0.4 ns per byte more than they do.
+PAYS_FROM_NBYTES = 768 << 20
+
+_lock = threading.Lock()
+_done_by_numpy = 0
+
+
+def pays(nbytes: int) -> bool:
+    """Whether to use the Numba kernels for ``nbytes`` more bytes of values: counts them, so call it once for each."""
+    global _done_by_numpy
+    if "mzstore.kernels.planes" in sys.modules:
+        return True
+    with _lock:
+        _done_by_numpy += nbytes
+        return _done_by_numpy >= PAYS_FROM_NBYTES
+
+
+def expect(nbytes: int) -> None:
+    """Load the kernels now if so much work is ahead that they will pay."""
+    if nbytes >= PAYS_FROM_NBYTES:
+        load()
+
+
+def load() -> ModuleType:
+    """The module of the kernels; imports Numba the first time."""
+    with _lock:
+        return importlib.import_module("mzstore.kernels.planes")

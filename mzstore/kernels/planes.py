@@ -1,0 +1,131 @@
+"""Kernels of the encoding ``planes``: words to planes and back.
+
+Sources and targets are one-dimensional; a row is ``cols`` entries side by side, and row ``i`` of array ``x``
+begins at ``x_start + i * x_row``. The planes below the first lie ``low_plane`` bytes apart in ``low``.
+"""
+
+import numba
+import numpy as np
+
+OPTIONS = {"nogil": True, "boundscheck": False, "fastmath": False, "error_model": "numpy"}
+BLOCK = 4096  # entries; a block of 64-bit words stays in the first-level cache between the passes over it
+
+
+def jit(function):
+    try:
+        return numba.njit(cache=True, **OPTIONS)(function)
+    except RuntimeError:  # neither the package nor the user's cache directory can be written: compile in every process
+        return numba.njit(cache=False, **OPTIONS)(function)
+
+
+# Offsets are made unsigned first: a signed index may be negative, and LLVM does not vectorize the test for it.
+
+
+@jit
+def join2(top, top_start, top_row, low, low_start, low_row, low_plane, out, out_start, out_row, rows, cols):
+    """16-bit words from two planes of 8 bits, rotated right by one."""
+    n = np.uint64(cols)
+    for i in range(rows):
+        t = np.uint64(top_start + i * top_row)
+        a = np.uint64(low_start + i * low_row)
+        o = np.uint64(out_start + i * out_row)
+        for j in range(n):
+            r = (top[t + j] << 8) | low[a + j]
+            out[o + j] = (r >> 1) | (r << 15)
+
+
+@jit
+def join4(top, top_start, top_row, low, low_start, low_row, low_plane, out, out_start, out_row, rows, cols):
+    """32-bit words from four planes of 8 bits, rotated right by one."""
+    n = np.uint64(cols)
+    for i in range(rows):
+        t = np.uint64(top_start + i * top_row)
+        a = np.uint64(low_start + i * low_row)
+        b = np.uint64(low_start + i * low_row + low_plane)
+        c = np.uint64(low_start + i * low_row + 2 * low_plane)
+        o = np.uint64(out_start + i * out_row)
+        for j in range(n):
+            r = (top[t + j] << 24) | (low[a + j] << 16) | (low[b + j] << 8) | low[c + j]
+            out[o + j] = (r >> 1) | (r << 31)
+
+
+@jit
+def join_any(
+    top, top_start, top_row, low, low_start, low_row, low_plane, out, out_start, out_row, rows, cols,
+    table, factors, masks, turn,
+):  # fmt: skip
+    """Words of any size: table[top] + sum of (low plane & mask) * factor, rotated right by one if ``turn``.
+
+    table    of the word type, 256 entries, already shifted into place
+    factors  of the word type, one for each low plane: a power of two. A multiplication, because LLVM narrows
+             it to the word type and vectorizes, which it does not do with a shift by a variable
+    masks    uint8, one for each low plane
+    turn     0, or the number of bits of a word less one
+    """
+    for i in range(rows):
+        for begin in range(0, cols, BLOCK):
+            n = np.uint64(min(BLOCK, cols - begin))
+            t = np.uint64(top_start + i * top_row + begin)
+            o = np.uint64(out_start + i * out_row + begin)
+            for j in range(n):
+                out[o + j] = table[top[t + j]]
+            for k in range(factors.shape[0]):
+                a = np.uint64(low_start + i * low_row + k * low_plane + begin)
+                factor = factors[k]
+                mask = masks[k]
+                for j in range(n):
+                    out[o + j] += (low[a + j] & mask) * factor
+            if turn:
+                for j in range(n):
+                    out[o + j] = (out[o + j] >> 1) | (out[o + j] << turn)
+
+
+@jit
+def split2(words, planes):
+    """16-bit words, rotated left by one, into planes[2, n]."""
+    for i in range(words.shape[0]):
+        r = (words[i] << 1) | (words[i] >> 15)
+        planes[0, i] = (r >> 8) & 0xFF
+        planes[1, i] = r & 0xFF
+
+
+@jit
+def split4(words, planes):
+    """32-bit words, rotated left by one, into planes[4, n]."""
+    for i in range(words.shape[0]):
+        r = (words[i] << 1) | (words[i] >> 31)
+        planes[0, i] = (r >> 24) & 0xFF
+        planes[1, i] = (r >> 16) & 0xFF
+        planes[2, i] = (r >> 8) & 0xFF
+        planes[3, i] = r & 0xFF
+
+
+@jit
+def expand_ranks(ranks, pairs, out):
+    """out[2 i], out[2 i + 1] = the two bytes of pairs[ranks[i]], for rows of len(out) values; the last may be odd.
+
+    ranks  uint8[rows, (cols + 1) // 2];  pairs  uint8[256, 2];  out  uint8[rows, cols]
+    """
+    cols = out.shape[1]
+    for i in range(out.shape[0]):
+        for j in range(cols // 2):
+            out[i, 2 * j] = pairs[ranks[i, j], 0]
+            out[i, 2 * j + 1] = pairs[ranks[i, j], 1]
+        if cols % 2:
+            out[i, cols - 1] = pairs[ranks[i, cols // 2], 0]
+
+
+@jit
+def count_tops(words, rotate, turn, shift, counts):
+    """counts[top] += 1 for the top field of each word: its bits from ``shift`` up, after a rotation by one if ``rotate``.
+
+    words   of one word type;  turn  the number of its bits less one
+    counts  int64[2 ** top bits]
+    """
+    for i in range(words.shape[0]):
+        r = words[i]
+        if rotate:
+            top = ((r << 1) & ((1 << (turn + 1)) - 1)) | (r >> turn)
+        else:
+            top = r
+        counts[top >> shift] += 1

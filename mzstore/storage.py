@@ -1,0 +1,388 @@
+"""Storage: bytes at a URL, on a local disk or over fsspec. Knows nothing of what the bytes mean.
+
+Opening for reading gives a ``Blob`` (one object) or a ``Folder`` (objects under a prefix); writing goes through a
+``Sink`` or a ``FolderSink``, which show nothing under the target's name until they are committed.
+"""
+
+import contextlib
+import io
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Protocol, Self
+
+from mzstore.errors import StorageError
+from mzstore.workspace import buffer
+
+Location = str | os.PathLike[str] | bytes | bytearray | memoryview
+Options = Mapping[str, Any] | None
+WRITE_BUFFER = 1 << 20
+
+
+class Blob(Protocol):
+    """One object that is open for reading, from any number of threads and from forked processes."""
+
+    url: str
+    nbytes: int
+
+    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
+        """Bytes ``[start, stop)``, valid until this thread's next read with the same ``slot``."""
+
+    def close(self) -> None: ...
+
+
+class Folder(Protocol):
+    """Objects under a prefix."""
+
+    url: str
+
+    def read(self, key: str, slot: str = "") -> memoryview | None:
+        """The whole object, or None if there is none."""
+
+    def keys(self) -> Iterator[str]:
+        """All objects below the prefix; only ``verify`` asks for this."""
+
+    def close(self) -> None: ...
+
+
+@contextlib.contextmanager
+def storage_errors(url: str, doing: str) -> Iterator[None]:
+    """Turn what the system or fsspec raises into a StorageError that names ``url``."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot {doing} {url!r}: {error.strerror or error or type(error).__name__}") from error
+
+
+def is_local(location: str | os.PathLike[str]) -> bool:
+    text = os.fspath(location)
+    return "://" not in text or text.startswith("file://")
+
+
+def local_path(location: str | os.PathLike[str]) -> Path:
+    return Path(os.fspath(location).removeprefix("file://"))
+
+
+def open_location(location: Location, options: Options = None) -> Blob | Folder:
+    """What lies at ``location``: a Blob, or a Folder if it is a directory (or a URL that ends in a slash)."""
+    if isinstance(location, (bytes, bytearray, memoryview)):
+        return Buffer(location)
+    if is_local(location):
+        path = local_path(location)
+        return LocalFolder(path) if path.is_dir() else LocalFile(path)
+    url = os.fspath(location)
+    with storage_errors(url, "open"):
+        fs, path_in_fs = _filesystem(url, options)
+        if url.endswith("/"):
+            return RemoteFolder(url, fs, path_in_fs)
+        try:
+            nbytes = fs.info(path_in_fs)["size"]
+        except (FileNotFoundError, IsADirectoryError):
+            nbytes = None
+        if nbytes is None or fs.info(path_in_fs)["type"] == "directory":
+            return RemoteFolder(url, fs, path_in_fs)
+        return RemoteFile(url, fs, path_in_fs, nbytes)
+
+
+def _filesystem(url: str, options: Options) -> tuple[Any, str]:
+    import fsspec.core  # 0.1 s, and only URLs need it
+
+    return fsspec.core.url_to_fs(url, **(options or {}))  # type: ignore[no-any-return]
+
+
+class Buffer:
+    """A Blob in memory; reads are views of it."""
+
+    def __init__(self, data: bytes | bytearray | memoryview) -> None:
+        self._data = memoryview(data).cast("B")
+        self.url, self.nbytes = "<memory>", len(self._data)
+
+    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
+        return self._data[start:stop]
+
+    def close(self) -> None: ...
+
+
+class LocalFile:
+    """A file, read by position: no shared offset that threads or forked processes could move under each other."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = str(path)
+        with storage_errors(self.url, "open"):
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.nbytes = os.fstat(self._fd).st_size
+
+    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
+        if self._fd < 0:
+            raise ValueError(f"{self.url!r} is closed")
+        out = memoryview(buffer(f"file {slot}", stop - start))
+        done = 0
+        with storage_errors(self.url, "read"):
+            while done < len(out):
+                count = os.preadv(self._fd, [out[done:]], start + done)
+                if not count:
+                    raise StorageError(f"{self.url!r} ends at byte {start + done}; it had {self.nbytes} bytes when it was opened")
+                done += count
+        return out
+
+    def close(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            self.close()
+
+
+class RemoteFile:
+    """An object of an fsspec filesystem."""
+
+    def __init__(self, url: str, fs: Any, path: str, nbytes: int) -> None:
+        self.url, self.nbytes, self._fs, self._path = url, nbytes, fs, path
+
+    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
+        if start == stop:
+            return memoryview(b"")
+        with storage_errors(self.url, "read"):
+            data = self._fs.cat_file(self._path, start=start, end=stop)
+        if len(data) != stop - start:
+            raise StorageError(f"{self.url!r} gave {len(data)} bytes for the range {start} to {stop}")
+        return memoryview(data)
+
+    def close(self) -> None: ...
+
+
+class LocalFolder:
+    def __init__(self, path: Path) -> None:
+        self.url, self._path = str(path), path
+
+    def read(self, key: str, slot: str = "") -> memoryview | None:
+        with storage_errors(f"{self.url}/{key}", "read"):
+            try:
+                return memoryview((self._path / key).read_bytes())
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
+    def keys(self) -> Iterator[str]:
+        for path in sorted(self._path.rglob("*")):
+            if not path.is_dir():
+                yield path.relative_to(self._path).as_posix()
+
+    def close(self) -> None: ...
+
+
+class RemoteFolder:
+    def __init__(self, url: str, fs: Any, path: str) -> None:
+        self.url, self._fs, self._path = url, fs, path.rstrip("/")
+
+    def read(self, key: str, slot: str = "") -> memoryview | None:
+        with storage_errors(f"{self.url}/{key}", "read"):
+            try:
+                return memoryview(self._fs.cat_file(f"{self._path}/{key}"))
+            except FileNotFoundError:
+                return None
+
+    def keys(self) -> Iterator[str]:
+        with storage_errors(self.url, "list"):
+            for path in sorted(self._fs.find(self._path)):
+                yield path.removeprefix(self._path).lstrip("/")
+
+    def close(self) -> None: ...
+
+
+class Sink(Protocol):
+    """An object that is being written, front to back. Leaving the ``with`` block commits it, an exception aborts it."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def create(location: str | os.PathLike[str] | BinaryIO, options: Options = None) -> Sink:
+    """A Sink for ``location``: a path, a URL, or a binary file object (which the caller keeps)."""
+    if not isinstance(location, (str, os.PathLike)):
+        return FileObjectSink(location)
+    return LocalSink(local_path(location)) if is_local(location) else RemoteSink(os.fspath(location), options)
+
+
+class FileObjectSink:
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class LocalSink:
+    """A file written beside its target; synced and renamed over it at the end.
+
+    Whatever happens before, the target stays as it was: an exception removes the new file, and a killed process
+    leaves one whose name ends in ``.tmp``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.url = str(path)
+        self._target = Path(os.path.realpath(path))
+        self._temporary = self._target.with_name(f".{self._target.name[:200]}.{secrets.token_hex(4)}.tmp")
+        with storage_errors(self.url, "write"):
+            if self._target.is_dir():
+                raise IsADirectoryError(21, "it is a directory")
+            self._file = open(self._temporary, "xb", buffering=WRITE_BUFFER)
+
+    def write(self, data: bytes | memoryview) -> None:
+        with storage_errors(self.url, "write"):
+            self._file.write(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind:
+            self._abort()
+            return
+        try:
+            with storage_errors(self.url, "write"):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                os.replace(self._temporary, self._target)
+        except BaseException:
+            self._abort()
+            raise
+        with storage_errors(self.url, "write"):
+            sync_directory(self._target.parent)
+
+    def _abort(self) -> None:
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+class RemoteSink:
+    """An object of an fsspec filesystem: collected in a temporary file and put in one piece at the end."""
+
+    def __init__(self, url: str, options: Options) -> None:
+        self.url = url
+        with storage_errors(url, "write"):
+            self._fs, self._path = _filesystem(url, options)
+            self._file = tempfile.NamedTemporaryFile(prefix="mzstore-", buffering=WRITE_BUFFER)
+
+    def write(self, data: bytes | memoryview) -> None:
+        with storage_errors(self.url, "write"):
+            self._file.write(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._file, storage_errors(self.url, "write"):
+            if not kind:
+                self._file.flush()
+                self._fs.put_file(self._file.name, self._path)
+
+
+class FolderSink(Protocol):
+    """A folder that is being written; committed and aborted like a Sink."""
+
+    def write(self, key: str, data: bytes | memoryview) -> None: ...
+
+    def open(self, key: str) -> BinaryIO:
+        """A file to write ``key`` piece by piece."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def create_folder(location: str | os.PathLike[str], options: Options = None) -> FolderSink:
+    return LocalFolderSink(local_path(location)) if is_local(location) else RemoteFolderSink(os.fspath(location), options)
+
+
+class LocalFolderSink:
+    """A directory written beside its target and renamed at the end; the target must not exist, or be empty."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = str(path)
+        self._target = Path(os.path.realpath(path))
+        with storage_errors(self.url, "write"):
+            if self._target.exists() and (not self._target.is_dir() or any(self._target.iterdir())):
+                raise FileExistsError(17, "it exists; remove it first, or choose another name")
+            self._temporary = self._target.with_name(f".{self._target.name[:200]}.{secrets.token_hex(4)}.tmp")
+            self._temporary.mkdir()
+        self._folders = {self._temporary}
+
+    def write(self, key: str, data: bytes | memoryview) -> None:
+        with self.open(key) as file:
+            file.write(data)
+
+    @contextlib.contextmanager
+    def open(self, key: str) -> Iterator[BinaryIO]:
+        path = self._temporary / key
+        with storage_errors(f"{self.url}/{key}", "write"):
+            if path.parent not in self._folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._folders |= {p for p in path.parents if p.is_relative_to(self._temporary)}
+            with io.open(path, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if not kind:
+                with storage_errors(self.url, "write"):
+                    for folder in self._folders:
+                        sync_directory(folder)
+                    os.replace(self._temporary, self._target)
+                    sync_directory(self._target.parent)
+        finally:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+class RemoteFolderSink:
+    """Objects under a prefix, each put whole. The caller writes last what makes the rest count."""
+
+    def __init__(self, url: str, options: Options) -> None:
+        self.url = url.rstrip("/")
+        with storage_errors(url, "write"):
+            self._fs, path = _filesystem(url, options)
+        self._path = path.rstrip("/")
+
+    def write(self, key: str, data: bytes | memoryview) -> None:
+        with storage_errors(f"{self.url}/{key}", "write"):
+            self._fs.pipe_file(f"{self._path}/{key}", bytes(data))
+
+    @contextlib.contextmanager
+    def open(self, key: str) -> Iterator[BinaryIO]:
+        with io.BytesIO() as file:
+            yield file
+            self.write(key, file.getvalue())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in ``path`` durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,66 @@
+"""Tree: a model as plain objects under a prefix (FORMAT.md section 4.3). The same keys as in an archive."""
+
+from collections.abc import Iterator
+
+from mzstore.errors import FormatError
+from mzstore.grid import MAX_CHUNK_NBYTES
+from mzstore.storage import Folder, FolderSink
+
+
+class TreeWriter:
+    """Writes objects below a prefix; the caller writes the root document last."""
+
+    def __init__(self, sink: FolderSink) -> None:
+        self._sink = sink
+        self.nbytes = 0
+
+    def write_chunk(self, key: str, payload: bytes, *, aligned: bool) -> None:
+        self._sink.write(key, payload)
+        self.nbytes += len(payload)
+
+    def write_document(self, key: str, data: bytes) -> None:
+        self._sink.write(key, data)
+        self.nbytes += len(data)
+
+    def write_file(self, key: str, nbytes: int, crc32: int, blocks: Iterator[bytes]) -> None:
+        with self._sink.open(key) as file:
+            for block in blocks:
+                file.write(block)
+        self.nbytes += nbytes
+
+    def finish(self) -> None: ...
+
+
+class TreeReader:
+    """The objects of a tree, by key. Sizes are known only by reading."""
+
+    def __init__(self, folder: Folder) -> None:
+        self.folder, self.url = folder, folder.url
+
+    def nbytes(self, key: str) -> int | None:
+        data = self.folder.read(key)
+        return None if data is None else len(data)
+
+    def read_chunk(self, key: str, slot: str) -> memoryview | None:
+        data = self.folder.read(key, slot)
+        if data is not None and len(data) > MAX_CHUNK_NBYTES * 2:
+            raise FormatError(f"a chunk of {len(data)} bytes", where=f"{self.url}/{key}", clause="payload-1")
+        return data
+
+    def read_document(self, key: str, limit: int) -> bytes | None:
+        data = self.folder.read(key)
+        if data is not None and len(data) > limit:
+            raise FormatError(f"a document of {len(data)} bytes, at most {limit} are allowed", where=f"{self.url}/{key}", clause="document-1")
+        return None if data is None else bytes(data)
+
+    def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]:
+        data = self.folder.read(key)
+        assert data is not None, "the caller knows that it is there"
+        for start in range(0, len(data), block_nbytes):
+            yield data[start : start + block_nbytes]
+
+    def keys(self) -> Iterator[str]:
+        return self.folder.keys()
+
+    def close(self) -> None:
+        self.folder.close()

@@ -1,0 +1,222 @@
+"""Writer: a source of tensors into a container, in one pass, by as much memory as a few chunks take.
+
+The way of a tensor: is it equal to one before? choose how to store it; then row block by row block: read, digest,
+encode the chunks in threads, write the payloads in order. The documents follow at the end, the root last.
+"""
+
+import hashlib
+import math
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from mzstore.container import Kind, Writer, create_writer, kind_for
+from mzstore.documents import DOCUMENT, Asset, Layout, ModelDocument, TensorEntry, check_relative, dump
+from mzstore.dtypes import DType
+from mzstore.encode import Choice, Level, Payload, check_level, choose, payloads
+from mzstore.encodings.raw import Raw
+from mzstore.errors import FormatError
+from mzstore.model import default_threads
+from mzstore.nodes import LAYOUTS, Namer
+from mzstore.progress import progress
+from mzstore.sources import ModelSource, TensorSource, from_arrays
+from mzstore.storage import Options
+from mzstore.version import __version__
+
+PREFIX_NBYTES = 1 << 20  # two tensors that differ at all mostly differ here
+
+Target = str | os.PathLike[str] | BinaryIO
+
+
+def save(
+    location: Target,
+    tensors: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+    assets: Mapping[str, bytes | str | os.PathLike[str]] | None = None,
+    level: Level = "balanced",
+    kind: Kind | None = None,
+    threads: int | None = None,
+    show_progress: bool | None = None,
+    storage_options: Options = None,
+) -> None:
+    """Write ``tensors`` (name -> array of NumPy or tensor of PyTorch) losslessly to a path, URL or binary file object.
+
+    metadata  anything JSON can hold
+    assets    small files that travel along: relative path -> content, or the path of a file
+    level     ``fast`` (to decode), ``balanced``, ``max`` (smallest)
+    kind      ``archive`` or ``tree``; None: a tree if the name ends in ``.zarr`` or a slash, else an archive
+    threads   None: one for each processor
+
+    Nothing appears at ``location``, and what was there stays, until all is written. Raises ValueError or TypeError
+    for what cannot be stored, naming the tensor; StorageError if writing fails.
+    """
+    source = from_arrays(tensors, metadata or {}, assets or {})
+    write(location, source, level=level, kind=kind, threads=threads, show_progress=show_progress, options=storage_options)
+
+
+def write(
+    location: Target,
+    source: ModelSource,
+    *,
+    level: Level = "balanced",
+    kind: Kind | None = None,
+    threads: int | None = None,
+    show_progress: bool | None = None,
+    options: Options = None,
+) -> None:
+    """Write any source; see ``save``."""
+    check_level(level)
+    threads = threads or default_threads()
+    dump(source.metadata)  # what is no JSON fails before anything is written
+    with (
+        create_writer(location, kind or kind_for(location), options) as writer,
+        progress("encode", source.nbytes, show_progress) as done,
+        ExitStack() as stack,
+    ):
+        workers = stack.enter_context(_threads(threads)) if threads > 1 else None
+        hasher = stack.enter_context(_threads(1)) if threads > 1 else None
+        model = _ModelWriter(writer, level, workers, hasher, 2 * threads, done)
+        try:
+            for tensor in source.tensors:
+                model.add(tensor)
+            model.finish(source)
+        except BaseException:
+            for pool in (workers, hasher):
+                if pool:
+                    pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="mzstore-encode")
+
+
+@dataclass(slots=True)
+class _Written:
+    """A tensor whose digest may still be at work."""
+
+    entry: TensorEntry
+    digest: Callable[[], str]
+
+    def settle(self) -> TensorEntry:
+        self.entry = replace(self.entry, sha256=self.digest())
+        return self.entry
+
+
+class _ModelWriter:
+    def __init__(
+        self, writer: Writer, level: Level, workers: Executor | None, hasher: Executor | None, most: int, done: Callable[[int], None]
+    ) -> None:
+        self._writer, self._level, self._workers, self._hasher = writer, level, workers, hasher
+        self._most, self._done = most, done
+        self._pending: deque[tuple[str, Future[list[Payload]]]] = deque()
+        self._namer = Namer()
+        self._written: dict[str, _Written] = {}
+        self._by_prefix: dict[object, list[_Written]] = {}
+
+    def add(self, source: TensorSource) -> None:
+        spec = source.spec
+        if spec.name in self._written:
+            raise ValueError(f"two tensors are called {spec.name!r}")
+        node = self._namer.node(spec.name)
+        size = math.prod(spec.word_shape)
+        prefix = (spec.dtype.name, spec.shape, hashlib.sha256(_bytes(source.read(0, min(size, PREFIX_NBYTES // spec.dtype.word.itemsize)))).digest())
+        alike = self._by_prefix.setdefault(prefix, [])
+        if alike and spec.nbytes:
+            digest = _digest(source)
+            for other in alike:
+                if other.digest() == digest:
+                    self._keep(_Written(TensorEntry(spec, node, digest, same_as=other.entry.node), lambda: digest))
+                    self._done(spec.nbytes)
+                    return
+        choice = choose(source, self._level)
+        written = _Written(TensorEntry(spec, node, "", choice.part), self._store(source, node, choice))
+        self._keep(written)
+        alike.append(written)
+
+    def _keep(self, written: _Written) -> None:
+        self._written[written.entry.spec.name] = written
+
+    def _store(self, source: TensorSource, node: str, choice: Choice) -> Callable[[], str]:
+        """Encode and write the chunks of ``source``; returns what gives its digest."""
+        dtype, part = source.spec.dtype, choice.part
+        digest = hashlib.sha256()
+        last: Future[None] | None = None
+        constant = isinstance(part, Raw) and part.constant
+        for i, (start, shape, chunks) in enumerate(part.grid.row_blocks()):
+            block = source.read(start, start + math.prod(shape)).reshape(shape)
+            if self._hasher:
+                last = self._hasher.submit(digest.update, _bytes(block))
+            else:
+                digest.update(_bytes(block))
+            if constant:
+                if i == 0:
+                    self._encode(node, choice, block.reshape(-1)[:1].reshape((1,) * len(shape)), (0,) * len(shape), dtype)
+            else:
+                for chunk in chunks:
+                    self._encode(node, choice, block, chunk, dtype)
+            self._done(block.nbytes)
+
+        def finished() -> str:
+            if last:
+                last.result()  # the hasher works in order: the last block is done after all others
+            return digest.hexdigest()
+
+        return finished
+
+    def _encode(self, node: str, choice: Choice, block: np.ndarray, chunk: tuple[int, ...], dtype: DType) -> None:
+        if self._workers is None:
+            self._write(node, payloads(choice, block, chunk, dtype))
+            return
+        self._pending.append((node, self._workers.submit(payloads, choice, block, chunk, dtype)))
+        self._drain(self._most)
+
+    def _drain(self, most: int) -> None:
+        while len(self._pending) > most:
+            node, future = self._pending.popleft()
+            self._write(node, future.result())
+
+    def _write(self, node: str, found: list[Payload]) -> None:
+        for payload in found:
+            self._writer.write_chunk(f"{node}/{payload.path}", payload.data, aligned=payload.plain)
+
+    def finish(self, source: ModelSource) -> None:
+        self._drain(0)
+        assets, namer = [], Namer()
+        for file in source.assets:
+            try:
+                check_relative(file.path, where="")
+            except FormatError as error:
+                raise ValueError(f"asset {error}") from error
+            key = namer.path(file.path)
+            nbytes, crc, sha256 = file.survey()
+            self._writer.write_file(key, nbytes, crc, file.blocks())
+            assets.append(Asset(file.path, key, nbytes, sha256))
+        layouts = []
+        for i, layout in enumerate(source.layouts):
+            key = f"{LAYOUTS}/{i}"
+            self._writer.write_document(key, layout.header)
+            layouts.append(Layout(layout.path, key, layout.format))
+        tensors = {name: written.settle() for name, written in self._written.items()}
+        model = ModelDocument(tensors, source.metadata, tuple(assets), tuple(layouts), f"mzstore {__version__}")
+        for key, doc in model.documents():
+            self._writer.write_document(f"{key}/{DOCUMENT}" if key else DOCUMENT, dump(doc))
+
+
+def _bytes(words: np.ndarray) -> np.ndarray:
+    return words.reshape(-1).view(np.uint8)
+
+
+def _digest(source: TensorSource) -> str:
+    digest, step = hashlib.sha256(), PREFIX_NBYTES
+    size = math.prod(source.spec.word_shape)
+    for start in range(0, size, step):
+        digest.update(_bytes(source.read(start, min(start + step, size))))
+    return digest.hexdigest()
