@@ -138,7 +138,11 @@ class ArchiveReader:
         if entry is None:
             return None
         if entry.method != STORED or entry.nbytes > MAX_CHUNK_NBYTES * 2:
-            raise FormatError(f"a chunk of {entry.nbytes} bytes, or one that is not STORED", where=f"{self.url}, {key!r}", clause="zip-6")
+            raise FormatError(
+                f"a chunk of {entry.nbytes} bytes, or one that is not STORED",
+                where=f"{self.url}, {key!r}",
+                clause="zip-6",
+            )
         return self.blob.read(entry.start, entry.start + entry.stored_nbytes, slot)
 
     def read_document(self, key: str, limit: int) -> bytes | None:
@@ -148,7 +152,9 @@ class ArchiveReader:
             return None
         where = f"{self.url}, {key!r}"
         if entry.nbytes > limit:
-            raise FormatError(f"a document of {entry.nbytes} bytes, at most {limit} are allowed", where=where, clause="zip-7")
+            raise FormatError(
+                f"a document of {entry.nbytes} bytes, at most {limit} are allowed", where=where, clause="zip-7"
+            )
         data = self._read(entry.start, entry.stored_nbytes)
         if entry.method == DEFLATED:
             inflate = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -173,7 +179,9 @@ class ArchiveReader:
             crc = zlib.crc32(block, crc)
             yield block
         if crc != entry.crc32:
-            raise CorruptError("the CRC-32 does not hold; restore the file from a copy", where=f"{self.url}, {key!r}", clause="zip-7")
+            raise CorruptError(
+                "the CRC-32 does not hold; restore the file from a copy", where=f"{self.url}, {key!r}", clause="zip-7"
+            )
 
     def keys(self) -> Iterator[str]:
         return iter(self.entries)
@@ -185,9 +193,20 @@ class ArchiveReader:
         signature, _, flags, method, _, _, crc32, stored, nbytes, n_name, n_extra = LOCAL.unpack_from(data)
         name = data[LOCAL.size :][:n_name]
         said = (signature, flags, method, crc32, stored, nbytes, name, LOCAL.size + n_name + n_extra)
-        expected = (LOCAL_ID, 0, entry.method, entry.crc32, entry.stored_nbytes, entry.nbytes, entry.key.encode(), len(data))
+        expected = (
+            LOCAL_ID,
+            0,
+            entry.method,
+            entry.crc32,
+            entry.stored_nbytes,
+            entry.nbytes,
+            entry.key.encode(),
+            len(data),
+        )
         if said != expected:
-            raise CorruptError("local header and directory disagree; restore the file from a copy", where=where, clause="zip-5")
+            raise CorruptError(
+                "local header and directory disagree; restore the file from a copy", where=where, clause="zip-5"
+            )
 
     def close(self) -> None:
         self.blob.close()
@@ -204,7 +223,9 @@ class ArchiveReader:
         if len(self._tail) < END.size:
             raise refuse(f"{self.blob.nbytes} bytes are no mzstore archive", "zip-1")
         end = self.blob.nbytes - END.size
-        signature, disk, first_disk, here, count, nbytes, start, comment = END.unpack_from(self._tail, len(self._tail) - END.size)
+        signature, disk, first_disk, here, count, nbytes, start, comment = END.unpack_from(
+            self._tail, len(self._tail) - END.size
+        )
         if signature != END_ID or comment:
             raise refuse("not an mzstore archive: it does not end as one", "zip-1")
         if here != count or disk or first_disk:
@@ -216,7 +237,12 @@ class ArchiveReader:
             locator = LOCATOR64.unpack(self._read(end, LOCATOR64.size))
             end -= END64.size
             record = END64.unpack(self._read(end, END64.size))
-            if locator != (LOCATOR64_ID, 0, end, 1) or record[:2] != (END64_ID, END64.size - 12) or record[4:6] != (0, 0) or record[6] != record[7]:
+            if (
+                locator != (LOCATOR64_ID, 0, end, 1)
+                or record[:2] != (END64_ID, END64.size - 12)
+                or record[4:6] != (0, 0)
+                or record[6] != record[7]
+            ):
                 raise refuse("the ZIP64 end of the directory is malformed", "zip-2")
             count, nbytes, start = record[7:]
         if start + nbytes != end or count * CENTRAL.size > nbytes:
@@ -228,7 +254,25 @@ class ArchiveReader:
         for _ in range(count):
             if at + CENTRAL.size > nbytes:
                 raise refuse("the directory is cut short", "zip-2")
-            (signature, _, _, flags, method, _, _, crc32, stored, size, n_name, n_extra, n_comment, disk, _, _, header) = CENTRAL.unpack_from(data, at)
+            (
+                signature,
+                _,
+                _,
+                flags,
+                method,
+                _,
+                _,
+                crc32,
+                stored,
+                size,
+                n_name,
+                n_extra,
+                n_comment,
+                disk,
+                _,
+                _,
+                header,
+            ) = CENTRAL.unpack_from(data, at)
             name, extra = data[at + CENTRAL.size :][:n_name], data[at + CENTRAL.size + n_name :][:n_extra]
             at += CENTRAL.size + n_name + n_extra
             if signature != CENTRAL_ID or flags or n_comment or disk or at > nbytes:
@@ -240,7 +284,9 @@ class ArchiveReader:
             elif extra:
                 raise refuse(f"entry {len(raw)} of the directory has extra fields", "zip-3")
             if method not in (STORED, DEFLATED) or (method == STORED and stored != size):
-                raise refuse(f"entry {len(raw)} of the directory has method {method}, {stored} and {size} bytes", "zip-3")
+                raise refuse(
+                    f"entry {len(raw)} of the directory has method {method}, {stored} and {size} bytes", "zip-3"
+                )
             raw.append((self._key(name), header, stored, size, crc32, method))
         if at != nbytes:
             raise refuse(f"the directory has {nbytes - at} bytes more than its {count} entries", "zip-2")

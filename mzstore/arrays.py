@@ -85,13 +85,18 @@ class Array:
         if unknown:
             raise UnsupportedError(f"unknown member {min(unknown)!r}; upgrade mzstore", where=where, clause="array-1")
         match doc.get("codecs"):
-            case [bytes_, {"name": "zstd", "configuration": {"level": _, "checksum": False}}, crc] if (bytes_, crc) == (_BYTES, _CRC32C):
+            case [bytes_, {"name": "zstd", "configuration": {"level": _, "checksum": False}}, crc] if (bytes_, crc) == (
+                _BYTES,
+                _CRC32C,
+            ):
                 zstd = True
             case [bytes_, crc] if (bytes_, crc) == (_BYTES, _CRC32C):
                 zstd = False
             case codecs:
                 raise UnsupportedError(
-                    f"codecs {codecs!r:.200} are not bytes, perhaps zstd, and crc32c; upgrade mzstore", where=where, clause="array-3"
+                    f"codecs {codecs!r:.200} are not bytes, perhaps zstd, and crc32c; upgrade mzstore",
+                    where=where,
+                    clause="array-3",
                 )
         match doc.get("chunk_grid"):
             case {"name": "regular", "configuration": {"chunk_shape": chunk_shape}}:

@@ -83,5 +83,3 @@ def create_writer(location: str | os.PathLike[str] | BinaryIO, kind: Kind, optio
             archive = ArchiveWriter(sink)
             yield archive
             archive.finish()
-
-

@@ -53,14 +53,14 @@ def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int],
 
 
 def _nbytes(job: Job) -> int:
-    return int(job.out[job.piece.target].nbytes)
+    return int(job.out[(*job.piece.target, ...)].nbytes)
 
 
 def _decode(reader: Reader, job: Job) -> None:
     entry, piece = job.entry, job.piece
     part = entry.part
     assert part is not None
-    target = job.out[piece.target]
+    target = job.out[(*piece.target, ...)]  # the dots keep a 0-d array an array
     where = f"{reader.url}, tensor {entry.spec.name!r}, chunk {piece.chunk}"
 
     def read(i: int) -> np.ndarray:
@@ -68,7 +68,9 @@ def _decode(reader: Reader, job: Job) -> None:
         key = f"{entry.node}/{chunk_path(part, component, piece.chunk)}"
         payload = reader.read_chunk(key, component.name)
         if payload is None:
-            raise CorruptError(f"the chunk {key!r} is missing; restore the file from a copy", where=where, clause="payload-4")
+            raise CorruptError(
+                f"the chunk {key!r} is missing; restore the file from a copy", where=where, clause="payload-4"
+            )
         return read_chunk(component, payload, where=where)
 
     stepped = any(cut.step != 1 for cut in piece.source)
@@ -79,7 +81,11 @@ def _decode(reader: Reader, job: Job) -> None:
         return
     source = tuple(slice(cut.start, cut.stop) for cut in piece.source)
     shape = tuple(cut.stop - cut.start for cut in source)
-    whole = buffer("piece", int(np.prod(shape, dtype=np.int64)) * part.dtype.word.itemsize).view(part.dtype.word).reshape(shape)
+    whole = (
+        buffer("piece", int(np.prod(shape, dtype=np.int64)) * part.dtype.word.itemsize)
+        .view(part.dtype.word)
+        .reshape(shape)
+    )
     part.decode(read, source, whole, where)
     taken = whole[tuple(slice(None, None, cut.step) for cut in piece.source)]
     if narrower:

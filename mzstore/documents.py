@@ -111,7 +111,9 @@ class ModelDocument:
         if self.metadata:
             about["metadata"] = dict(self.metadata)
         if self.assets:
-            about["assets"] = [{"path": a.path, "key": a.key, "nbytes": a.nbytes, "sha256": a.sha256} for a in self.assets]
+            about["assets"] = [
+                {"path": a.path, "key": a.key, "nbytes": a.nbytes, "sha256": a.sha256} for a in self.assets
+            ]
         if self.layouts:
             about["layouts"] = [{"path": x.path, "key": x.key, "format": x.format} for x in self.layouts]
         root = _group({"zarr_conventions": [CONVENTION], "mzstore": about})
@@ -164,12 +166,20 @@ def parse(root: dict[str, Any], *, where: str) -> ModelDocument:
     if type(version) is not int or version < 1:
         raise FormatError(f"the format number is {version!r:.200}, not an integer >= 1", where=where, clause="root-2")
     if version > FORMAT:
-        raise UnsupportedError(f"written in format {version}, this mzstore reads up to {FORMAT}; upgrade mzstore", where=where, clause="root-2")
+        raise UnsupportedError(
+            f"written in format {version}, this mzstore reads up to {FORMAT}; upgrade mzstore",
+            where=where,
+            clause="root-2",
+        )
     features = about.get("features")
     if not isinstance(features, list) or not all(isinstance(f, str) for f in features):
         raise FormatError("'features' is not a list of strings", where=where, clause="root-3")
     if unknown := set(features) - FEATURES:
-        raise UnsupportedError(f"needs {', '.join(sorted(unknown))}, which this mzstore does not know; upgrade mzstore", where=where, clause="root-3")
+        raise UnsupportedError(
+            f"needs {', '.join(sorted(unknown))}, which this mzstore does not know; upgrade mzstore",
+            where=where,
+            clause="root-3",
+        )
     match root.get("consolidated_metadata"):
         case {"kind": "inline", "must_understand": False, "metadata": dict(below)}:
             pass
@@ -181,7 +191,9 @@ def parse(root: dict[str, Any], *, where: str) -> ModelDocument:
     tensors = _tensors(below, where=where)
     used = {entry.part.encoding for entry in tensors.values() if entry.part} - {"raw"}
     if used - set(features):
-        raise FormatError(f"encoding {min(used - set(features))!r} is used but is not in 'features'", where=where, clause="root-3")
+        raise FormatError(
+            f"encoding {min(used - set(features))!r} is used but is not in 'features'", where=where, clause="root-3"
+        )
     return ModelDocument(
         tensors,
         metadata,
@@ -229,9 +241,18 @@ def _tensors(below: dict[str, Any], *, where: str) -> dict[str, TensorEntry]:
     for entry in tensors.values():
         if entry.part is None:
             base = nodes.get(entry.same_as)
-            same = base and base.part and (base.spec.dtype, base.spec.shape, base.sha256) == (entry.spec.dtype, entry.spec.shape, entry.sha256)
+            same = (
+                base
+                and base.part
+                and (base.spec.dtype, base.spec.shape, base.sha256)
+                == (entry.spec.dtype, entry.spec.shape, entry.sha256)
+            )
             if not same:
-                raise FormatError(f"tensor {entry.spec.name!r} refers to {entry.same_as!r}, which is not a stored tensor equal to it", where=where, clause="tensor-5")
+                raise FormatError(
+                    f"tensor {entry.spec.name!r} refers to {entry.same_as!r}, which is not a stored tensor equal to it",
+                    where=where,
+                    clause="tensor-5",
+                )
     return tensors
 
 
@@ -240,7 +261,9 @@ def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], *, where: 
     about = _about(doc, "array" if kind == "array" else "group", where=where)
     name, dtype, sha256 = about.get("name", node), about.get("dtype"), about.get("sha256")
     if not isinstance(name, str) or not isinstance(sha256, str) or not _SHA256.fullmatch(sha256):
-        raise FormatError("'name' is not a string, or 'sha256' not 64 hexadecimal digits", where=where, clause="tensor-1")
+        raise FormatError(
+            "'name' is not a string, or 'sha256' not 64 hexadecimal digits", where=where, clause="tensor-1"
+        )
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UnsupportedError(f"dtype {dtype!r:.200} is unknown; upgrade mzstore", where=where, clause="tensor-2")
     try:
@@ -290,7 +313,9 @@ def _assets(docs: object, *, where: str) -> Iterator[Asset]:
 def _layouts(docs: object, *, where: str) -> Iterator[Layout]:
     for doc in _files(docs, LAYOUTS, where=where):
         if doc.get("format") != "safetensors":
-            raise UnsupportedError(f"layout format {doc.get('format')!r:.100} is unknown; upgrade mzstore", where=where, clause="layout-1")
+            raise UnsupportedError(
+                f"layout format {doc.get('format')!r:.100} is unknown; upgrade mzstore", where=where, clause="layout-1"
+            )
         yield Layout(doc["path"], doc["key"])
 
 
@@ -303,7 +328,9 @@ def _files(docs: object, folder: str, *, where: str) -> Iterator[dict[str, Any]]
             case {"path": str(path), "key": str(key)} if key.startswith(f"{folder}/"):
                 pass
             case _:
-                raise FormatError(f"an entry of {folder!r} has no path, or no key below {folder}/", where=where, clause="asset-1")
+                raise FormatError(
+                    f"an entry of {folder!r} has no path, or no key below {folder}/", where=where, clause="asset-1"
+                )
         check_relative(path, where=where)
         if not all(is_node_name(segment) for segment in key.split("/")):
             raise FormatError(f"{key[:300]!r} is no key", where=where, clause="asset-1")
@@ -317,5 +344,11 @@ def _files(docs: object, folder: str, *, where: str) -> Iterator[dict[str, Any]]
 def check_relative(path: str, *, where: str) -> None:
     """Raises FormatError unless ``path`` stays below the directory that it is relative to, on every system."""
     bad = any(part in ("", ".", "..") or part.endswith((" ", ".")) for part in path.split("/"))
-    if bad or any(c in '\\:*?"<>|' or ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in path) or len(path.encode(errors="replace")) > 1024:
-        raise FormatError(f"{path[:300]!r} is not a relative path that every system can write", where=where, clause="asset-2")
+    if (
+        bad
+        or any(c in '\\:*?"<>|' or ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in path)
+        or len(path.encode(errors="replace")) > 1024
+    ):
+        raise FormatError(
+            f"{path[:300]!r} is not a relative path that every system can write", where=where, clause="asset-2"
+        )

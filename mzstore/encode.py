@@ -8,12 +8,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mzstore import kernels
+from mzstore.arrays import Array
 from mzstore.documents import dump
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Coding, Part, chunk_path
 from mzstore.encodings.planes import MAX_RANKS, MAX_SYMBOLS, Planes
 from mzstore.encodings.raw import Raw, constant_array
-from mzstore.arrays import Array
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.interleave import Fields, tops
 from mzstore.narrow import NARROWER, fits, narrow
@@ -234,4 +234,11 @@ def _resized(part: Part, shape: tuple[int, ...]) -> Part:
     if part.table is not None:
         present = np.zeros(1 << part.fields.top_bits, bool)
         present[part.table] = True
-    return Planes.new(part.dtype, grid, part.fields, present, ranks=part.ranks is not None, escapes=part.escapes.shape[-1] if part.escapes else 0)
+    return Planes.new(
+        part.dtype,
+        grid,
+        part.fields,
+        present,
+        ranks=part.ranks is not None,
+        escapes=part.escapes.shape[-1] if part.escapes else 0,
+    )

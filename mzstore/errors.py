@@ -12,7 +12,9 @@ class MzError(Exception):
     """
 
     def __init__(self, problem: str, *, where: str = "", clause: str = "") -> None:
-        place = "; ".join(part for part in (f"in {where}" if where else "", f"FORMAT.md {clause}" if clause else "") if part)
+        place = "; ".join(
+            part for part in (f"in {where}" if where else "", f"FORMAT.md {clause}" if clause else "") if part
+        )
         super().__init__(f"{problem} ({place})" if place else problem)
         self.where, self.clause = where, clause
 

@@ -91,13 +91,17 @@ def check_out(spec: TensorSpec, out: Any) -> np.ndarray:
         if not isinstance(out, np.ndarray) or not out.flags.writeable:
             raise ValueError(f"tensor {spec.name!r}: 'out' is not a writable array")
         if spec.dtype.packed:
-            raise ValueError(f"tensor {spec.name!r}: {spec.dtype.name} has no memory of one byte a value to fill in place")
+            raise ValueError(
+                f"tensor {spec.name!r}: {spec.dtype.name} has no memory of one byte a value to fill in place"
+            )
         found = TensorSpec(spec.name, of_array(out), out.shape)
         if out.dtype.byteorder == ">":
             raise ValueError(f"tensor {spec.name!r}: 'out' is big endian")
         words = _viewed(out, spec.dtype)
     if (found.dtype, found.shape) != (spec.dtype, spec.shape):
-        raise ValueError(f"tensor {spec.name!r} is {spec.dtype.name} of {spec.shape}, 'out' is {found.dtype.name} of {found.shape}")
+        raise ValueError(
+            f"tensor {spec.name!r} is {spec.dtype.name} of {spec.shape}, 'out' is {found.dtype.name} of {found.shape}"
+        )
     return words
 
 

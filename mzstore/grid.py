@@ -71,7 +71,9 @@ class Grid:
 
     def box(self, chunk: tuple[int, ...]) -> tuple[slice, ...]:
         """The part of the array that lies in ``chunk``: full size, or less at the far edges."""
-        return tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(chunk, self.chunk_shape, self.shape, strict=True))
+        return tuple(
+            slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(chunk, self.chunk_shape, self.shape, strict=True)
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,7 +69,12 @@ def split(words: np.ndarray, fields: Fields, ranks: np.ndarray | None, planes: n
 
 
 def join(
-    top: np.ndarray, low: np.ndarray, source: tuple[slice, ...], fields: Fields, table: np.ndarray | None, out: np.ndarray
+    top: np.ndarray,
+    low: np.ndarray,
+    source: tuple[slice, ...],
+    fields: Fields,
+    table: np.ndarray | None,
+    out: np.ndarray,
 ) -> None:
     """Fill ``out`` with the words whose planes stand at ``source`` of a chunk; the inverse of ``split``.
 

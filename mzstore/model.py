@@ -260,7 +260,9 @@ class Model(Mapping[str, Tensor]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -293,13 +295,19 @@ def asset_blocks(reader: Reader, asset: Asset) -> Iterator[memoryview]:
     where = f"{reader.url}, {asset.key!r}"
     stored = reader.nbytes(asset.key)
     if stored != asset.nbytes:
-        raise CorruptError(f"asset {asset.path!r} has {asset.nbytes} bytes, {stored or 0} are stored", where=where, clause="asset-3")
+        raise CorruptError(
+            f"asset {asset.path!r} has {asset.nbytes} bytes, {stored or 0} are stored", where=where, clause="asset-3"
+        )
     digest = hashlib.sha256()
     for block in reader.read_blocks(asset.key, BLOCK_NBYTES):
         digest.update(block)
         yield block
     if digest.hexdigest() != asset.sha256:
-        raise CorruptError(f"the digest of asset {asset.path!r} does not hold; restore the file from a copy", where=where, clause="asset-3")
+        raise CorruptError(
+            f"the digest of asset {asset.path!r} does not hold; restore the file from a copy",
+            where=where,
+            clause="asset-3",
+        )
 
 
 def _reopen(location: Location, options: Options) -> Model:

@@ -17,7 +17,6 @@ CRC_NBYTES = 4
 LEVEL_IN_DOCUMENTS = 1  # the zstd level that documents state; it binds neither writer nor reader
 
 
-
 def _literals(strategy: int) -> zstandard.ZstdCompressionParameters:
     return zstandard.ZstdCompressionParameters(
         strategy=strategy, window_log=17, hash_log=6, chain_log=6, search_log=1, min_match=7, target_length=0
@@ -75,10 +74,16 @@ def seal(body: bytes | memoryview) -> bytes:
 def unseal(payload: memoryview, *, where: str) -> memoryview:
     """The body of ``payload``. Raises CorruptError if the checksum does not hold."""
     if len(payload) < CRC_NBYTES:
-        raise CorruptError(f"a chunk of {len(payload)} bytes has no room for its checksum", where=where, clause="payload-3")
+        raise CorruptError(
+            f"a chunk of {len(payload)} bytes has no room for its checksum", where=where, clause="payload-3"
+        )
     body = payload[:-CRC_NBYTES]
     if crc32c(body) != int.from_bytes(payload[-CRC_NBYTES:], "little"):
-        raise CorruptError("the checksum (crc32c) of the chunk does not hold; restore the file from a copy", where=where, clause="payload-3")
+        raise CorruptError(
+            "the checksum (crc32c) of the chunk does not hold; restore the file from a copy",
+            where=where,
+            clause="payload-3",
+        )
     return body
 
 

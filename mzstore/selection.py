@@ -62,7 +62,9 @@ def resolve(index: Index, shape: tuple[int, ...]) -> Selection:
     if ellipses > 1:
         raise IndexError("an index can only have a single ellipsis ('...')")
     if len(items) - ellipses > len(shape):
-        raise IndexError(f"too many indices: the tensor has {len(shape)} dimensions, {len(items) - ellipses} were indexed")
+        raise IndexError(
+            f"too many indices: the tensor has {len(shape)} dimensions, {len(items) - ellipses} were indexed"
+        )
     if not ellipses:
         items.append(Ellipsis)
     at = next(i for i, item in enumerate(items) if item is Ellipsis)
@@ -73,7 +75,9 @@ def resolve(index: Index, shape: tuple[int, ...]) -> Selection:
         if isinstance(item, slice):
             start, stop, step = item.indices(size)
             count = len(range(start, stop, step))
-            spans.append(Span(start, count, step) if step > 0 else Span(start + (count - 1) * step if count else 0, count, -step))
+            spans.append(
+                Span(start, count, step) if step > 0 else Span(start + (count - 1) * step if count else 0, count, -step)
+            )
             backwards.append(step < 0)
             dropped.append(False)
         else:
@@ -85,7 +89,9 @@ def resolve(index: Index, shape: tuple[int, ...]) -> Selection:
 
 def _position(item: object, axis: int, size: int) -> int:
     if isinstance(item, bool) or not hasattr(item, "__index__"):
-        raise TypeError(f"a tensor is indexed by integers, slices and '...', not {type(item).__name__}; read it first: tensor[...]")
+        raise TypeError(
+            f"a tensor is indexed by integers, slices and '...', not {type(item).__name__}; read it first: tensor[...]"
+        )
     position = operator.index(item)
     if not -size <= position < size:
         raise IndexError(f"index {position} is out of bounds for axis {axis} with size {size}")

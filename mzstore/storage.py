@@ -125,7 +125,9 @@ class LocalFile:
             while done < len(out):
                 count = os.preadv(self._fd, [out[done:]], start + done)
                 if not count:
-                    raise StorageError(f"{self.url!r} ends at byte {start + done}; it had {self.nbytes} bytes when it was opened")
+                    raise StorageError(
+                        f"{self.url!r} ends at byte {start + done}; it had {self.nbytes} bytes when it was opened"
+                    )
                 done += count
         return out
 
@@ -202,7 +204,9 @@ class Sink(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 def create(location: str | os.PathLike[str] | BinaryIO, options: Options = None) -> Sink:
@@ -222,7 +226,9 @@ class FileObjectSink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class LocalSink:
@@ -248,7 +254,9 @@ class LocalSink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind:
             self._abort()
             return
@@ -286,7 +294,9 @@ class RemoteSink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         with self._file, storage_errors(self.url, "write"):
             if not kind:
                 self._file.flush()
@@ -303,11 +313,15 @@ class FolderSink(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 def create_folder(location: str | os.PathLike[str], options: Options = None) -> FolderSink:
-    return LocalFolderSink(local_path(location)) if is_local(location) else RemoteFolderSink(os.fspath(location), options)
+    return (
+        LocalFolderSink(local_path(location)) if is_local(location) else RemoteFolderSink(os.fspath(location), options)
+    )
 
 
 class LocalFolderSink:
@@ -334,7 +348,7 @@ class LocalFolderSink:
             if path.parent not in self._folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._folders |= {p for p in path.parents if p.is_relative_to(self._temporary)}
-            with io.open(path, "xb") as file:
+            with open(path, "xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -342,7 +356,9 @@ class LocalFolderSink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             if not kind:
                 with storage_errors(self.url, "write"):
@@ -376,7 +392,9 @@ class RemoteFolderSink:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 def sync_directory(path: Path) -> None:

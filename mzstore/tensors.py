@@ -26,7 +26,9 @@ class TensorSpec:
             raise ValueError(f"tensor {self.name!r}: shape {self.shape} is not a tuple of integers >= 0")
         # Bounded with every 0 taken as 1, so that no partial product overflows either.
         if math.prod(max(n, 1) for n in self.word_shape) * self.dtype.word.itemsize > MAX_NBYTES:
-            raise ValueError(f"tensor {self.name!r}: shape {self.shape} of {self.dtype.name} is larger than 2**62 bytes")
+            raise ValueError(
+                f"tensor {self.name!r}: shape {self.shape} of {self.dtype.name} is larger than 2**62 bytes"
+            )
 
     @property
     def word_shape(self) -> tuple[int, ...]:
@@ -48,6 +50,6 @@ def check_name(name: str) -> None:
     try:
         length = len(name.encode())
     except UnicodeEncodeError:
-        raise ValueError(f"tensor name {ascii(name)} is not valid Unicode: it holds a lone surrogate") from None
+        raise ValueError(f"tensor name {name!a} is not valid Unicode: it holds a lone surrogate") from None
     if length > MAX_NAME_BYTES:
         raise ValueError(f"tensor name {name[:40]!r}... has {length} bytes, at most {MAX_NAME_BYTES} are allowed")

@@ -50,7 +50,11 @@ class TreeReader:
     def read_document(self, key: str, limit: int) -> bytes | None:
         data = self.folder.read(key)
         if data is not None and len(data) > limit:
-            raise FormatError(f"a document of {len(data)} bytes, at most {limit} are allowed", where=f"{self.url}/{key}", clause="document-1")
+            raise FormatError(
+                f"a document of {len(data)} bytes, at most {limit} are allowed",
+                where=f"{self.url}/{key}",
+                clause="document-1",
+            )
         return None if data is None else bytes(data)
 
     def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]:

@@ -58,7 +58,9 @@ def save(
     for what cannot be stored, naming the tensor; StorageError if writing fails.
     """
     source = from_arrays(tensors, metadata or {}, assets or {})
-    write(location, source, level=level, kind=kind, threads=threads, show_progress=show_progress, options=storage_options)
+    write(
+        location, source, level=level, kind=kind, threads=threads, show_progress=show_progress, options=storage_options
+    )
 
 
 def write(
@@ -112,7 +114,13 @@ class _Written:
 
 class _ModelWriter:
     def __init__(
-        self, writer: Writer, level: Level, workers: Executor | None, hasher: Executor | None, most: int, done: Callable[[int], None]
+        self,
+        writer: Writer,
+        level: Level,
+        workers: Executor | None,
+        hasher: Executor | None,
+        most: int,
+        done: Callable[[int], None],
     ) -> None:
         self._writer, self._level, self._workers, self._hasher = writer, level, workers, hasher
         self._most, self._done = most, done
@@ -127,7 +135,11 @@ class _ModelWriter:
             raise ValueError(f"two tensors are called {spec.name!r}")
         node = self._namer.node(spec.name)
         size = math.prod(spec.word_shape)
-        prefix = (spec.dtype.name, spec.shape, hashlib.sha256(_bytes(source.read(0, min(size, PREFIX_NBYTES // spec.dtype.word.itemsize)))).digest())
+        prefix = (
+            spec.dtype.name,
+            spec.shape,
+            hashlib.sha256(_bytes(source.read(0, min(size, PREFIX_NBYTES // spec.dtype.word.itemsize)))).digest(),
+        )
         alike = self._by_prefix.setdefault(prefix, [])
         if alike and spec.nbytes:
             digest = _digest(source)
@@ -158,7 +170,9 @@ class _ModelWriter:
                 digest.update(_bytes(block))
             if constant:
                 if i == 0:
-                    self._encode(node, choice, block.reshape(-1)[:1].reshape((1,) * len(shape)), (0,) * len(shape), dtype)
+                    self._encode(
+                        node, choice, block.reshape(-1)[:1].reshape((1,) * len(shape)), (0,) * len(shape), dtype
+                    )
             else:
                 for chunk in chunks:
                     self._encode(node, choice, block, chunk, dtype)

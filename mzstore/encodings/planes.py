@@ -60,7 +60,9 @@ class Planes:
                 end = first + count
             total, most = sum(count for _, count in self.symbols), MAX_RANKS if self.ranks else MAX_SYMBOLS
             if end > 1 << self.fields.top_bits or not 1 <= total <= most:
-                raise ValueError(f"{total} symbols up to {end}: at most {most}, of {self.fields.top_bits} bits, are allowed")
+                raise ValueError(
+                    f"{total} symbols up to {end}: at most {most}, of {self.fields.top_bits} bits, are allowed"
+                )
         if self.ranks and (self.symbols is None or self.fields.top_bits > 8):
             raise ValueError("ranks need symbols of top fields of at most 8 bits")
         if self.escapes and not self.ranks:
@@ -68,12 +70,18 @@ class Planes:
         for name, array, wanted in (
             ("planes", self.planes, _planes_array(self.grid, self.n_planes)),
             ("ranks", self.ranks, _ranks_array(self.grid) if self.ranks else None),
-            ("escapes", self.escapes, _escapes_array(self.grid, self.escapes.shape[-1]) if self.escapes and self.escapes.shape else None),
+            (
+                "escapes",
+                self.escapes,
+                _escapes_array(self.grid, self.escapes.shape[-1]) if self.escapes and self.escapes.shape else None,
+            ),
         ):
             if (array is None) != (wanted is None):
                 raise ValueError(f"the array {name!r} is missing, or has no place here")
             if array and array != replace(wanted, zstd=array.zstd):
-                raise ValueError(f"the array {name!r} has {array.shape} in chunks of {array.chunk_shape}, not {wanted.shape} of {wanted.chunk_shape}")
+                raise ValueError(
+                    f"the array {name!r} has {array.shape} in chunks of {array.chunk_shape}, not {wanted.shape} of {wanted.chunk_shape}"
+                )
 
         named = (("ranks", self.ranks), ("escapes", self.escapes), ("planes", self.planes))
         object.__setattr__(self, "components", tuple(Component(name, array) for name, array in named if array))
@@ -102,7 +110,9 @@ class Planes:
         return doc
 
     @classmethod
-    def from_json(cls, doc: dict[str, object], dtype: DType, shape: tuple[int, ...], arrays: dict[str, Array]) -> "Planes":
+    def from_json(
+        cls, doc: dict[str, object], dtype: DType, shape: tuple[int, ...], arrays: dict[str, Array]
+    ) -> "Planes":
         """The part of ``doc`` over words of ``shape``; ``arrays`` are the arrays found below the tensor's node."""
         top_bits, rotate, symbols = doc.get("top_bits"), doc.get("rotate"), doc.get("symbols")
         if type(top_bits) is not int or type(rotate) is not bool:
@@ -125,11 +135,26 @@ class Planes:
         else:
             raise ValueError("the arrays 'planes' and 'ranks' are missing")
         fields = Fields(dtype.word_bits, top_bits, rotate)
-        return cls(dtype, Grid(shape, chunk_shape), fields, runs, arrays.get("planes"), arrays.get("ranks"), arrays.get("escapes"))
+        return cls(
+            dtype,
+            Grid(shape, chunk_shape),
+            fields,
+            runs,
+            arrays.get("planes"),
+            arrays.get("ranks"),
+            arrays.get("escapes"),
+        )
 
     @classmethod
     def new(
-        cls, dtype: DType, grid: Grid, fields: Fields, present: np.ndarray | None = None, *, ranks: bool = False, escapes: int = 0
+        cls,
+        dtype: DType,
+        grid: Grid,
+        fields: Fields,
+        present: np.ndarray | None = None,
+        *,
+        ranks: bool = False,
+        escapes: int = 0,
     ) -> "Planes":
         """The part that a writer makes.
 
@@ -180,7 +205,11 @@ class Planes:
             full = np.full(MAX_RANKS, 0, np.uint8)
             full[: table.size] = table
             packed = read(0)
-            if table.size < MAX_RANKS and packed.size and int(max((packed & 15).max(), (packed >> 4).max())) >= table.size:
+            if (
+                table.size < MAX_RANKS
+                and packed.size
+                and int(max((packed & 15).max(), (packed >> 4).max())) >= table.size
+            ):
                 raise CorruptError(f"a rank is not below {table.size}", where=where, clause="planes-6")
             expand_ranks(packed, full, top)
             if self.escapes:

@@ -28,7 +28,9 @@ class Raw:
 
     def __post_init__(self) -> None:
         if self.array.data_type != self.dtype.disk:
-            raise ValueError(f"values of {self.dtype.name} are stored as {self.dtype.disk}, not as {self.array.data_type}")
+            raise ValueError(
+                f"values of {self.dtype.name} are stored as {self.dtype.disk}, not as {self.array.data_type}"
+            )
         constant = self.array.shape == (1,) * len(self.shape) != self.shape and 0 not in self.shape
         if self.array.shape != self.shape and not constant:
             raise ValueError(f"an array of {self.array.shape} does not hold the words of shape {self.shape}")
@@ -59,8 +61,6 @@ class Raw:
             out[...] = words[0]
         else:
             out[...] = words.reshape(self.array.chunk_shape)[source]
-
-
 
 
 def constant_array(dtype: DType, shape: tuple[int, ...]) -> Array:

@@ -1,0 +1,45 @@
+# Everything sets itself up: PYTHON makes .venv the first time, and again when pyproject.toml has changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test quick bench lint clean
+
+demo: $(VENV)/demo.stamp
+	$(BIN)/python tools/demo.py
+
+test: $(VENV)/test.stamp lint
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/test.stamp
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(VENV)/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python tools/bench.py lossless
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/demo.stamp: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+# torch first and by its exact version: anything else would choose a build with CUDA.
+$(VENV)/test.stamp: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/bench.stamp: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info
