@@ -4,7 +4,7 @@ The format is in FORMAT.md; ``save``, ``open`` and ``convert`` are all that most
 """
 
 from mzstore.errors import CorruptError, FormatError, MzError, StorageError, UnsupportedError
-from mzstore.model import Model, Tensor, open
+from mzstore.model import Model, Tensor, open  # noqa: A004  mzstore.open is what users type
 from mzstore.version import __version__
 from mzstore.writer import save
 

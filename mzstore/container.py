@@ -48,7 +48,7 @@ def open_reader(location: Location, options: Options = None) -> Reader:
     found = open_location(location, options)
     if hasattr(found, "keys"):
         return TreeReader(found)  # type: ignore[arg-type]
-    return ArchiveReader(found)  # type: ignore[arg-type]
+    return ArchiveReader(found)
 
 
 def read_model(reader: Reader) -> ModelDocument:

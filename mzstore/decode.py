@@ -6,6 +6,7 @@ The steps of one job: fetch its payloads, check them, decompress, decode. Jobs a
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -39,28 +40,26 @@ def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int],
     """Carry out all jobs; ``done`` is told the bytes of each when it is finished. The first error ends the rest."""
     if threads == 1:
         for job in todo:
-            _decode(reader, job)
+            nbytes = _decode(reader, job)
             if done:
-                done(_nbytes(job))
+                done(nbytes)
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="mzstore-decode")
     try:
-        for nbytes in pool.map(lambda job: (_decode(reader, job), _nbytes(job))[1], todo):
+        for nbytes in pool.map(lambda job: _decode(reader, job), todo):
             if done:
                 done(nbytes)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _nbytes(job: Job) -> int:
-    return int(job.out[(*job.piece.target, ...)].nbytes)
-
-
-def _decode(reader: Reader, job: Job) -> None:
+def _decode(reader: Reader, job: Job) -> int:
+    """Carry out one job; returns the bytes filled."""
     entry, piece = job.entry, job.piece
     part = entry.part
     assert part is not None
-    target = job.out[(*piece.target, ...)]  # the dots keep a 0-d array an array
+    index: tuple[Any, ...] = (*piece.target, ...)
+    target: np.ndarray = job.out[index]  # the dots keep a 0-d array an array
     where = f"{reader.url}, tensor {entry.spec.name!r}, chunk {piece.chunk}"
 
     def read(i: int) -> np.ndarray:
@@ -78,7 +77,7 @@ def _decode(reader: Reader, job: Job) -> None:
     gapped = target.ndim > 0 and target.shape[-1] > 1 and target.strides[-1] != target.itemsize
     if not (stepped or narrower or gapped or any(s < 0 or s % target.itemsize for s in target.strides)):
         part.decode(read, piece.source, target, where)
-        return
+        return target.nbytes
     source = tuple(slice(cut.start, cut.stop) for cut in piece.source)
     shape = tuple(cut.stop - cut.start for cut in source)
     whole = (
@@ -92,3 +91,4 @@ def _decode(reader: Reader, job: Job) -> None:
         widen(taken, part.dtype, target)
     else:
         target[...] = taken
+    return target.nbytes

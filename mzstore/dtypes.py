@@ -58,9 +58,10 @@ class DType:
         flat = np.ascontiguousarray(array).reshape(-1)
         if not self.packed:
             return flat.view(self.word).reshape(self.word_shape(array.shape))
-        nibbles = (flat.view(np.uint8) & 15).reshape(array.shape or (1,))
-        if nibbles.shape[-1] % 2:
-            nibbles = np.concatenate([nibbles, np.zeros((*nibbles.shape[:-1], 1), np.uint8)], axis=-1)
+        nibbles: np.ndarray = (flat.view(np.uint8) & 15).reshape(array.shape or (1,))
+        *rows, last = array.shape or (1,)
+        if last % 2:
+            nibbles = np.concatenate([nibbles, np.zeros((*rows, 1), np.uint8)], axis=-1)
         return (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).reshape(self.word_shape(array.shape))
 
     def from_words(self, words: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -47,7 +47,8 @@ class Fields:
 
 def tops(words: np.ndarray, fields: Fields) -> np.ndarray:
     """The top fields of ``words``, as uint16."""
-    return (_rotated_left(words, fields) >> fields.word.type(fields.top_shift)).astype(np.uint16)
+    top: np.ndarray = _rotated_left(words, fields) >> fields.word.type(fields.top_shift)
+    return top.astype(np.uint16)
 
 
 def split(words: np.ndarray, fields: Fields, ranks: np.ndarray | None, planes: np.ndarray) -> None:
@@ -112,14 +113,16 @@ def pack_ranks(ranks: np.ndarray) -> np.ndarray:
     """Two ranks (uint8[*chunk], below 16) to a byte along the last axis; the inverse of ``expand_ranks``."""
     if ranks.shape[-1] % 2:
         ranks = np.concatenate([ranks, np.zeros((*ranks.shape[:-1], 1), np.uint8)], axis=-1)
-    return ranks[..., 0::2] | (ranks[..., 1::2] << 4)
+    packed: np.ndarray = ranks[..., 0::2] | (ranks[..., 1::2] << 4)
+    return packed
 
 
 def _rotated_left(words: np.ndarray, fields: Fields) -> np.ndarray:
     if not fields.rotate:
         return words
     one, turn = fields.word.type(1), fields.word.type(fields.word_bits - 1)
-    return (words << one) | (words >> turn)
+    rotated: np.ndarray = (words << one) | (words >> turn)
+    return rotated
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ class Tensor:
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("a stored tensor cannot become an array without a copy")
-        values = self._select(resolve(..., self.shape), 1)
+        values: np.ndarray = self._select(resolve(..., self.shape), 1)
         return values if dtype is None else values.astype(dtype, copy=False)
 
     def __len__(self) -> int:

@@ -111,7 +111,7 @@ def check_frame(frame: memoryview, nbytes: int, *, where: str) -> None:
     def refuse(problem: str) -> CorruptError:
         return CorruptError(problem, where=where, clause="payload-2")
 
-    if frame[:4] != b"\x28\xb5\x2f\xfd":
+    if bytes(frame[:4]) != b"\x28\xb5\x2f\xfd":
         raise refuse("not a zstd frame")
     try:
         header = zstandard.get_frame_parameters(frame)

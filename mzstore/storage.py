@@ -11,6 +11,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Protocol, Self
@@ -119,7 +120,7 @@ class LocalFile:
     def read(self, start: int, stop: int, slot: str = "") -> memoryview:
         if self._fd < 0:
             raise ValueError(f"{self.url!r} is closed")
-        out = memoryview(buffer(f"file {slot}", stop - start))
+        out = buffer(f"file {slot}", stop - start).data
         done = 0
         with storage_errors(self.url, "read"):
             while done < len(out):
@@ -245,7 +246,7 @@ class LocalSink:
         with storage_errors(self.url, "write"):
             if self._target.is_dir():
                 raise IsADirectoryError(21, "it is a directory")
-            self._file = open(self._temporary, "xb", buffering=WRITE_BUFFER)
+            self._file = open(self._temporary, "xb", buffering=WRITE_BUFFER)  # noqa: SIM115  closed on exit
 
     def write(self, data: bytes | memoryview) -> None:
         with storage_errors(self.url, "write"):
@@ -285,7 +286,7 @@ class RemoteSink:
         self.url = url
         with storage_errors(url, "write"):
             self._fs, self._path = _filesystem(url, options)
-            self._file = tempfile.NamedTemporaryFile(prefix="mzstore-", buffering=WRITE_BUFFER)
+            self._file = tempfile.NamedTemporaryFile(prefix="mzstore-", buffering=WRITE_BUFFER)  # noqa: SIM115
 
     def write(self, data: bytes | memoryview) -> None:
         with storage_errors(self.url, "write"):
@@ -308,7 +309,7 @@ class FolderSink(Protocol):
 
     def write(self, key: str, data: bytes | memoryview) -> None: ...
 
-    def open(self, key: str) -> BinaryIO:
+    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
         """A file to write ``key`` piece by piece."""
 
     def __enter__(self) -> Self: ...

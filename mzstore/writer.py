@@ -224,8 +224,8 @@ class _ModelWriter:
             self._writer.write_document(f"{key}/{DOCUMENT}" if key else DOCUMENT, dump(doc))
 
 
-def _bytes(words: np.ndarray) -> np.ndarray:
-    return words.reshape(-1).view(np.uint8)
+def _bytes(words: np.ndarray) -> memoryview:
+    return words.reshape(-1).view(np.uint8).data
 
 
 def _digest(source: TensorSource) -> str:

@@ -78,7 +78,7 @@ class Planes:
         ):
             if (array is None) != (wanted is None):
                 raise ValueError(f"the array {name!r} is missing, or has no place here")
-            if array and array != replace(wanted, zstd=array.zstd):
+            if array and wanted and array != replace(wanted, zstd=array.zstd):
                 raise ValueError(
                     f"the array {name!r} has {array.shape} in chunks of {array.chunk_shape}, not {wanted.shape} of {wanted.chunk_shape}"
                 )
