@@ -3,6 +3,7 @@
 The format is in FORMAT.md; ``save``, ``open`` and ``convert`` are all that most users need.
 """
 
+from mzstore.convert import convert
 from mzstore.errors import CorruptError, FormatError, MzError, StorageError, UnsupportedError
 from mzstore.model import Model, Tensor, open  # noqa: A004  mzstore.open is what users type
 from mzstore.version import __version__
@@ -17,6 +18,7 @@ __all__ = [
     "Tensor",
     "UnsupportedError",
     "__version__",
+    "convert",
     "open",
     "save",
 ]

@@ -73,7 +73,7 @@ class ArchiveWriter:
         self._begin(key, len(stored), len(data), zlib.crc32(data), DEFLATED, aligned=False)
         self._write(stored)
 
-    def write_file(self, key: str, nbytes: int, crc32: int, blocks: Iterator[bytes]) -> None:
+    def write_file(self, key: str, nbytes: int, crc32: int, blocks: Iterator[bytes | memoryview]) -> None:
         """An entry that is copied as it is, of a size and checksum that are known before."""
         if nbytes > MAX_ENTRY_NBYTES:
             raise ValueError(f"{key!r} has {nbytes} bytes, at most {MAX_ENTRY_NBYTES} can travel in an archive")
@@ -113,7 +113,7 @@ class ArchiveWriter:
         fields = (LOCAL_ID, VERSION, 0, method, 0, DATE, crc32, stored_nbytes, nbytes, len(name), len(extra))
         self._write(LOCAL.pack(*fields) + name + extra)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes | memoryview) -> None:
         self._sink.write(data)
         self._offset += len(data)
 

@@ -8,7 +8,7 @@ from typing import BinaryIO, Literal, Protocol
 from mzstore.archive import ArchiveReader, ArchiveWriter
 from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, ModelDocument, load, parse
 from mzstore.errors import FormatError
-from mzstore.storage import Location, Options, create, create_folder, open_location
+from mzstore.storage import Folder, Location, Options, create, create_folder, open_location
 from mzstore.tree import TreeReader, TreeWriter
 
 Kind = Literal["archive", "tree"]
@@ -38,7 +38,7 @@ class Writer(Protocol):
 
     def write_document(self, key: str, data: bytes) -> None: ...
 
-    def write_file(self, key: str, nbytes: int, crc32: int, blocks: Iterator[bytes]) -> None: ...
+    def write_file(self, key: str, nbytes: int, crc32: int, blocks: Iterator[bytes | memoryview]) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -46,9 +46,7 @@ class Writer(Protocol):
 def open_reader(location: Location, options: Options = None) -> Reader:
     """The container at ``location``. Raises FormatError if there is none, StorageError if it cannot be read."""
     found = open_location(location, options)
-    if hasattr(found, "keys"):
-        return TreeReader(found)  # type: ignore[arg-type]
-    return ArchiveReader(found)
+    return TreeReader(found) if isinstance(found, Folder) else ArchiveReader(found)
 
 
 def read_model(reader: Reader) -> ModelDocument:

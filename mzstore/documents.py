@@ -83,10 +83,14 @@ class Asset:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a source file of another format was laid out, so that it can be made again byte for byte."""
+    """How a source file of another format was laid out, so that it can be made again byte for byte.
+
+    ``prefix`` stands before the names that the file has, where several files have tensors of the same name.
+    """
 
     path: str
     key: str
+    prefix: str = ""
     format: str = "safetensors"
 
 
@@ -115,7 +119,10 @@ class ModelDocument:
                 {"path": a.path, "key": a.key, "nbytes": a.nbytes, "sha256": a.sha256} for a in self.assets
             ]
         if self.layouts:
-            about["layouts"] = [{"path": x.path, "key": x.key, "format": x.format} for x in self.layouts]
+            about["layouts"] = [
+                {"path": x.path, "key": x.key, "format": x.format} | ({"prefix": x.prefix} if x.prefix else {})
+                for x in self.layouts
+            ]
         root = _group({"zarr_conventions": [CONVENTION], "mzstore": about})
         root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": below}
         yield "", root
@@ -316,7 +323,10 @@ def _layouts(docs: object, *, where: str) -> Iterator[Layout]:
             raise UnsupportedError(
                 f"layout format {doc.get('format')!r:.100} is unknown; upgrade mzstore", where=where, clause="layout-1"
             )
-        yield Layout(doc["path"], doc["key"])
+        prefix = doc.get("prefix", "")
+        if not isinstance(prefix, str):
+            raise FormatError(f"the prefix of layout {doc['path']!r} is not a string", where=where, clause="layout-1")
+        yield Layout(doc["path"], doc["key"], prefix)
 
 
 def _files(docs: object, folder: str, *, where: str) -> Iterator[dict[str, Any]]:

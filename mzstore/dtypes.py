@@ -62,7 +62,8 @@ class DType:
         *rows, last = array.shape or (1,)
         if last % 2:
             nibbles = np.concatenate([nibbles, np.zeros((*rows, 1), np.uint8)], axis=-1)
-        return (nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)).reshape(self.word_shape(array.shape))
+        words: np.ndarray = nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+        return words.reshape(self.word_shape(array.shape))
 
     def from_words(self, words: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         """The array of ``shape`` whose C-contiguous words are given; a view, except of packed types."""

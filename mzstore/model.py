@@ -5,6 +5,7 @@ import fnmatch
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,6 +20,7 @@ from mzstore.frameworks import Framework
 from mzstore.progress import progress
 from mzstore.selection import Index, Selection, Span, resolve
 from mzstore.storage import Location, Options
+from mzstore.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import zarr
@@ -154,6 +156,48 @@ class Tensor:
         return values[()] if scalar and not selection.shape else values
 
 
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of an open model as a source for writing, verifying and comparing: words by ranges."""
+
+    reader: Reader
+    entry: TensorEntry  # whose spec and digest it is
+    stored: TensorEntry  # which has the values
+    threads: int = 1
+
+    @property
+    def spec(self) -> TensorSpec:
+        return self.entry.spec
+
+    @property
+    def sha256(self) -> str:
+        return self.entry.sha256
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Words ``[start, stop)`` in row-major order; decodes the whole rows of chunks that they lie in."""
+        shape = self.spec.word_shape
+        assert self.stored.part is not None
+        axis = self.stored.part.grid.block_axis if shape else 0
+        row = math.prod(shape[axis + 1 :])  # words below one position of that axis
+        length = shape[axis] if shape else 1
+        first, last = start // row if row else 0, -(-stop // row) if row else 0
+        words = np.empty((last - first, *shape[axis + 1 :]), self.spec.dtype.word)
+        at = first
+        while at < last:
+            outer, begin = divmod(at, length)
+            count = min(length - begin, last - at)
+            index = np.unravel_index(outer, shape[:axis]) if axis > 0 else ()
+            spans = (
+                *(Span(int(i), 1) for i in index),
+                *([Span(begin, count)] if shape else []),
+                *(Span(0, n) for n in shape[axis + 1 :]),
+            )
+            part = words[at - first :][:count].reshape(tuple(span.count for span in spans))
+            run(self.reader, jobs(self.stored, spans, part), self.threads)
+            at += count
+        return words.reshape(-1)[start - first * row :][: stop - start]
+
+
 class Model(Mapping[str, Tensor]):
     """An open model: a mapping from tensor names to tensors, in the order in which they were saved.
 
@@ -245,6 +289,10 @@ class Model(Mapping[str, Tensor]):
         with progress("load", total, show_progress) as done:
             run(self.reader, (job for group in todo for job in group), threads or default_threads(), done)
         return {name: finish() for name, finish in finishers.items()}
+
+    def sources(self, threads: int = 1) -> list[StoredTensor]:
+        """All tensors, to be read by ranges of words."""
+        return [StoredTensor(self.reader, t._entry, t._stored, threads) for t in self.values()]
 
     def zarr(self) -> "zarr.Group":
         """The hierarchy as zarr-python sees it: encoded components, not values. For local archives and trees."""

@@ -1,18 +1,19 @@
 """Sources: what a writer reads. Tensors one after the other, each by runs of words, never whole."""
 
 import hashlib
-import io
+import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from mzstore.frameworks import as_words
+from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.tensors import TensorSpec
 
 BLOCK_NBYTES = 1 << 20
@@ -43,15 +44,15 @@ class LayoutSource:
 
     path: str
     header: bytes
-    format: str = "safetensors"
+    prefix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """A file that travels as an asset. ``path`` is relative, with forward slashes."""
+    """A file that travels as an asset. ``path`` is relative, with forward slashes; ``blocks`` reads it anew each time."""
 
     path: str
-    open: Callable[[], AbstractContextManager[BinaryIO]]
+    blocks: Callable[[], Iterator[bytes | memoryview]]
 
     def survey(self) -> tuple[int, int, str]:
         """(size, CRC-32, SHA-256) of the content."""
@@ -61,21 +62,17 @@ class FileSource:
             digest.update(block)
         return nbytes, crc, digest.hexdigest()
 
-    def blocks(self) -> Iterator[bytes]:
-        with self.open() as file:
-            while block := file.read(BLOCK_NBYTES):
-                yield block
-
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model to be written. ``tensors`` is walked once."""
+    """A model to be written. ``tensors`` is walked once, front to back."""
 
-    tensors: Sequence[TensorSource] | Iterator[TensorSource]
+    tensors: Iterable[TensorSource]
     nbytes: int  # of all tensors, for the progress
     metadata: Mapping[str, Any] = field(default_factory=dict)
     assets: Sequence[FileSource] = ()
     layouts: Sequence[LayoutSource] = ()
+    unpacks: bool = False  # whether ``layouts`` and ``assets`` are kept from an earlier conversion
 
 
 def from_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, Any], assets: Mapping[str, Any]) -> ModelSource:
@@ -88,11 +85,21 @@ def from_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, Any], assets:
             yield ArraySource(*as_words(name, tensors[name]))
 
     nbytes = sum(int(getattr(value, "nbytes", 0)) for value in tensors.values())
-    files = tuple(FileSource(path, _opener(content)) for path, content in assets.items())
+    files = tuple(FileSource(path, partial(_blocks, content)) for path, content in assets.items())
     return ModelSource(sources(), nbytes, metadata, files)
 
 
-def _opener(content: bytes | str | os.PathLike[str]) -> Callable[[], AbstractContextManager[BinaryIO]]:
+def blocks(source: TensorSource) -> Iterator[np.ndarray]:
+    """All words of ``source``, in flat arrays of at most some megabytes: its row blocks."""
+    shape, itemsize = source.spec.word_shape, source.spec.dtype.word.itemsize
+    for start, block_shape, _ in Grid(shape, choose_chunk_shape(shape, itemsize)).row_blocks():
+        yield source.read(start, start + math.prod(block_shape))
+
+
+def _blocks(content: bytes | str | os.PathLike[str]) -> Iterator[bytes]:
     if isinstance(content, bytes):
-        return lambda: io.BytesIO(content)
-    return lambda: Path(content).open("rb")
+        yield content
+        return
+    with Path(content).open("rb") as file:
+        while block := file.read(BLOCK_NBYTES):
+            yield block

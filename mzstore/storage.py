@@ -10,6 +10,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -36,18 +37,18 @@ class Blob(Protocol):
     def close(self) -> None: ...
 
 
-class Folder(Protocol):
+class Folder(ABC):
     """Objects under a prefix."""
 
     url: str
 
+    @abstractmethod
     def read(self, key: str, slot: str = "") -> memoryview | None:
         """The whole object, or None if there is none."""
 
-    def keys(self) -> Iterator[str]:
-        """All objects below the prefix; only ``verify`` asks for this."""
-
-    def close(self) -> None: ...
+    @abstractmethod
+    def walk(self) -> Iterator[str]:
+        """All objects below the prefix, in order; no read of a model asks for this."""
 
 
 @contextlib.contextmanager
@@ -160,7 +161,7 @@ class RemoteFile:
     def close(self) -> None: ...
 
 
-class LocalFolder:
+class LocalFolder(Folder):
     def __init__(self, path: Path) -> None:
         self.url, self._path = str(path), path
 
@@ -171,15 +172,13 @@ class LocalFolder:
             except (FileNotFoundError, NotADirectoryError):
                 return None
 
-    def keys(self) -> Iterator[str]:
+    def walk(self) -> Iterator[str]:
         for path in sorted(self._path.rglob("*")):
             if not path.is_dir():
                 yield path.relative_to(self._path).as_posix()
 
-    def close(self) -> None: ...
 
-
-class RemoteFolder:
+class RemoteFolder(Folder):
     def __init__(self, url: str, fs: Any, path: str) -> None:
         self.url, self._fs, self._path = url, fs, path.rstrip("/")
 
@@ -190,12 +189,10 @@ class RemoteFolder:
             except FileNotFoundError:
                 return None
 
-    def keys(self) -> Iterator[str]:
+    def walk(self) -> Iterator[str]:
         with storage_errors(self.url, "list"):
             for path in sorted(self._fs.find(self._path)):
                 yield path.removeprefix(self._path).lstrip("/")
-
-    def close(self) -> None: ...
 
 
 class Sink(Protocol):

@@ -22,7 +22,7 @@ class TreeWriter:
         self._sink.write(key, data)
         self.nbytes += len(data)
 
-    def write_file(self, key: str, nbytes: int, crc32: int, blocks: Iterator[bytes]) -> None:
+    def write_file(self, key: str, nbytes: int, crc32: int, blocks: Iterator[bytes | memoryview]) -> None:
         with self._sink.open(key) as file:
             for block in blocks:
                 file.write(block)
@@ -64,7 +64,6 @@ class TreeReader:
             yield data[start : start + block_nbytes]
 
     def keys(self) -> Iterator[str]:
-        return self.folder.keys()
+        return self.folder.walk()
 
-    def close(self) -> None:
-        self.folder.close()
+    def close(self) -> None: ...

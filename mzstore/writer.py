@@ -217,7 +217,7 @@ class _ModelWriter:
         for i, layout in enumerate(source.layouts):
             key = f"{LAYOUTS}/{i}"
             self._writer.write_document(key, layout.header)
-            layouts.append(Layout(layout.path, key, layout.format))
+            layouts.append(Layout(layout.path, key, layout.prefix))
         tensors = {name: written.settle() for name, written in self._written.items()}
         model = ModelDocument(tensors, source.metadata, tuple(assets), tuple(layouts), f"mzstore {__version__}")
         for key, doc in model.documents():

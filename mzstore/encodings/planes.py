@@ -24,7 +24,7 @@ from mzstore.workspace import buffer
 MAX_SYMBOLS = 256
 MAX_RANKS = 16
 NO_ESCAPE = 0xFFFF_FFFF  # fills the rest of a chunk of ``escapes``
-MAX_ESCAPE_POSITION = 1 << 24  # an escape is position * 256 + top field
+MAX_ESCAPED_WORDS = (1 << 24) - 1  # in a chunk: an escape is position * 256 + top field, and below NO_ESCAPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,9 @@ class Planes:
     def __post_init__(self) -> None:
         if self.fields.word_bits != self.dtype.word_bits:
             raise ValueError(f"fields of {self.fields.word_bits}-bit words do not fit {self.dtype.name}")
-        if self.symbols is None:
-            if self.fields.top_bits > 8:
-                raise ValueError(f"a top field of {self.fields.top_bits} bits needs symbols")
-        else:
+        if (self.symbols is None or self.ranks) and self.fields.top_bits != 8:
+            raise ValueError(f"a top field of {self.fields.top_bits} bits, where only 8 will do")
+        if self.symbols is not None:
             end = 0
             for first, count in self.symbols:
                 if first < end or count < 1:
@@ -63,10 +62,12 @@ class Planes:
                 raise ValueError(
                     f"{total} symbols up to {end}: at most {most}, of {self.fields.top_bits} bits, are allowed"
                 )
-        if self.ranks and (self.symbols is None or self.fields.top_bits > 8):
-            raise ValueError("ranks need symbols of top fields of at most 8 bits")
+        if self.ranks and self.symbols is None:
+            raise ValueError("ranks without symbols")
         if self.escapes and not self.ranks:
             raise ValueError("escapes without ranks")
+        if self.escapes and self.grid.chunk_size > MAX_ESCAPED_WORDS:
+            raise ValueError(f"escapes in chunks of {self.grid.chunk_size} words, more than {MAX_ESCAPED_WORDS}")
         for name, array, wanted in (
             ("planes", self.planes, _planes_array(self.grid, self.n_planes)),
             ("ranks", self.ranks, _ranks_array(self.grid) if self.ranks else None),
@@ -223,11 +224,13 @@ class Planes:
         join(planes[0], planes[1:], source, self.fields, table, out)
 
     def _put_escapes(self, numbers: np.ndarray, top: np.ndarray, where: str) -> None:
-        numbers = numbers[numbers != NO_ESCAPE]
-        at = numbers >> 8
-        if at.size and (int(at.max()) >= top.size or int((numbers & 255).max()) >> self.fields.top_bits):
-            raise CorruptError(f"an escape is at position {at.max()} of {top.size}", where=where, clause="planes-7")
-        top[at] = numbers & 255
+        count = int(np.count_nonzero(numbers != NO_ESCAPE))
+        at = numbers[:count] >> 8
+        if count and (int(at[-1]) >= top.size or (at[1:] <= at[:-1]).any()):  # a NO_ESCAPE among them breaks one of the two
+            raise CorruptError(
+                f"the positions of the escapes do not ascend below {top.size}", where=where, clause="planes-7"
+            )
+        top[at] = numbers[:count] & 255
 
 
 def _runs(present: np.ndarray, most: int) -> tuple[tuple[int, int], ...]:

@@ -1,0 +1,144 @@
+"""Convert: any supported format into an archive or a tree, and back into the files that it came from."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from mzstore import kernels
+from mzstore.documents import check_relative
+from mzstore.encode import Level
+from mzstore.formats import open_source, safetensors
+from mzstore.model import default_threads
+from mzstore.progress import progress
+from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks
+from mzstore.storage import FileObjectSink, Options, Sink, create, create_folder
+from mzstore.tensors import TensorSpec
+from mzstore.writer import write
+
+To = Literal["archive", "tree", "safetensors", "directory"]
+BY_SUFFIX: Mapping[str, To] = {".mz": "archive", ".zip": "archive", ".zarr": "tree", ".safetensors": "safetensors"}
+MAIN_FILE = "model.safetensors"
+
+
+def convert(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    level: Level = "balanced",
+    to: To | None = None,
+    threads: int | None = None,
+    show_progress: bool | None = None,
+    storage_options: Options = None,
+    target_options: Options = None,
+) -> None:
+    """Write the model at ``source`` (see ``formats.open_source``) to ``target``, bit for bit.
+
+    to  ``archive``, ``tree``; ``safetensors``, one file; ``directory``, the files that the model was converted from,
+        byte for byte the same, with its assets. None: by the suffix of ``target`` (.mz, .zarr, .safetensors); if it has
+        none of these, a directory for a model that was converted from one, else an archive.
+
+    Raises ValueError for what the target cannot hold, and the errors of ``open`` and ``save``.
+    """
+    if to is not None and to not in get_args(To):
+        raise ValueError(f"target kind {to!r} is none of {', '.join(get_args(To))}")
+    threads = threads or default_threads()
+    with open_source(source, storage_options, threads=threads) as model:
+        kernels.expect(model.nbytes)
+        to = to or _kind(target, model)
+        if to in ("archive", "tree"):
+            kind: Literal["archive", "tree"] = "tree" if to == "tree" else "archive"
+            write(
+                target,
+                model,
+                level=level,
+                kind=kind,
+                threads=threads,
+                show_progress=show_progress,
+                options=target_options,
+            )
+        elif to == "safetensors":
+            with progress("write", model.nbytes, show_progress) as done:
+                _write_file(target, model, target_options, done)
+        else:
+            with progress("write", model.nbytes, show_progress) as done:
+                _write_directory(target, model, target_options, done)
+
+
+def _kind(target: str | os.PathLike[str], model: ModelSource) -> To:
+    name = os.fspath(target)
+    suffix = os.path.splitext(name)[1]
+    if suffix in BY_SUFFIX:
+        return BY_SUFFIX[suffix]
+    # A source in files of its own has layouts as well; only a model of ours is to be unpacked again.
+    return "directory" if model.unpacks else "archive"
+
+
+def _write_file(
+    target: str | os.PathLike[str], model: ModelSource, options: Options, done: Callable[[int], None]
+) -> None:
+    tensors = {tensor.spec.name: tensor for tensor in model.tensors}
+    header = _own_header(model, tensors) or _new_header(model, tensors)
+    with create(target, options) as sink:
+        _write_tensors(sink, header, "", tensors, done)
+
+
+def _write_directory(
+    target: str | os.PathLike[str], model: ModelSource, options: Options, done: Callable[[int], None]
+) -> None:
+    tensors = {tensor.spec.name: tensor for tensor in model.tensors}
+    files = [(layout.path, _checked(layout, tensors), layout.prefix) for layout in model.layouts]
+    if not files and tensors:
+        files = [(MAIN_FILE, _new_header(model, tensors), "")]
+    with create_folder(target, options) as folder:
+        for asset in model.assets:
+            check_relative(asset.path, where=os.fspath(target))
+            with folder.open(asset.path) as file:
+                for block in asset.blocks():
+                    file.write(block)
+        for path, header, prefix in files:
+            check_relative(path, where=os.fspath(target))
+            with folder.open(path) as file:
+                _write_tensors(FileObjectSink(file), header, prefix, tensors, done)
+
+
+def _own_header(model: ModelSource, tensors: Mapping[str, TensorSource]) -> safetensors.Header | None:
+    """The header of the one file that the model came from; None if it came from several, or from none."""
+    if len(model.layouts) != 1 or model.layouts[0].prefix:
+        return None
+    return _checked(model.layouts[0], tensors)
+
+
+def _checked(layout: LayoutSource, tensors: Mapping[str, TensorSource]) -> safetensors.Header:
+    """The header of ``layout``. Raises ValueError if its tensors are not those of the model."""
+    header = safetensors.parse_header(layout.header, where=f"layout of {layout.path!r}")
+    for name, tensor in header.tensors.items():
+        found = tensors.get(layout.prefix + name)
+        if found is None or (found.spec.dtype, found.spec.shape) != (tensor.spec.dtype, tensor.spec.shape):
+            raise ValueError(f"the layout of {layout.path!r} has a tensor {name!r} that the model has not, or not so")
+    return header
+
+
+def _new_header(model: ModelSource, tensors: Mapping[str, TensorSource]) -> safetensors.Header:
+    specs = [tensor.spec for tensor in tensors.values()]
+    safetensors.check_specs(specs)
+    return safetensors.new_header(specs, {key: _text(value) for key, value in model.metadata.items()})
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _write_tensors(
+    sink: Sink,
+    header: safetensors.Header,
+    prefix: str,
+    tensors: Mapping[str, TensorSource],
+    done: Callable[[int], None],
+) -> None:
+    def read(spec: TensorSpec) -> Iterator[np.ndarray]:
+        return blocks(tensors[prefix + spec.name])
+
+    safetensors.write(sink, header, read, done)
