@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mzstore.errors import CorruptError, FormatError
-from mzstore.grid import MAX_CHUNK_NBYTES
 from mzstore.nodes import is_node_name
+from mzstore.payload import check_payload_nbytes
 from mzstore.storage import Blob, Sink
 
 STORED, DEFLATED = 0, 8
@@ -137,12 +137,9 @@ class ArchiveReader:
         entry = self.entries.get(key)
         if entry is None:
             return None
-        if entry.method != STORED or entry.nbytes > MAX_CHUNK_NBYTES * 2:
-            raise FormatError(
-                f"a chunk of {entry.nbytes} bytes, or one that is not STORED",
-                where=f"{self.url}, {key!r}",
-                clause="zip-6",
-            )
+        if entry.method != STORED:
+            raise FormatError("a chunk that is not STORED", where=f"{self.url}, {key!r}", clause="zip-6")
+        check_payload_nbytes(entry.nbytes, where=f"{self.url}, {key!r}")
         return self.blob.read(entry.start, entry.start + entry.stored_nbytes, slot)
 
     def read_document(self, key: str, limit: int) -> bytes | None:
@@ -153,7 +150,7 @@ class ArchiveReader:
         where = f"{self.url}, {key!r}"
         if entry.nbytes > limit:
             raise FormatError(
-                f"a document of {entry.nbytes} bytes, at most {limit} are allowed", where=where, clause="zip-7"
+                f"a document of {entry.nbytes} bytes, at most {limit} are allowed", where=where, clause="document-3"
             )
         data = self._read(entry.start, entry.stored_nbytes)
         if entry.method == DEFLATED:

@@ -17,8 +17,8 @@ from mzstore.encodings.planes import Planes
 from mzstore.encodings.raw import Raw
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.narrow import NARROWER
-from mzstore.nodes import ASSETS, LAYOUTS, is_node_name
-from mzstore.tensors import TensorSpec
+from mzstore.nodes import ASSETS, LAYOUTS, RESERVED, is_node_name
+from mzstore.tensors import TensorSpec, check_name
 
 FORMAT = 1
 FEATURES = frozenset({"planes"})
@@ -225,13 +225,13 @@ def _tensors(below: dict[str, Any], *, where: str) -> dict[str, TensorEntry]:
     children: dict[str, dict[str, Any]] = {}
     for key, doc in below.items():
         node, slash, component = key.partition("/")
-        if not is_node_name(node) or node in (ASSETS, LAYOUTS) or (slash and not is_node_name(component)):
+        if not is_node_name(node) or node.lower() in RESERVED or (slash and not is_node_name(component)):
             raise FormatError(f"{key[:300]!r} is no key of a node", where=where, clause="node-1")
         if not isinstance(doc, dict):
             raise FormatError(f"the document of {key!r} is not an object", where=where, clause="document-2")
         if slash:
             children.setdefault(node, {})[component] = doc
-    folded = {key.casefold() for key in below}
+    folded = {key.lower() for key in below}
     if len(folded) != len(below):
         raise FormatError("two node names differ only in upper and lower case", where=where, clause="node-1")
     tensors: dict[str, TensorEntry] = {}
@@ -274,6 +274,10 @@ def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], *, where: 
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UnsupportedError(f"dtype {dtype!r:.200} is unknown; upgrade mzstore", where=where, clause="tensor-2")
     try:
+        check_name(name)
+    except ValueError as error:
+        raise FormatError(str(error), where=where, clause="tensor-1") from error
+    try:
         spec = TensorSpec(name, DTYPES[dtype], integers(about.get("shape")))
     except ValueError as error:
         raise FormatError(str(error), where=where, clause="tensor-3") from error
@@ -286,13 +290,15 @@ def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], *, where: 
             pass
         case parts:
             raise UnsupportedError(f"parts {parts!r:.200} are unknown; upgrade mzstore", where=where, clause="tensor-4")
-    if (kind == "array") == bool(children):
-        raise FormatError("an array with children, or a group without", where=where, clause="tensor-4")
+    if len(children) == 1 or (kind == "array") == bool(children):
+        raise FormatError(
+            "an array with arrays below it, or a group with less than two", where=where, clause="tensor-4"
+        )
     arrays = {name: Array.from_json(child, where=f"{where}/{name}") for name, child in children.items()}
     if not arrays:
         arrays = {"values" if encoding == "raw" else "planes": Array.from_json(doc, where=where)}
+    stored = _stored(spec, doc_of_part.get("dtype", dtype), where=where)
     try:
-        stored = _stored(spec, doc_of_part.get("dtype", dtype))
         if encoding == "planes":
             return TensorEntry(spec, node, sha256, Planes.from_json(doc_of_part, stored, spec.word_shape, arrays))
         if arrays.keys() != {"values"} or children:
@@ -302,16 +308,20 @@ def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], *, where: 
         raise FormatError(str(error), where=where, clause=f"{encoding}-1") from error
 
 
-def _stored(spec: TensorSpec, name: object) -> DType:
+def _stored(spec: TensorSpec, name: object, *, where: str) -> DType:
     if name != spec.dtype.name and name not in NARROWER.get(spec.dtype.name, ()):
-        raise ValueError(f"values of {spec.dtype.name} cannot be stored as {name!r:.100}")
+        raise FormatError(
+            f"values of {spec.dtype.name} cannot be stored as {name!r:.100}", where=where, clause="narrow-1"
+        )
     return DTYPES[str(name)]
 
 
 def _assets(docs: object, *, where: str) -> Iterator[Asset]:
     for doc in _files(docs, ASSETS, where=where):
         match doc:
-            case {"nbytes": int(nbytes), "sha256": str(sha256)} if nbytes >= 0 and _SHA256.fullmatch(sha256):
+            case {"nbytes": nbytes, "sha256": str(sha256)} if (
+                type(nbytes) is int and nbytes >= 0 and _SHA256.fullmatch(sha256)
+            ):
                 yield Asset(doc["path"], doc["key"], nbytes, sha256)
             case _:
                 raise FormatError(f"asset {doc['path']!r} has no size or no sha256", where=where, clause="asset-1")
@@ -344,10 +354,10 @@ def _files(docs: object, folder: str, *, where: str) -> Iterator[dict[str, Any]]
         check_relative(path, where=where)
         if not all(is_node_name(segment) for segment in key.split("/")):
             raise FormatError(f"{key[:300]!r} is no key", where=where, clause="asset-1")
-        if path.casefold() in paths or key.casefold() in keys:
+        if path.casefold() in paths or key.lower() in keys:
             raise FormatError(f"{path!r} occurs twice", where=where, clause="asset-2")
         paths.add(path.casefold())
-        keys.add(key.casefold())
+        keys.add(key.lower())
         yield doc
 
 

@@ -10,6 +10,7 @@ import re
 MAX_NODE_LENGTH = 200  # with the longest key below it, under the 255 bytes of a file name and the 1,024 of an S3 key
 ASSETS = "assets"
 LAYOUTS = "layouts"
+RESERVED = frozenset({"zarr.json", ASSETS, LAYOUTS})  # in any case: disks may fold it
 
 SAFE = re.compile(r"[A-Za-z0-9._%~-]{1,200}")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -25,7 +26,7 @@ def encode(name: str) -> str:
     """A node name for ``name``; two names may share one (see ``Namer``)."""
     data = name.encode()
     text = "".join(chr(b) if b in _PLAIN else f"%{b:02X}" for b in data) or "%"
-    if text.startswith(("__", ".")) or text in ("zarr.json", ASSETS, LAYOUTS) or _WINDOWS.match(text):
+    if text.startswith(("__", ".")) or text.lower() in RESERVED or _WINDOWS.match(text):
         text = f"%{ord(text[0]):02X}{text[1:]}"
     if text.endswith("."):
         text = f"{text[:-1]}%2E"

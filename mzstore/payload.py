@@ -10,10 +10,11 @@ import google_crc32c
 import numpy as np
 import zstandard
 
-from mzstore.errors import CorruptError
+from mzstore.errors import CorruptError, FormatError
 from mzstore.grid import MAX_CHUNK_NBYTES
 
 CRC_NBYTES = 4
+MAX_PAYLOAD_NBYTES = 2 * MAX_CHUNK_NBYTES  # zstd adds far less to what it cannot compress
 LEVEL_IN_DOCUMENTS = 1  # the zstd level that documents state; it binds neither writer nor reader
 
 
@@ -59,6 +60,16 @@ def compress(planes: Sequence[np.ndarray], *, coder: str, block_nbytes: int) -> 
     out += [stream.compress(piece) for piece in pieces[-1:]]
     out.append(stream.flush())
     return b"".join(out)
+
+
+def check_payload_nbytes(nbytes: int, *, where: str) -> None:
+    """Raises FormatError for what is too long to be a payload, so that nobody fetches it."""
+    if nbytes > MAX_PAYLOAD_NBYTES:
+        raise FormatError(
+            f"a chunk of {nbytes} bytes is stored, at most {MAX_PAYLOAD_NBYTES} are allowed",
+            where=where,
+            clause="payload-5",
+        )
 
 
 def crc32c(body: bytes | memoryview) -> int:

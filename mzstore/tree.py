@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from mzstore.errors import FormatError
-from mzstore.grid import MAX_CHUNK_NBYTES
+from mzstore.payload import check_payload_nbytes
 from mzstore.storage import Folder, FolderSink
 
 
@@ -43,8 +43,8 @@ class TreeReader:
 
     def read_chunk(self, key: str, slot: str) -> memoryview | None:
         data = self.folder.read(key, slot)
-        if data is not None and len(data) > MAX_CHUNK_NBYTES * 2:
-            raise FormatError(f"a chunk of {len(data)} bytes", where=f"{self.url}/{key}", clause="payload-1")
+        if data is not None:
+            check_payload_nbytes(len(data), where=f"{self.url}/{key}")
         return data
 
     def read_document(self, key: str, limit: int) -> bytes | None:
@@ -53,7 +53,7 @@ class TreeReader:
             raise FormatError(
                 f"a document of {len(data)} bytes, at most {limit} are allowed",
                 where=f"{self.url}/{key}",
-                clause="document-1",
+                clause="document-3",
             )
         return None if data is None else bytes(data)
 
