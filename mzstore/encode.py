@@ -24,7 +24,8 @@ Level = Literal["fast", "balanced", "max"]
 
 SAMPLE_WORDS = 1 << 19  # of one chunk; choices are measured on it
 DOCUMENTS_NBYTES = 600  # what every further component costs: documents, and their entries
-SMALL_NBYTES = 64 << 10  # below this, how fast a tensor decodes does not matter at any level
+SMALL_NBYTES = 64 << 10  # below this, how fast a tensor decodes does not matter, and any gain is taken
+QUICK_SAMPLE_WORDS = 1 << 15  # of a tensor of one chunk, where a larger sample costs as much as the encoding itself
 # Decoding costs time: below these gains (parts of the raw size) a tensor stays raw.
 LEAST_GAIN = {"fast": 0.03, "balanced": 0.02, "max": 0.0}
 BLOCKS: tuple[dict[str, Any], ...] = ({"block_nbytes": 64 << 10}, {"block_nbytes": 32 << 10})
@@ -66,26 +67,25 @@ def choose(source: TensorSource, level: Level) -> Choice:
 
     array = _raw_array(dtype, shape)
     grid, raw = array.grid, Raw(dtype, shape, array)
-    if spec.nbytes <= SMALL_NBYTES:
-        level = "max"
-    sample = survey.sample(grid, dtype)
+    thorough = level == "max" or grid.n_chunks > 1
+    sample = survey.sample(grid, dtype, SAMPLE_WORDS if thorough else QUICK_SAMPLE_WORDS)
     whole = math.prod(grid.chunk_shape)
 
     def cost(choice: Choice) -> float:
         """Bytes of the tensor, from what the sample takes."""
-        part = _resized(choice.part, sample.shape)
+        part = choice.part if sample.shape == grid.shape else _resized(choice.part, sample.shape)
         stored = sum(len(body) for body in part.encode(sample, choice.coding)) * whole / max(sample.size, 1)
         documents = DOCUMENTS_NBYTES * (len(part.components) - 1) + len(dump(choice.part.to_json()))
         return stored * grid.n_chunks + documents
 
     best = Choice(raw, Coding())
     least = cost(best)
-    limit = least * (1 - LEAST_GAIN[level])
+    limit = least * (1 - (LEAST_GAIN[level] if spec.nbytes > SMALL_NBYTES else 0))
     for choice in _candidates(survey, raw, dtype, grid, level):
         found = cost(choice)
         if found < min(least, limit):
             best, least = choice, found
-    if best.part is raw:
+    if best.part is raw or not thorough:
         return best
     for change in FURTHER[level]:  # search on from what is best
         choice = replace(best, coding=replace(best.coding, **change))
@@ -96,9 +96,9 @@ def choose(source: TensorSource, level: Level) -> Choice:
 
 
 def _candidates(survey: "_Survey", raw: Raw, dtype: DType, grid: Grid, level: Level) -> Iterator[Choice]:
-    compressed = replace(raw, array=replace(raw.array, zstd=True))
-    yield Choice(compressed, Coding())
-    if not dtype.exponent_bits:
+    if dtype.word_bits == 8 or not dtype.exponent_bits:
+        compressed = replace(raw, array=replace(raw.array, zstd=True))
+        yield Choice(compressed, Coding())
         yield Choice(compressed, Coding("matches"))
     if dtype.word_bits == 8:
         return
@@ -144,16 +144,16 @@ class _Survey:
         head = self._source.read(0, min(4096, math.prod(self._shape)))
         return fits(head, dtype) and all(fits(block, dtype) for block in self._blocks())
 
-    def sample(self, grid: Grid, dtype: DType) -> np.ndarray:
-        """Words of the chunk in the middle of the tensor; whole, or whole rows of it."""
+    def sample(self, grid: Grid, dtype: DType, most: int) -> np.ndarray:
+        """Words of the chunk in the middle of the tensor; whole, or as many rows of it as ``most`` words are."""
         blocks = list(grid.row_blocks()) if grid.n_chunks < 1 << 12 else [next(iter(grid.row_blocks()))]
         start, shape, chunks = blocks[len(blocks) // 2]
         block = self._source.read(start, start + math.prod(shape)).reshape(shape)
         chunk = cut(block, chunks[len(chunks) // 2], grid, self._source.spec.dtype, dtype)
-        if chunk.size <= SAMPLE_WORDS:
+        if chunk.size <= most:
             return chunk
         rows = chunk.reshape(-1, chunk.shape[-1])
-        return rows[: max(1, SAMPLE_WORDS // rows.shape[1])]
+        return rows[: max(1, most // rows.shape[1]), :most]
 
     def counts(self, dtype: DType, grid: Grid, fields: Fields) -> np.ndarray:
         """How often each top field occurs (int64[chunks, 2 ** top_bits]), what pads the edges included."""

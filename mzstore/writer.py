@@ -29,7 +29,8 @@ from mzstore.sources import ModelSource, TensorSource, from_arrays
 from mzstore.storage import Options
 from mzstore.version import __version__
 
-PREFIX_NBYTES = 1 << 20  # two tensors that differ at all mostly differ here
+PREFIX_NBYTES = 64 << 10  # two tensors that differ at all mostly differ here
+BLOCK_NBYTES = 1 << 20
 
 Target = str | os.PathLike[str] | BinaryIO
 
@@ -229,7 +230,7 @@ def _bytes(words: np.ndarray) -> memoryview:
 
 
 def _digest(source: TensorSource) -> str:
-    digest, step = hashlib.sha256(), PREFIX_NBYTES
+    digest, step = hashlib.sha256(), BLOCK_NBYTES
     size = math.prod(source.spec.word_shape)
     for start in range(0, size, step):
         digest.update(_bytes(source.read(start, min(start + step, size))))

@@ -21,6 +21,7 @@ from mzstore.interleave import Fields, expand_ranks, join, pack_ranks, split, to
 from mzstore.payload import compress
 from mzstore.workspace import buffer
 
+DEFAULT_TOP_BITS = 8
 MAX_SYMBOLS = 256
 MAX_RANKS = 16
 NO_ESCAPE = 0xFFFF_FFFF  # fills the rest of a chunk of ``escapes``
@@ -101,11 +102,9 @@ class Planes:
         return len(self.fields.low_bits) + (self.ranks is None)
 
     def to_json(self) -> dict[str, object]:
-        doc: dict[str, object] = {
-            "encoding": self.encoding,
-            "top_bits": self.fields.top_bits,
-            "rotate": self.fields.rotate,
-        }
+        doc: dict[str, object] = {"encoding": self.encoding, "rotate": self.fields.rotate}
+        if self.fields.top_bits != DEFAULT_TOP_BITS:
+            doc["top_bits"] = self.fields.top_bits
         if self.symbols is not None:
             doc["symbols"] = [list(run) for run in self.symbols]
         return doc
@@ -115,7 +114,7 @@ class Planes:
         cls, doc: dict[str, object], dtype: DType, shape: tuple[int, ...], arrays: dict[str, Array]
     ) -> "Planes":
         """The part of ``doc`` over words of ``shape``; ``arrays`` are the arrays found below the tensor's node."""
-        top_bits, rotate, symbols = doc.get("top_bits"), doc.get("rotate"), doc.get("symbols")
+        top_bits, rotate, symbols = doc.get("top_bits", DEFAULT_TOP_BITS), doc.get("rotate"), doc.get("symbols")
         if type(top_bits) is not int or type(rotate) is not bool:
             raise ValueError("'top_bits' is not an integer, or 'rotate' is neither true nor false")
         unknown = arrays.keys() - {"planes", "ranks", "escapes"}
