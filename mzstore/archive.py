@@ -183,10 +183,12 @@ class ArchiveReader:
     def keys(self) -> Iterator[str]:
         return iter(self.entries)
 
-    def check_local_header(self, entry: Entry) -> None:
-        """Raises CorruptError unless the local header says what the directory says."""
+    def sizes(self) -> dict[str, int]:
+        return {key: entry.stored_nbytes for key, entry in self.entries.items()}
+
+    def check_local_header(self, entry: Entry, data: bytes) -> None:
+        """Raises CorruptError unless ``data``, from the local header to the content, says what the directory says."""
         where = f"{self.url}, {entry.key!r}"
-        data = self._read(entry.header, entry.start - entry.header)
         signature, _, flags, method, _, _, crc32, stored, nbytes, n_name, n_extra = LOCAL.unpack_from(data)
         name = data[LOCAL.size :][:n_name]
         said = (signature, flags, method, crc32, stored, nbytes, name, LOCAL.size + n_name + n_extra)

@@ -27,6 +27,9 @@ class Reader(Protocol):
 
     def keys(self) -> Iterator[str]: ...
 
+    def sizes(self) -> dict[str, int]:
+        """Stored size of every key, without reading any."""
+
     def close(self) -> None: ...
 
 

@@ -7,8 +7,8 @@ A wrong argument is a ValueError or TypeError, a wrong tensor name a KeyError, a
 class MzError(Exception):
     """Base of all mzstore errors.
 
-    ``where`` names the file or key (and tensor and chunk where there is one), ``clause`` the rule of FORMAT.md
-    that is broken; either may be empty.
+    ``problem`` says what is wrong, ``where`` names the file or key (and tensor and chunk where there is one),
+    ``clause`` the rule of FORMAT.md that is broken; the last two may be empty.
     """
 
     def __init__(self, problem: str, *, where: str = "", clause: str = "") -> None:
@@ -16,17 +16,14 @@ class MzError(Exception):
             part for part in (f"in {where}" if where else "", f"FORMAT.md {clause}" if clause else "") if part
         )
         super().__init__(f"{problem} ({place})" if place else problem)
-        self.where, self.clause = where, clause
+        self.problem, self.where, self.clause = problem, where, clause
 
     def __reduce__(self) -> tuple[object, ...]:  # keyword arguments do not survive the default pickling of exceptions
-        return (_rebuild, (type(self), str(self), self.where, self.clause))
+        return (_rebuild, (type(self), self.problem, self.where, self.clause))
 
 
-def _rebuild(cls: type[MzError], text: str, where: str, clause: str) -> MzError:
-    error = cls.__new__(cls)
-    Exception.__init__(error, text)
-    error.where, error.clause = where, clause
-    return error
+def _rebuild(cls: type[MzError], problem: str, where: str, clause: str) -> MzError:
+    return cls(problem, where=where, clause=clause)
 
 
 class FormatError(MzError):

@@ -50,6 +50,10 @@ class Folder(ABC):
     def walk(self) -> Iterator[str]:
         """All objects below the prefix, in order; no read of a model asks for this."""
 
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Size of each object below the prefix, in order; nothing is read but the listing."""
+
 
 @contextlib.contextmanager
 def storage_errors(url: str, doing: str) -> Iterator[None]:
@@ -177,6 +181,10 @@ class LocalFolder(Folder):
             if not path.is_dir():
                 yield path.relative_to(self._path).as_posix()
 
+    def sizes(self) -> dict[str, int]:
+        with storage_errors(self.url, "list"):
+            return {key: (self._path / key).lstat().st_size for key in self.walk()}
+
 
 class RemoteFolder(Folder):
     def __init__(self, url: str, fs: Any, path: str) -> None:
@@ -193,6 +201,11 @@ class RemoteFolder(Folder):
         with storage_errors(self.url, "list"):
             for path in sorted(self._fs.find(self._path)):
                 yield path.removeprefix(self._path).lstrip("/")
+
+    def sizes(self) -> dict[str, int]:
+        with storage_errors(self.url, "list"):
+            found = sorted(self._fs.find(self._path, detail=True).items())
+            return {path.removeprefix(self._path).lstrip("/"): about["size"] for path, about in found}
 
 
 class Sink(Protocol):

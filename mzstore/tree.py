@@ -66,4 +66,7 @@ class TreeReader:
     def keys(self) -> Iterator[str]:
         return self.folder.walk()
 
+    def sizes(self) -> dict[str, int]:
+        return self.folder.sizes()
+
     def close(self) -> None: ...
