@@ -6,6 +6,7 @@ The format is in FORMAT.md; ``save``, ``open`` and ``convert`` are all that most
 from mzstore.convert import convert
 from mzstore.errors import CorruptError, FormatError, MzError, StorageError, UnsupportedError
 from mzstore.model import Model, Tensor, open  # noqa: A004  mzstore.open is what users type
+from mzstore.verify import verify
 from mzstore.version import __version__
 from mzstore.writer import save
 
@@ -21,4 +22,5 @@ __all__ = [
     "convert",
     "open",
     "save",
+    "verify",
 ]

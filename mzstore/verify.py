@@ -1,0 +1,342 @@
+"""Verify: check everything that a container holds, and go on behind what is broken.
+
+Values are decoded just as a read decodes them, by row blocks, and thrown away. Where that fails, every
+component of the chunk is looked at on its own, so that the report names all that is broken.
+"""
+
+import contextlib
+import hashlib
+import json
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mzstore import kernels
+from mzstore.archive import STORED, ArchiveReader
+from mzstore.container import Reader, open_reader, read_model
+from mzstore.decode import Job, run
+from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, Asset, Layout, ModelDocument, TensorEntry, load
+from mzstore.encodings import chunk_path, read_chunk
+from mzstore.encodings.raw import Raw
+from mzstore.errors import CorruptError, FormatError, MzError
+from mzstore.formats import MAX_LAYOUT_NBYTES, safetensors
+from mzstore.grid import Grid, Piece
+from mzstore.model import asset_blocks, default_threads
+from mzstore.payload import unseal
+from mzstore.progress import progress
+from mzstore.storage import Location, Options
+
+BLOCK_NBYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is broken.
+
+    kind    ``container`` (directory, headers), ``document``, ``missing`` (chunk), ``chunk``, ``tensor`` (its digest),
+            ``asset``, ``layout``, ``stray`` (stored, and nothing asks for it)
+    key     in the container; empty for the container itself
+    clause  the rule of FORMAT.md that is broken
+    """
+
+    kind: str
+    text: str
+    key: str = ""
+    tensor: str = ""
+    chunk: tuple[int, ...] | None = None
+    clause: str = ""
+
+    def __str__(self) -> str:
+        place = [f"tensor {self.tensor!r}"] if self.tensor else []
+        place += [f"chunk {list(self.chunk)}"] if self.chunk is not None else []
+        place += [repr(self.key)] if self.key and not self.tensor else []
+        where = f"{', '.join(place)}: " if place else ""
+        return f"{where}{self.text}" + (f" (FORMAT.md {self.clause})" if self.clause else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What ``verify`` found: every problem, and how much was checked."""
+
+    location: str
+    problems: tuple[Problem, ...]
+    tensors: int = 0
+    chunks: int = 0
+    nbytes: int = 0  # of values, decoded
+    assets: int = 0
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(
+    location: Location,
+    *,
+    threads: int | None = None,
+    show_progress: bool | None = None,
+    storage_options: Options = None,
+) -> Report:
+    """Check all of an archive or a tree: every header, checksum, document, chunk, digest, and that nothing is
+    missing or too much.
+
+    What is broken becomes a ``Problem`` of the report. Raises only where the question cannot be answered: StorageError
+    if reading fails, UnsupportedError if the model needs a newer mzstore.
+    """
+    try:
+        reader = open_reader(location, storage_options)
+    except (FormatError, CorruptError) as error:
+        name = "<memory>" if isinstance(location, (bytes, bytearray, memoryview)) else str(location)
+        return Report(name, (_problem("container", error),))
+    with contextlib.closing(reader):
+        return _Verifier(reader, threads or default_threads(), show_progress).report()
+
+
+def _problem(
+    kind: str, error: MzError, key: str = "", tensor: str = "", chunk: tuple[int, ...] | None = None
+) -> Problem:
+    return Problem(kind, error.problem, key, tensor, chunk, error.clause)
+
+
+class _CheckedReader:
+    """A reader that also checks what no ordinary read looks at: local headers, and the CRC-32 of chunks."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader, self.url = reader, reader.url
+        self._archive = reader if isinstance(reader, ArchiveReader) else None
+        self.touched: set[str] = set()
+        self.broken_headers: dict[str, Problem] = {}
+
+    def nbytes(self, key: str) -> int | None:
+        return self._reader.nbytes(key)
+
+    def read_chunk(self, key: str, slot: str) -> memoryview | None:
+        entry = self._archive.entries.get(key) if self._archive else None
+        self.touched.add(key)
+        if not self._archive or entry is None or entry.method != STORED:
+            return self._reader.read_chunk(key, slot)
+        # Header and content in one request: over a network, a second one would cost as much again.
+        data = self._archive.blob.read(entry.header, entry.start + entry.stored_nbytes, slot)
+        split = entry.start - entry.header
+        self._check_header(key, bytes(data[:split]))
+        payload = data[split:]
+        if zlib.crc32(payload) != entry.crc32:
+            unseal(payload, where=self.url)  # where the chunk's own checksum fails too, that is what to report
+            raise CorruptError("the CRC-32 of the entry does not hold", where=self.url, clause="zip-7")
+        return payload
+
+    def read_document(self, key: str, limit: int) -> bytes | None:
+        self._touch(key)
+        return self._reader.read_document(key, limit)
+
+    def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]:
+        self._touch(key)
+        return self._reader.read_blocks(key, block_nbytes)
+
+    def keys(self) -> Iterator[str]:
+        return self._reader.keys()
+
+    def sizes(self) -> dict[str, int]:
+        return self._reader.sizes()
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def check_entry(self, key: str) -> None:
+        """Read an entry of which nothing is known, for its CRC-32. A tree has no such checksums."""
+        if not self._archive:
+            return
+        if self._archive.entries[key].method == STORED:
+            for _ in self.read_blocks(key, BLOCK_NBYTES):
+                pass
+        else:
+            self.read_document(key, MAX_DOCUMENT_NBYTES)
+
+    def _touch(self, key: str) -> None:
+        entry = self._archive.entries.get(key) if self._archive else None
+        if self._archive and entry and key not in self.touched:
+            self._check_header(key, bytes(self._archive.blob.read(entry.header, entry.start)))
+        self.touched.add(key)
+
+    def _check_header(self, key: str, data: bytes) -> None:
+        assert self._archive is not None
+        try:
+            self._archive.check_local_header(self._archive.entries[key], data)
+        except CorruptError as error:
+            self.broken_headers[key] = _problem("container", error, key)
+
+
+@dataclass(slots=True)
+class _Findings:
+    """Of one tensor."""
+
+    problems: list[Problem] = field(default_factory=list)
+    chunks: int = 0
+    nbytes: int = 0
+
+
+class _Verifier:
+    def __init__(self, reader: Reader, threads: int, show_progress: bool | None) -> None:
+        self._reader, self._threads, self._show_progress = _CheckedReader(reader), threads, show_progress
+        self._stored = dict.fromkeys(reader.keys())
+        self._not_walked: set[str] = set()  # nodes whose chunks were not all asked for
+        self._stop = threading.Event()
+
+    def report(self) -> Report:
+        problems: list[Problem] = []
+        found: list[_Findings] = []
+        model = None
+        try:
+            model = read_model(self._reader)
+        except (FormatError, CorruptError) as error:
+            problems.append(_problem("document", error, DOCUMENT))
+        if model:
+            problems += self._documents()
+            found = self._tensors(model)
+            problems += [problem for findings in found for problem in findings.problems]
+            problems += [problem for asset in model.assets for problem in self._asset(asset)]
+            problems += [problem for layout in model.layouts for problem in self._layout(layout, model)]
+        problems += self._rest(model)
+        headers = [self._reader.broken_headers[key] for key in self._stored if key in self._reader.broken_headers]
+        return Report(
+            self._reader.url,
+            (*headers, *problems),
+            len(found),
+            sum(findings.chunks for findings in found),
+            sum(findings.nbytes for findings in found),
+            len(model.assets) if model else 0,
+        )
+
+    def _documents(self) -> Iterator[Problem]:
+        """Every node's own document is the same as its copy in the root document."""
+        for node, copy in self._copies().items():
+            key = f"{node}/{DOCUMENT}"
+            try:
+                data = self._reader.read_document(key, MAX_DOCUMENT_NBYTES)
+                if data is None:
+                    yield Problem("document", "the document is missing", key, clause="document-4")
+                elif _canonical(load(data, where=key)) != _canonical(copy):
+                    yield Problem("document", "the document and its copy in the root differ", key, clause="document-4")
+            except (FormatError, CorruptError) as error:
+                yield _problem("document", error, key)
+
+    def _copies(self) -> dict[str, object]:
+        data = self._reader.read_document(DOCUMENT, MAX_DOCUMENT_NBYTES)
+        assert data is not None, "read_model has read it"
+        copies: dict[str, object] = load(data, where=DOCUMENT)["consolidated_metadata"]["metadata"]
+        return copies
+
+    def _tensors(self, model: ModelDocument) -> list[_Findings]:
+        entries = list(model.tensors.values())
+        total = sum(entry.spec.nbytes for entry in entries if entry.part)
+        kernels.expect(total)
+        with progress("verify", total, self._show_progress) as done:
+            if self._threads == 1:
+                return [self._tensor(entry, done) for entry in entries]
+            pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mzstore-verify")
+            try:
+                return list(pool.map(lambda entry: self._tensor(entry, done), entries))
+            finally:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+
+    def _tensor(self, entry: TensorEntry, done: Callable[[int], None]) -> _Findings:
+        findings = _Findings()
+        part = entry.part
+        if part is None:  # parsing has compared it with the tensor that it refers to
+            return findings
+        constant = isinstance(part, Raw) and part.constant
+        findings.chunks = 1 if constant else part.grid.n_chunks * len(part.components)
+        if findings.chunks > len(self._stored):  # do not walk a grid that somebody made up
+            text = f"it has {findings.chunks} chunks, the container holds only {len(self._stored)} objects"
+            findings.problems.append(Problem("missing", text, entry.node, entry.spec.name, clause="payload-4"))
+            self._not_walked.add(entry.node)
+            return findings
+        digest = hashlib.sha256()
+        for _, shape, chunks in part.grid.row_blocks():
+            if self._stop.is_set():
+                return findings
+            block = np.empty(shape, entry.spec.dtype.word)
+            for chunk in chunks:
+                job = Job(entry, _whole(part.grid, chunk), block)
+                try:
+                    run(self._reader, [job], 1)
+                except (FormatError, CorruptError) as error:
+                    findings.problems += self._chunk(entry, chunk, error)
+                    if constant:  # the one chunk that there is
+                        return findings
+            digest.update(block.reshape(-1).view(np.uint8).data)
+            findings.nbytes += block.nbytes
+            done(block.nbytes)
+        if not findings.problems and digest.hexdigest() != entry.sha256:
+            text = "the values do not have the digest (sha256) that the document states"
+            findings.problems.append(Problem("tensor", text, entry.node, entry.spec.name, clause="tensor-1"))
+        return findings
+
+    def _chunk(self, entry: TensorEntry, chunk: tuple[int, ...], error: MzError) -> list[Problem]:
+        """What is wrong with a chunk that could not be decoded."""
+        assert entry.part is not None
+        found = []
+        for component in entry.part.components:
+            key, name = f"{entry.node}/{chunk_path(entry.part, component, chunk)}", entry.spec.name
+            try:
+                payload = self._reader.read_chunk(key, component.name)
+                if payload is None:
+                    text = f"the chunk {key!r} is missing"
+                    found.append(Problem("missing", text, key, name, chunk, "payload-4"))
+                else:
+                    read_chunk(component, payload, where=key)
+            except (FormatError, CorruptError) as own:
+                found.append(_problem("chunk", own, key, name, chunk))
+        return found or [_problem("chunk", error, entry.node, entry.spec.name, chunk)]
+
+    def _asset(self, asset: Asset) -> Iterator[Problem]:
+        try:
+            for _ in asset_blocks(self._reader, asset):
+                pass
+        except (FormatError, CorruptError) as error:
+            yield _problem("asset", error, asset.key)
+
+    def _layout(self, layout: Layout, model: ModelDocument) -> Iterator[Problem]:
+        try:
+            raw = self._reader.read_document(layout.key, MAX_LAYOUT_NBYTES)
+            if raw is None:
+                yield Problem("layout", f"the layout of {layout.path!r} is missing", layout.key, clause="layout-2")
+                return
+            header = safetensors.parse_header(raw, where=layout.key)
+        except (FormatError, CorruptError) as error:
+            yield _problem("layout", error, layout.key)
+            return
+        for name, location in header.tensors.items():
+            entry = model.tensors.get(layout.prefix + name)
+            if entry is None or (entry.spec.dtype, entry.spec.shape) != (location.spec.dtype, location.spec.shape):
+                text = f"the layout of {layout.path!r} has a tensor {name!r} that the model has not, or not so"
+                yield Problem("layout", text, layout.key, clause="layout-2")
+
+    def _rest(self, model: ModelDocument | None) -> Iterator[Problem]:
+        """What is stored and was not read: nothing asks for it, or the documents cannot be read."""
+        for key in self._stored:
+            if key in self._reader.touched:
+                continue
+            if model and key.partition("/")[0] not in self._not_walked:
+                yield Problem("stray", "nothing in the model asks for it", key, clause="container-2")
+            try:
+                self._reader.check_entry(key)
+            except (FormatError, CorruptError) as error:
+                yield _problem("container", error, key)
+
+
+def _whole(grid: Grid, chunk: tuple[int, ...]) -> Piece:
+    """All of ``chunk``, into its place in the row block that it lies in."""
+    box = grid.box(chunk)
+    source = tuple(slice(0, cut.stop - cut.start, 1) for cut in box)
+    return Piece(chunk, source, (*source[: grid.block_axis + 1], *box[grid.block_axis + 1 :]))
+
+
+def _canonical(doc: object) -> str:
+    """The same text for documents that mean the same, and for no others (1, 1.0 and true differ)."""
+    return json.dumps(doc, sort_keys=True)
