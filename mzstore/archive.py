@@ -1,4 +1,4 @@
-"""Archive: a model in one ZIP file (FORMAT.md section 4).
+"""Archive: a model in one ZIP file (FORMAT.md section 5.2).
 
 ``ArchiveWriter`` streams it front to back; ``ArchiveReader`` opens it with one read of its tail. Chunks are STORED,
 so that the central directory is the index of exact byte ranges; documents are DEFLATEd, because the documents
@@ -291,18 +291,26 @@ class ArchiveReader:
             raise refuse(f"the directory has {nbytes - at} bytes more than its {count} entries", "zip-2")
 
         keys: set[str] = set()
+        folders: set[str] = set()
         for i, (key, header, stored, size, crc32, method) in enumerate(raw):
             stop = raw[i + 1][1] if i + 1 < count else start
             content = stop - stored
             least = header + LOCAL.size + len(key)
             if (i == 0 and header) or not least <= content <= least + 0xFFFF:
                 raise refuse(f"{key!r} does not lie between its neighbours", "zip-4")
-            if key.casefold() in keys:
-                raise refuse(f"{key!r} occurs twice", "zip-4")
-            keys.add(key.casefold())
+            folded = key.lower()
+            if folded in keys:
+                raise refuse(f"{key!r} occurs twice", "key-2")
+            keys.add(folded)
+            folder = folded.rpartition("/")[0]
+            while folder and folder not in folders:
+                folders.add(folder)
+                folder = folder.rpartition("/")[0]
             yield Entry(key, header, content, stored, size, crc32, method)
+        if both := keys & folders:
+            raise refuse(f"{min(both)!r} is an entry, and a folder of others", "key-2")
 
     def _key(self, name: bytes) -> str:
         if not name.isascii() or not all(is_node_name(segment) for segment in name.decode("ascii").split("/")):
-            raise FormatError(f"{name[:300]!r} is no key", where=self.url, clause="zip-3")
+            raise FormatError(f"{name[:300]!r} is no key", where=self.url, clause="key-1")
         return name.decode("ascii")

@@ -1,4 +1,4 @@
-"""Array: a Zarr v3 array as this format uses it, and its ``zarr.json`` (FORMAT.md section 5.3)."""
+"""Array: a Zarr v3 array as this format uses it, and its ``zarr.json`` (FORMAT.md section 6.5)."""
 
 import math
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """Documents: the ``zarr.json`` of a model and its tensors. The one door between JSON and objects.
 
-Behind it everything is typed and checked (FORMAT.md section 5).
+Behind it everything is typed and checked (FORMAT.md section 6).
 """
 
 import json
@@ -359,6 +359,9 @@ def _files(docs: object, folder: str, *, where: str) -> Iterator[dict[str, Any]]
         paths.add(path.casefold())
         keys.add(key.lower())
         yield doc
+    for path in paths:
+        if any(path[:i] in paths for i, c in enumerate(path) if c == "/"):
+            raise FormatError(f"{path!r} lies below a file", where=where, clause="asset-2")
 
 
 def check_relative(path: str, *, where: str) -> None:

@@ -1,4 +1,4 @@
-"""Grid: how an array of words is cut into chunks (FORMAT.md section 6). Pure."""
+"""Grid: how an array of words is cut into chunks (FORMAT.md section 7.1). Pure."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Node names: what a tensor or an asset is called inside the container (FORMAT.md section 5.2).
+"""Node names: what a tensor or an asset is called inside the container (FORMAT.md section 6.3).
 
 A node name is safe in Zarr, ZIP, S3 and on the disks of Linux, macOS and Windows. It is only a key: the true
 name stands in the documents, and no reader has to decode it.

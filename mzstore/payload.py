@@ -1,4 +1,4 @@
-"""Payload: the bytes of one chunk as they are stored, and the chunk's own bytes (FORMAT.md section 7).
+"""Payload: the bytes of one chunk as they are stored, and the chunk's own bytes (FORMAT.md section 7.2).
 
 A payload is what the Zarr codecs ``bytes``, ``zstd`` (where the array has it) and ``crc32c`` make of a chunk.
 """

@@ -1,4 +1,4 @@
-"""Tree: a model as plain objects under a prefix (FORMAT.md section 4.3). The same keys as in an archive."""
+"""Tree: a model as plain objects under a prefix (FORMAT.md section 5.3). The same keys as in an archive."""
 
 from collections.abc import Iterator
 
