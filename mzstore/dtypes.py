@@ -6,7 +6,7 @@ safetensors occur.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import ml_dtypes
@@ -29,21 +29,17 @@ class DType:
     safetensors: str = ""
     torch: str = ""
 
-    @property
-    def packed(self) -> bool:
-        return self.bits == 4
+    packed: bool = field(init=False, repr=False)
+    parts: int = field(init=False, repr=False)  # words of one element
+    word_bits: int = field(init=False, repr=False)
+    word: np.dtype = field(init=False, repr=False)
 
-    @property
-    def parts(self) -> int:
-        return 2 if self.numpy.kind == "c" else 1
-
-    @property
-    def word_bits(self) -> int:
-        return max(8, self.bits // self.parts)
-
-    @property
-    def word(self) -> np.dtype:
-        return np.dtype(f"<u{self.word_bits // 8}")
+    def __post_init__(self) -> None:
+        parts = 2 if self.numpy.kind == "c" else 1
+        word_bits = max(8, self.bits // parts)
+        word = np.dtype(f"<u{word_bits // 8}")
+        for name, value in (("packed", self.bits == 4), ("parts", parts), ("word_bits", word_bits), ("word", word)):
+            object.__setattr__(self, name, value)
 
     def word_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the words of a tensor of ``shape``."""

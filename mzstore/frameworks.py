@@ -84,25 +84,21 @@ def _torch_words(name: str, tensor: "torch.Tensor") -> tuple[TensorSpec, np.ndar
 def check_out(spec: TensorSpec, out: Any) -> np.ndarray:
     """The words of the caller's ``out`` (NumPy array or CPU tensor), as a view. ValueError if it does not fit."""
     if is_torch(out):
-        found, words = _torch_words(spec.name, out)
         if not out.is_contiguous() or out.device.type != "cpu":
             raise ValueError(f"tensor {spec.name!r}: 'out' must be contiguous and on the CPU")
-    else:
-        if not isinstance(out, np.ndarray) or not out.flags.writeable:
-            raise ValueError(f"tensor {spec.name!r}: 'out' is not a writable array")
-        if spec.dtype.packed:
-            raise ValueError(
-                f"tensor {spec.name!r}: {spec.dtype.name} has no memory of one byte a value to fill in place"
-            )
-        found = TensorSpec(spec.name, of_array(out), out.shape)
-        if out.dtype.byteorder == ">":
-            raise ValueError(f"tensor {spec.name!r}: 'out' is big endian")
-        words = _viewed(out, spec.dtype)
-    if (found.dtype, found.shape) != (spec.dtype, spec.shape):
-        raise ValueError(
-            f"tensor {spec.name!r} is {spec.dtype.name} of {spec.shape}, 'out' is {found.dtype.name} of {found.shape}"
-        )
-    return words
+        found, words = _torch_words(spec.name, out)
+        if (found.dtype, found.shape) != (spec.dtype, spec.shape):
+            raise _unlike(spec, found.dtype.name, found.shape)
+        return words
+    if not isinstance(out, np.ndarray) or not out.flags.writeable:
+        raise ValueError(f"tensor {spec.name!r}: 'out' is not a writable array")
+    if out.dtype != spec.dtype.numpy or out.shape != spec.shape:
+        raise _unlike(spec, str(out.dtype), out.shape)
+    return _viewed(out, spec.dtype)
+
+
+def _unlike(spec: TensorSpec, dtype: str, shape: tuple[int, ...]) -> ValueError:
+    return ValueError(f"tensor {spec.name!r} is {spec.dtype.name} of {spec.shape}, 'out' is {dtype} of {shape}")
 
 
 def _viewed(out: np.ndarray, dtype: DType) -> np.ndarray:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mzstore import kernels
+from mzstore.workspace import buffer
 
-BLOCK = 1 << 15  # words in one NumPy step: temporaries stay in the second-level cache
+BLOCK = 1 << 16  # words in one NumPy step: temporaries stay in the second-level cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +98,19 @@ def join(
 
 def expand_ranks(ranks: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
     """Fill ``out`` (uint8[*chunk]) with table[rank], two ranks of 4 bits to a byte of ``ranks``, low one first."""
-    pairs = np.empty((256, 2), np.uint8)
-    pairs[:, 0], pairs[:, 1] = table[np.arange(256) & 15], table[np.arange(256) >> 4]
     cols = out.shape[-1] if out.ndim else 1
+    if cols % 2 == 0:  # then rows go on without a gap, and are one
+        cols = out.size
     out2, ranks2 = out.reshape(-1, cols), ranks.reshape(-1, (cols + 1) // 2)
     if kernels.pays(out.size):
-        kernels.load().expand_ranks(ranks2, pairs, out2)
-    else:
-        for i in range(0, len(out2), max(1, BLOCK // cols)):
-            rows = slice(i, i + max(1, BLOCK // cols))
-            out2[rows] = pairs[ranks2[rows]].reshape(-1, 2 * ranks2.shape[1])[:, :cols]
+        kernels.load().expand_ranks(ranks2, table, out2)
+        return
+    pairs = np.empty((256, 2), np.uint8)
+    pairs[:, 0], pairs[:, 1] = table[np.arange(256) & 15], table[np.arange(256) >> 4]
+    for row, target in zip(ranks2, out2, strict=True):
+        for j in range(0, row.size, BLOCK):
+            part = pairs[row[j : j + BLOCK]].reshape(-1)
+            target[2 * j : 2 * (j + BLOCK)] = part[: cols - 2 * j]
 
 
 def pack_ranks(ranks: np.ndarray) -> np.ndarray:
@@ -157,6 +161,8 @@ def _rows(shape: list[int], a: list[int], b: list[int]) -> Iterator[tuple[int, .
 
 def _flat(out: np.ndarray) -> np.ndarray:
     """The memory from the first entry of ``out`` to its last, gaps included, as one dimension."""
+    if out.flags.c_contiguous:
+        return out.reshape(-1)
     span = 1 + sum((n - 1) * (s // out.itemsize) for n, s in zip(out.shape, out.strides, strict=True))
     return np.lib.stride_tricks.as_strided(out, (span,), (out.itemsize,))
 
@@ -190,26 +196,35 @@ def _join_numpy(
         )
 
     tops = rows_of(top, walk.start, walk.row)
-    lows = [rows_of(plane, walk.start, walk.row) for plane in low]
+    lows = [
+        (rows_of(plane, walk.start, walk.row), bits, shift)
+        for plane, bits, shift in zip(low, fields.low_bits, fields.low_shifts, strict=True)
+    ]
     target = rows_of(out, walk.out_start, walk.out_row)
     high, wide = min(walk.rows, max(1, BLOCK // walk.cols)), min(walk.cols, BLOCK)
+    scratch = buffer("join", 2 * high * wide * out.itemsize).view(fields.word).reshape(2, high, wide)
     for i in range(0, walk.rows, high):
         for j in range(0, walk.cols, wide):
             part = (slice(i, i + high), slice(j, j + wide))
-            r = tops[part].astype(fields.word) if shifted is None else shifted[tops[part]]
+            r, field = scratch[:, : min(high, walk.rows - i), : min(wide, walk.cols - j)]
             if shifted is None:
-                r <<= word(fields.top_shift)
-            for plane, bits, shift in zip(lows, fields.low_bits, fields.low_shifts, strict=True):
-                field = plane[part].astype(fields.word)
-                if bits < 8:
-                    field &= word((1 << bits) - 1)
-                if shift:
-                    field <<= word(shift)
-                r |= field
-            if fields.rotate:
-                np.bitwise_or(r >> word(1), r << word(fields.word_bits - 1), out=target[part])
+                np.copyto(r, tops[part])
+                np.left_shift(r, word(fields.top_shift), out=r)
             else:
-                target[part] = r
+                np.copyto(r, shifted[tops[part]])
+            for plane, bits, shift in lows:
+                np.copyto(field, plane[part])
+                if bits < 8:
+                    np.bitwise_and(field, word((1 << bits) - 1), out=field)
+                if shift:
+                    np.left_shift(field, word(shift), out=field)
+                np.bitwise_or(r, field, out=r)
+            if fields.rotate:
+                np.left_shift(r, word(fields.word_bits - 1), out=field)
+                np.right_shift(r, word(1), out=r)
+                np.bitwise_or(r, field, out=target[part])
+            else:
+                np.copyto(target[part], r)
 
 
 def _shifted(fields: Fields, table: np.ndarray | None) -> np.ndarray:

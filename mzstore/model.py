@@ -105,7 +105,11 @@ class Tensor:
         """
         if out is None:
             return self._select(resolve(..., self.shape), threads)
-        self._fill(frameworks.check_out(self._entry.spec, out), threads)
+        words = frameworks.check_out(self._entry.spec, out)
+        if self._entry.spec.dtype.packed and isinstance(out, np.ndarray):  # a value to a byte, words have two
+            out[...] = self._select(resolve(..., self.shape), threads)
+        else:
+            self._fill(words, threads)
         return out
 
     def __getitem__(self, index: Index) -> Any:

@@ -95,7 +95,9 @@ class Planes:
         return "planes"
 
     def component_chunk(self, component: Component, chunk: tuple[int, ...]) -> tuple[int, ...]:
-        return {"ranks": chunk, "escapes": (*chunk, 0), "planes": (0, *chunk)}[component.name]
+        if component.name == "planes":
+            return (0, *chunk)
+        return chunk if component.name == "ranks" else (*chunk, 0)
 
     @property
     def n_planes(self) -> int:
@@ -225,7 +227,9 @@ class Planes:
     def _put_escapes(self, numbers: np.ndarray, top: np.ndarray, where: str) -> None:
         count = int(np.count_nonzero(numbers != NO_ESCAPE))
         at = numbers[:count] >> 8
-        if count and (int(at[-1]) >= top.size or (at[1:] <= at[:-1]).any()):  # a NO_ESCAPE among them breaks one of the two
+        if count and (
+            int(at[-1]) >= top.size or (at[1:] <= at[:-1]).any()
+        ):  # a NO_ESCAPE among them breaks one of the two
             raise CorruptError(
                 f"the positions of the escapes do not ascend below {top.size}", where=where, clause="planes-7"
             )

@@ -101,18 +101,28 @@ def split4(words, planes):
 
 
 @jit
-def expand_ranks(ranks, pairs, out):
-    """out[2 i], out[2 i + 1] = the two bytes of pairs[ranks[i]], for rows of len(out) values; the last may be odd.
+def expand_ranks(ranks, table, out):
+    """out[2 i], out[2 i + 1] = table[low 4 bits of ranks[i]], table[high 4 bits], in every row; the last may lack one.
 
-    ranks  uint8[rows, (cols + 1) // 2];  pairs  uint8[256, 2];  out  uint8[rows, cols]
+    ranks  uint8[rows, (cols + 1) // 2];  table  uint8[16];  out  uint8[rows, cols]
     """
     cols = out.shape[1]
+    first = table[0]
+    run = True  # then the table is a sum, which is vectorized, and not a load for every value
+    for k in range(16):
+        run &= table[k] == first + k
     for i in range(out.shape[0]):
-        for j in range(cols // 2):
-            out[i, 2 * j] = pairs[ranks[i, j], 0]
-            out[i, 2 * j + 1] = pairs[ranks[i, j], 1]
+        row, target = ranks[i], out[i]
+        if run:
+            for j in range(cols // 2):
+                target[2 * j] = first + (row[j] & 15)
+                target[2 * j + 1] = first + (row[j] >> 4)
+        else:
+            for j in range(cols // 2):
+                target[2 * j] = table[row[j] & 15]
+                target[2 * j + 1] = table[row[j] >> 4]
         if cols % 2:
-            out[i, cols - 1] = pairs[ranks[i, cols // 2], 0]
+            target[cols - 1] = table[row[cols // 2] & 15]
 
 
 @jit
