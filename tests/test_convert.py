@@ -1,0 +1,274 @@
+"""Conversion both ways: what went in comes out, byte for byte."""
+
+import json
+import struct
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+import mzstore
+import mzstore.dtypes
+from mzstore.formats import open_source
+from mzstore.sources import blocks
+
+
+def tensors(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "layer.0.weight": rng.standard_normal((300, 64)).astype(ml_dtypes.bfloat16),
+        "layer.0.bias": rng.standard_normal(300).astype(np.float32),
+        "layer.1.weight": rng.standard_normal((70, 50)).astype(np.float16),
+        "ids": np.arange(513),
+        "mask": rng.random((5, 7)) < 0.5,
+        "scalar": np.array(-0.0, np.float32),
+        "empty": np.empty((0, 4), np.float32),
+        "complex": (rng.standard_normal(9) + 1j).astype(np.complex64),
+    }
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def raw_file(header: bytes, data: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + data
+
+
+@pytest.mark.parametrize("target", ["m.mz", "m.zarr"])
+@pytest.mark.parametrize("level", ["fast", "balanced", "max"])
+def test_one_file_comes_back_byte_for_byte(tmp_path, target, level):
+    source = tmp_path / "in.safetensors"
+    safetensors.numpy.save_file(tensors(), source, metadata={"format": "pt", "ünï": "✓"})
+    mzstore.convert(source, tmp_path / target, level=level)
+    mzstore.convert(tmp_path / target, tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("header", "data"),
+    [
+        (
+            b'{"b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[1],"data_offsets":[2,3]}}',
+            b"\1\2\3",
+        ),
+        (
+            b'{ "a" : {"shape":[3], "dtype":"U8",  "data_offsets":[0,3]} , "__metadata__":{"z":"1","a":"2"} }      ',
+            b"abc",
+        ),
+        (
+            b'{"b":{"dtype":"U8","shape":[1],"data_offsets":[2,3]},"\\u0061":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}',
+            b"xyz",
+        ),
+        (b"{}", b""),
+        (b'{"__metadata__":{"only":"this"}}', b""),
+        (b'{"x":{"dtype":"F4","shape":[2,3],"data_offsets":[0,3]}}', b"\x21\x43\x65"),
+        (b'{"x":{"dtype":"F4","shape":[4,3],"data_offsets":[0,6]}}', b"\xff\x01\x80\x7f\x12\x34"),
+        (
+            b'{"e":{"dtype":"F32","shape":[0,2],"data_offsets":[0,0]},"x":{"dtype":"BOOL","shape":[2],"data_offsets":[0,2]}}',
+            b"\x00\x02",
+        ),
+    ],
+    ids=["unaligned", "spaces", "out of order", "empty", "metadata only", "odd 4-bit rows", "4-bit rows", "odd bool"],
+)
+def test_any_legal_layout_comes_back_byte_for_byte(tmp_path, header, data):
+    source = tmp_path / "in.safetensors"
+    source.write_bytes(raw_file(header, data))
+    mzstore.convert(source, tmp_path / "m.mz")
+    mzstore.convert(tmp_path / "m.mz", tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == source.read_bytes()
+
+
+def test_every_type_of_the_library_round_trips(tmp_path):
+    names = [d.torch for d in mzstore.dtypes.DTYPES.values() if d.safetensors]
+    rng = np.random.default_rng(1)
+    held = {
+        name: torch.from_numpy(rng.integers(0, 256, 480, dtype=np.uint8)).view(getattr(torch, name)) for name in names
+    }
+    held["bool"] = held["bool"].view(torch.uint8).remainder(2).view(torch.bool)
+    source = tmp_path / "in.safetensors"
+    safetensors.torch.save_file(held, source)
+    mzstore.convert(source, tmp_path / "m.mz")
+    mzstore.convert(tmp_path / "m.mz", tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == source.read_bytes()
+    with mzstore.open(tmp_path / "m.mz") as model:
+        loaded = model.load(framework="torch")
+    for name, tensor in held.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name].view(torch.uint8), tensor.view(torch.uint8))
+
+
+def test_a_saved_model_becomes_the_file_that_the_library_writes(tmp_path):
+    mzstore.save(tmp_path / "m.mz", tensors(), metadata={"format": "pt"})
+    mzstore.convert(tmp_path / "m.mz", tmp_path / "out.safetensors")
+    safetensors.numpy.save_file(tensors(), tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+def hugging_face(folder: Path) -> Path:
+    """A sharded model, a second model in a folder of its own with the same tensor names, and small files."""
+    (folder / "2_Dense").mkdir(parents=True)
+    first, second = tensors(1), {f"second.{k}": v for k, v in tensors(2).items()}
+    safetensors.numpy.save_file(first, folder / "model-00001-of-00002.safetensors", metadata={"format": "pt"})
+    safetensors.numpy.save_file(second, folder / "model-00002-of-00002.safetensors")
+    index = {k: f"model-0000{i}-of-00002.safetensors" for i, part in ((1, first), (2, second)) for k in part}
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 1}, "weight_map": index}, indent=2)
+    )
+    safetensors.numpy.save_file(tensors(3), folder / "2_Dense" / "model.safetensors")
+    (folder / "config.json").write_text('{"a": 1}\n')
+    (folder / "2_Dense" / "config.json").write_bytes(b"")
+    (folder / ".gitattributes").write_text("*.safetensors lfs\n")
+    (folder / "tökenizer.json").write_bytes(bytes(range(256)) * 5000)
+    return folder
+
+
+@pytest.mark.parametrize("target", ["m.mz", "m.zarr"])
+def test_a_hugging_face_directory_comes_back_whole(tmp_path, target):
+    source = hugging_face(tmp_path / "in")
+    mzstore.convert(source, tmp_path / target)
+    mzstore.convert(tmp_path / target, tmp_path / "out")
+    assert files(tmp_path / "out") == files(source)
+    with mzstore.open(tmp_path / target) as model:
+        assert model["layer.0.bias"][...].tobytes() == tensors(1)["layer.0.bias"].tobytes()
+        assert model["second.ids"][3] == 3
+        assert model["2_Dense/layer.0.bias"][...].tobytes() == tensors(3)["layer.0.bias"].tobytes()
+        assert model.assets["config.json"] == b'{"a": 1}\n'
+
+
+def test_a_sharded_model_by_its_index(tmp_path):
+    source = hugging_face(tmp_path / "in")
+    mzstore.convert(source / "model.safetensors.index.json", tmp_path / "m.mz")
+    mzstore.convert(tmp_path / "m.mz", tmp_path / "out")
+    assert files(tmp_path / "out") == {k: v for k, v in files(source).items() if k.startswith("model")}
+
+
+def test_files_of_one_folder_with_the_same_names_stay_apart(tmp_path):
+    (tmp_path / "in").mkdir()
+    safetensors.numpy.save_file(tensors(1), tmp_path / "in" / "model.fp16.safetensors")
+    safetensors.numpy.save_file(tensors(2), tmp_path / "in" / "model.safetensors")
+    mzstore.convert(tmp_path / "in", tmp_path / "m.mz")
+    mzstore.convert(tmp_path / "m.mz", tmp_path / "out")
+    assert files(tmp_path / "out") == files(tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("index", "problem"),
+    [
+        ('{"weight_map": {"x": "model-00001-of-00002.safetensors"}}', "disagree about tensor"),
+        ('{"weight_map": {"x": "gone.safetensors"}}', "cannot open|is missing"),
+        ('{"weight_map": {"x": "../in/model-00001-of-00002.safetensors"}}', "relative path|is missing"),
+        ('{"weight_map": {"x": "/etc/passwd"}}', "relative path|is missing"),
+        ('{"weight_map": {"x": 5}}', "weight_map"),
+        ("[]", "not a JSON object"),
+    ],
+)
+@pytest.mark.parametrize("by_index", [True, False])
+def test_an_index_that_lies_is_refused(tmp_path, index, problem, by_index):
+    source = hugging_face(tmp_path / "in")
+    path = source / "model.safetensors.index.json"
+    path.write_text(index)
+    with pytest.raises(mzstore.MzError, match=problem):
+        mzstore.convert(path if by_index else source, tmp_path / "m.mz")
+    assert not (tmp_path / "m.mz").exists()
+
+
+def entry(**changes: object) -> bytes:
+    return json.dumps({"x": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]} | changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0\0\0",
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 100) + b"{}",
+        raw_file(b"[]", b""),
+        raw_file(b'{"x":', b""),
+        raw_file(b"\xff\xfe", b""),
+        raw_file(entry() + entry(), b"abc"),
+        raw_file(b'{"x":1}', b""),
+        raw_file(entry(), b"ab"),
+        raw_file(entry(), b"abcd"),
+        raw_file(entry(shape=[-3]), b"abc"),
+        raw_file(entry(shape=[2**63, 2**63]), b"abc"),
+        raw_file(entry(shape=[3.0]), b"abc"),
+        raw_file(entry(shape=[True, 3]), b"abc"),
+        raw_file(entry(data_offsets=[3, 0]), b"abc"),
+        raw_file(entry(data_offsets=[1, 4]), b"abcd"),
+        raw_file(entry(data_offsets=[-3, 0]), b"abc"),
+        raw_file(entry(dtype="F4"), b"abc"),
+        raw_file(entry(dtype="Q9"), b"abc"),
+        raw_file(entry(more=1), b"abc"),
+        raw_file(b'{"__metadata__":{"a":1}}', b""),
+        raw_file(
+            b'{"x":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"y":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}',
+            b"abc",
+        ),
+        raw_file(
+            b'{"x":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"x":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}}',
+            b"abc",
+        ),
+    ],
+)
+def test_a_malformed_safetensors_file_is_refused(tmp_path, content):
+    (tmp_path / "in.safetensors").write_bytes(content)
+    with pytest.raises((mzstore.FormatError, mzstore.UnsupportedError)):
+        mzstore.convert(tmp_path / "in.safetensors", tmp_path / "m.mz")
+    assert not list(tmp_path.glob("*m.mz*"))
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "config.json").write_text("{}")
+    with pytest.raises(mzstore.FormatError, match="no safetensors file"):
+        mzstore.convert(tmp_path / "in", tmp_path / "m.mz")
+
+
+def test_an_existing_directory_is_not_overwritten(tmp_path):
+    mzstore.convert(hugging_face(tmp_path / "in"), tmp_path / "m.mz")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("keep")
+    with pytest.raises(mzstore.StorageError, match="exists"):
+        mzstore.convert(tmp_path / "m.mz", tmp_path / "out")
+    assert files(tmp_path / "out") == {"mine.txt": b"keep"}
+
+
+def test_what_safetensors_cannot_hold_is_named(tmp_path):
+    mzstore.save(tmp_path / "m.mz", {"w": np.zeros(4, np.complex128)})
+    with pytest.raises(ValueError, match=r"tensor 'w': safetensors has no complex128"):
+        mzstore.convert(tmp_path / "m.mz", tmp_path / "out.safetensors")
+    mzstore.save(tmp_path / "m.mz", {"__metadata__": np.zeros(4)})
+    with pytest.raises(ValueError, match="__metadata__"):
+        mzstore.convert(tmp_path / "m.mz", tmp_path / "out.safetensors")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_words_by_ranges(tmp_path):
+    """``StoredTensor.read`` gives any range of words, across chunks and rows."""
+    values = np.random.default_rng(0).standard_normal((3, 700, 1100)).astype(np.float32)
+    mzstore.save(tmp_path / "m.mz", {"w": values})
+    flat = values.reshape(-1).view(np.uint32)
+    with open_source(tmp_path / "m.mz") as model:
+        (tensor,) = model.tensors
+        for start, stop in [(0, 0), (0, 1), (1, 5000), (699_999, 700_001), (123_456, 2_000_000), (0, flat.size)]:
+            assert (tensor.read(start, stop) == flat[start:stop]).all()
+        assert (np.concatenate(list(blocks(tensor))) == flat).all()
+
+
+def test_the_new_header_sorts_as_the_library_does(tmp_path):
+    held = {
+        d.torch: torch.zeros(16, dtype=torch.uint8).view(getattr(torch, d.torch))
+        for d in mzstore.dtypes.DTYPES.values()
+        if d.safetensors
+    }
+    held |= {"b": torch.zeros(2), "a": torch.zeros(2)}
+    safetensors.torch.save_file(held, tmp_path / "theirs.safetensors")
+    mzstore.save(tmp_path / "m.mz", held)
+    mzstore.convert(tmp_path / "m.mz", tmp_path / "ours.safetensors")
+    assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
