@@ -4,6 +4,7 @@ The format is in FORMAT.md; ``save``, ``open`` and ``convert`` are all that most
 """
 
 from mzstore.convert import convert
+from mzstore.diff import diff
 from mzstore.errors import CorruptError, FormatError, MzError, StorageError, UnsupportedError
 from mzstore.model import Model, Tensor, open  # noqa: A004  mzstore.open is what users type
 from mzstore.verify import verify
@@ -20,6 +21,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "convert",
+    "diff",
     "open",
     "save",
     "verify",

@@ -7,7 +7,7 @@ from typing import BinaryIO, Literal, Protocol
 
 from mzstore.archive import ArchiveReader, ArchiveWriter
 from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, ModelDocument, load, parse
-from mzstore.errors import FormatError
+from mzstore.errors import CorruptError, FormatError
 from mzstore.storage import Folder, Location, Options, create, create_folder, open_location
 from mzstore.tree import TreeReader, TreeWriter
 
@@ -58,7 +58,21 @@ def read_model(reader: Reader) -> ModelDocument:
     where = f"{reader.url}, {DOCUMENT!r}"
     if data is None:
         raise FormatError(f"not a model of mzstore: it has no {DOCUMENT}", where=reader.url, clause="root-1")
-    return parse(load(data, where=where), where=where)
+    document = parse(load(data, where=where), where=where)
+    if isinstance(reader, ArchiveReader):
+        _check_chunk_counts(document, len(reader.entries), where=where)
+    return document
+
+
+def _check_chunk_counts(document: ModelDocument, n_objects: int, *, where: str) -> None:
+    """Refuse numbers of chunks that somebody made up, before anything walks them."""
+    for entry in document.tensors.values():
+        if entry.n_chunks > n_objects:
+            raise CorruptError(
+                f"tensor {entry.spec.name!r} has {entry.n_chunks} chunks, the archive holds only {n_objects} objects",
+                where=where,
+                clause="payload-4",
+            )
 
 
 def kind_for(location: str | os.PathLike[str] | BinaryIO) -> Kind:

@@ -3,8 +3,9 @@
 The steps of one job: fetch its payloads, check them, decompress, decode. Jobs are independent; threads share nothing.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from mzstore.grid import Piece, pieces
 from mzstore.narrow import widen
 from mzstore.selection import Span
 from mzstore.workspace import buffer
+
+JOBS_AHEAD = 16  # for each thread: enough that a slow chunk stops none of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +48,19 @@ def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int],
                 done(nbytes)
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="mzstore-decode")
-    try:
-        for nbytes in pool.map(lambda job: _decode(reader, job), todo):
+    pending: deque[Future[int]] = deque()
+
+    def finish(most: int) -> None:
+        while len(pending) > most:
+            nbytes = pending.popleft().result()
             if done:
                 done(nbytes)
+
+    try:
+        for job in todo:  # not all at once: there may be millions
+            pending.append(pool.submit(_decode, reader, job))
+            finish(JOBS_AHEAD * threads)
+        finish(0)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -4,23 +4,26 @@ Values are compared as bits; the size of a difference is computed in float64, bl
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from mzstore import kernels
-from mzstore.documents import dump
 from mzstore.formats import open_source
-from mzstore.model import default_threads
+from mzstore.grid import Grid, choose_chunk_shape
+from mzstore.model import StoredTensor, default_threads
 from mzstore.progress import progress
 from mzstore.sources import FileSource, ModelSource, TensorSource
 from mzstore.storage import Location, Options
 from mzstore.tensors import TensorSpec
+from mzstore.text import count, shown
+
+STEP = 1 << 17  # values measured at a time: what is computed of them stays in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,39 @@ def _spec_json(spec: TensorSpec) -> dict[str, Any]:
     return {"name": spec.name, "dtype": spec.dtype.name, "shape": list(spec.shape)}
 
 
+def render(difference: Difference) -> Iterator[str]:
+    """The difference for people: ``-`` only in A, ``+`` only in B, ``~`` in both and not the same."""
+    for mark, specs in (("-", difference.only_a), ("+", difference.only_b)):
+        for spec in specs:
+            yield f"{mark} {shown(spec.name)}  {_kind(spec)}"
+    for tensor in difference.tensors:
+        kinds = dict.fromkeys((_kind(tensor.a), _kind(tensor.b)))
+        yield f"~ {shown(tensor.name)}  {' -> '.join(kinds)}"
+        if tensor.measure:
+            yield f"    {_measured(tensor.measure)}"
+    for label, keys in (("metadata", difference.metadata), ("asset", difference.assets)):
+        for mark, names in (("-", keys.only_a), ("+", keys.only_b), ("~", keys.differing)):
+            yield from (f"{mark} {label} {shown(name)}" for name in names)
+    both = difference.equal_tensors + len(difference.tensors)
+    also = "" if difference.metadata or difference.assets else "; metadata and assets are equal"
+    yield f"{difference.equal_tensors:,} of {count(both, 'common tensor')} equal{also}"
+
+
+def _kind(spec: TensorSpec) -> str:
+    return f"{spec.dtype.name} {list(spec.shape)}"
+
+
+def _measured(measure: Measure) -> str:
+    if not measure.differing:
+        return "all values are equal"
+    nonfinite = f", {measure.nonfinite:,} not finite" if measure.nonfinite else ""
+    nmse = "-" if measure.nmse is None else f"{measure.nmse:.2g}"
+    return (
+        f"{measure.differing:,} of {count(measure.size, 'value')} differ{nonfinite}; "
+        f"max error {measure.max_abs_error:.2g}, RMSE {measure.rmse:.2g}, NMSE {nmse}"
+    )
+
+
 def diff(
     a: Location,
     b: Location,
@@ -151,7 +187,7 @@ def _diff(a: ModelSource, b: ModelSource, threads: int, show_progress: bool | No
     with progress("compare", total, show_progress) as done:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="mzstore-diff")
         try:
-            found = list(pool.map(lambda pair: _compare(*pair, done), pairs))
+            found = list(pool.map(lambda pair: _compare(pair[0], pair[1], done), pairs))
         finally:
             pool.shutdown(cancel_futures=True)
     differences = tuple(difference for difference in found if difference)
@@ -160,7 +196,7 @@ def _diff(a: ModelSource, b: ModelSource, threads: int, show_progress: bool | No
         tuple(tensor.spec for name, tensor in tensors_b.items() if name not in tensors_a),
         differences,
         len(pairs) - len(differences),
-        Keys.of(*({key: dump({"": value}) for key, value in source.metadata.items()} for source in (a, b))),
+        Keys.of(*({key: json.dumps(value, sort_keys=True) for key, value in of.metadata.items()} for of in (a, b))),
         Keys.of(*({file.path: _digest(file) for file in source.assets} for source in (a, b))),
     )
 
@@ -174,11 +210,95 @@ def _digest(file: FileSource) -> str:
 
 def _compare(a: TensorSource, b: TensorSource, done: Callable[[int], None]) -> TensorDifference | None:
     """The difference of two tensors; None if they are equal, bit for bit."""
+    same_type = a.spec.dtype == b.spec.dtype
     measure = None
-    if a.spec.shape == b.spec.shape:
-        if a.spec.dtype != b.spec.dtype or not _same_bits(a, b):
-            measure = _measure(a, b)
+    # Words of one shape hold the same values at the same places; only pairs in a byte and complex values do not.
+    comparable = a.spec.shape == b.spec.shape and a.spec.word_shape == b.spec.word_shape
+    if comparable and not (same_type and _same_bits(a, b)):
+        measure = _measure(a, b)
     done(a.spec.nbytes)
-    if (a.spec.dtype, a.spec.shape) == (b.spec.dtype, b.spec.shape) and (measure is None or not measure.differing):
+    if same_type and comparable and (measure is None or not measure.differing):
         return None
     return TensorDifference(a.spec, b.spec, measure)
+
+
+def _blocks(a: TensorSource, b: TensorSource) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(first word, words of A, words of B), block by block; the blocks are those in which A would be stored."""
+    shape = a.spec.word_shape
+    for start, block, _ in Grid(shape, choose_chunk_shape(shape, a.spec.dtype.word.itemsize)).row_blocks():
+        stop = start + math.prod(block)
+        yield start, a.read(start, stop), b.read(start, stop)
+
+
+def _same_bits(a: TensorSource, b: TensorSource) -> bool:
+    if isinstance(a, StoredTensor) and isinstance(b, StoredTensor):
+        return a.sha256 == b.sha256
+    return all(np.array_equal(words_a, words_b) for _, words_a, words_b in _blocks(a, b))
+
+
+def _measure(a: TensorSource, b: TensorSource) -> Measure:
+    sums = _Sums(same_type=a.spec.dtype == b.spec.dtype)
+    for start, *words in _blocks(a, b):
+        values_a, values_b = (_values(side.spec, of, start) for side, of in zip((a, b), words, strict=True))
+        for at in range(0, values_a.size, STEP):
+            sums.add(values_a[at : at + STEP], values_b[at : at + STEP])
+    return sums.measure()
+
+
+def _values(spec: TensorSpec, words: np.ndarray, start: int) -> np.ndarray:
+    """The values (one dimension) whose words, from ``start`` on, are whole rows or lie in one row."""
+    if not spec.dtype.packed or not spec.shape:
+        return spec.dtype.from_words(words, (words.size // spec.dtype.parts,))
+    per_row = spec.word_shape[-1]
+    columns = words.size if words.size < per_row else per_row
+    odd = spec.shape[-1] % 2 and (start + words.size) % per_row == 0  # a row ends with half a word
+    return spec.dtype.from_words(words.reshape(-1, columns), (words.size // columns, 2 * columns - odd)).reshape(-1)
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What has to be known of all pairs of values for a ``Measure``."""
+
+    same_type: bool
+    size: int = 0
+    differing: int = 0
+    nonfinite: int = 0
+    largest: float = 0.0
+    errors: float = 0.0  # squared
+    values: float = 0.0  # of A, squared
+    finite: int = 0
+
+    def add(self, a: np.ndarray, b: np.ndarray) -> None:
+        with np.errstate(all="ignore"):  # overflow and NaN are counted
+            wide_a, wide_b = _widened(a), _widened(b)
+            if self.same_type:
+                differs = _bits(a) != _bits(b)
+                differs = differs.any(axis=1)
+            else:
+                differs = (wide_a != wide_b) & ~(np.isnan(wide_a) & np.isnan(wide_b))
+            finite = np.isfinite(wide_a) & np.isfinite(wide_b)
+            if self.same_type and a.dtype.kind in "iu" and a.itemsize == 8:  # float64 cannot tell large ones apart
+                error = (np.maximum(a, b).view(np.uint64) - np.minimum(a, b).view(np.uint64)).astype(np.float64)
+            else:
+                error = np.abs(wide_a[finite] - wide_b[finite])
+            self.size += a.size
+            self.differing += int(differs.sum())
+            self.nonfinite += int((differs & ~finite).sum())
+            self.finite += int(finite.sum())
+            self.largest = max(self.largest, float(error.max(initial=0.0)))
+            self.errors += float(np.square(error).sum())
+            self.values += float(np.square(np.abs(wide_a[finite])).sum())
+
+    def measure(self) -> Measure:
+        rmse = math.sqrt(self.errors / self.finite) if self.finite else 0.0
+        nmse = self.errors / self.values if self.values else None if self.errors else 0.0
+        return Measure(self.size, self.differing, self.nonfinite, self.largest, rmse, nmse)
+
+
+def _widened(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.complex128 if values.dtype.kind == "c" else np.float64)
+
+
+def _bits(values: np.ndarray) -> np.ndarray:
+    """The bytes of each value, in its row."""
+    return values.view(np.uint8).reshape(values.size, -1)

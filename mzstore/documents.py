@@ -60,6 +60,14 @@ class TensorEntry:
         for component in self.part.components:
             yield f"{self.node}/{component.name}", component.array.to_json()
 
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks that this tensor has in the container."""
+        if self.part is None:
+            return 0
+        constant = isinstance(self.part, Raw) and self.part.constant
+        return len(self.part.components) * (1 if constant else self.part.grid.n_chunks)
+
     def chunk_keys(self) -> Iterator[str]:
         """Keys of all chunks that this tensor has in the container, in the order in which they are written."""
         part = self.part

@@ -28,11 +28,18 @@ SMALL_NBYTES = 64 << 10  # below this, how fast a tensor decodes does not matter
 QUICK_SAMPLE_WORDS = 1 << 15  # of a tensor of one chunk, where a larger sample costs as much as the encoding itself
 # Decoding costs time: below these gains (parts of the raw size) a tensor stays raw.
 LEAST_GAIN = {"fast": 0.03, "balanced": 0.02, "max": 0.0}
-BLOCKS: tuple[dict[str, Any], ...] = ({"block_nbytes": 64 << 10}, {"block_nbytes": 32 << 10})
-FURTHER: dict[str, tuple[dict[str, Any], ...]] = {
+# What is tried on from the best candidate, each with the least gain that is worth it: the coders that find all
+# there is to find run at some 20 and 2 MB/s.
+BLOCKS: tuple[tuple[dict[str, Any], float], ...] = (({"block_nbytes": 64 << 10}, 0), ({"block_nbytes": 32 << 10}, 0))
+FURTHER: dict[str, tuple[tuple[dict[str, Any], float], ...]] = {
     "fast": (),
     "balanced": BLOCKS,
-    "max": ({"coder": "huffman-all"}, {"coder": "matches-all"}, *BLOCKS),
+    "max": (
+        ({"coder": "huffman-all"}, 0.001),
+        ({"coder": "matches"}, 0),
+        ({"coder": "matches-all"}, 0.001),
+        *BLOCKS,
+    ),
 }
 FAST_MAY_COST = 1.01  # what the level "fast" may add in size for its speed
 RANKED_WORDS = 1 << 18  # in smaller chunks, two more components cost more time than ranks save
@@ -91,10 +98,12 @@ def choose(source: TensorSource, level: Level) -> Choice:
             best, least = choice, found
     if best.part is raw or not thorough:
         return best
-    for change in FURTHER[level]:  # search on from what is best
+    for change, least_gain in FURTHER[level]:  # search on from what is best
+        if change.get("coder") == "matches-all" and best.coding.coder != "matches":
+            continue
         choice = replace(best, coding=replace(best.coding, **change))
         found = cost(choice)
-        if found < least:
+        if found < least * (1 - least_gain):
             best, least = choice, found
     return best
 

@@ -87,13 +87,22 @@ class Piece:
 
 def pieces(grid: Grid, spans: tuple[Span, ...]) -> Iterator[Piece]:
     """The chunks that hold a position of ``spans``, and no other, in row-major order."""
-    axes = [list(_axis_pieces(span, extent)) for span, extent in zip(spans, grid.chunk_shape, strict=True)]
-    for combination in itertools.product(*axes):
+    # One after the other, because documents may claim a number of chunks that no list could hold.
+    for cuts in _combinations(tuple(zip(spans, grid.chunk_shape, strict=True))):
         yield Piece(
-            tuple(index for index, _, _ in combination),
-            tuple(source for _, source, _ in combination),
-            tuple(target for _, _, target in combination),
+            tuple(index for index, _, _ in cuts),
+            tuple(source for _, source, _ in cuts),
+            tuple(target for _, _, target in cuts),
         )
+
+
+def _combinations(axes: tuple[tuple[Span, int], ...]) -> Iterator[tuple[tuple[int, slice, slice], ...]]:
+    if not axes:
+        yield ()
+        return
+    for cut in _axis_pieces(*axes[0]):
+        for rest in _combinations(axes[1:]):
+            yield (cut, *rest)
 
 
 def _axis_pieces(span: Span, extent: int) -> Iterator[tuple[int, slice, slice]]:

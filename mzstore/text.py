@@ -25,4 +25,4 @@ def ratio(stored: int, nbytes: int) -> str:
 
 def count(n: int, noun: str) -> str:
     """``1 tensor``, ``2 tensors``."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}".replace(",", " ")
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -274,7 +274,7 @@ class _Verifier:
             done(block.nbytes)
         if not findings.problems and digest.hexdigest() != entry.sha256:
             text = "the values do not have the digest (sha256) that the document states"
-            findings.problems.append(Problem("tensor", text, entry.node, entry.spec.name, clause="tensor-1"))
+            findings.problems.append(Problem("tensor", text, entry.node, entry.spec.name, clause="digest-2"))
         return findings
 
     def _chunk(self, entry: TensorEntry, chunk: tuple[int, ...], error: MzError) -> list[Problem]:
@@ -323,7 +323,7 @@ class _Verifier:
             if key in self._reader.touched:
                 continue
             if model and key.partition("/")[0] not in self._not_walked:
-                yield Problem("stray", "nothing in the model asks for it", key, clause="container-2")
+                yield Problem("stray", "nothing in the model asks for it", key, clause="key-3")
             try:
                 self._reader.check_entry(key)
             except (FormatError, CorruptError) as error:

@@ -123,7 +123,7 @@ class Planes:
         if unknown:
             raise ValueError(f"the array {min(unknown)!r} belongs to no component of 'planes'")
         runs = None
-        if symbols is not None:
+        if "symbols" in doc:
             if not isinstance(symbols, list):
                 raise ValueError(f"'symbols' is {symbols!r:.200}, not a list")
             pairs = [integers(run) for run in symbols]

@@ -1,0 +1,3 @@
+from mzstore.cli import main
+
+main()
