@@ -1,0 +1,80 @@
+"""The benchmark runs and its result has the shape that programs rely on. What it measures is not looked at."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+ROOT = Path(__file__).parents[1]
+ALWAYS = {"mzstore fast", "mzstore balanced", "mzstore max", "zstd 3", "safetensors"}
+PERHAPS = {"zipnn", "lmz 1", "lmz 9"}
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    rng = np.random.default_rng(7)
+    path = tmp_path / "tiny.safetensors"
+    tensors = {f"layers.{i}": rng.standard_normal((64, 96), np.float32) for i in range(3)}
+    save_file(tensors | {"scalar": np.array(2.5, np.float32), "ids": np.arange(11)}, path)
+    return path
+
+
+def bench(*arguments):
+    command = [sys.executable, ROOT / "tools" / "bench.py", *arguments, "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_lossless_as_json(tiny):
+    result = json.loads(bench("lossless", tiny, "--dtype", "all", "--big", "0.01", "--json"))
+
+    assert [model["dtype"] for model in result["models"]] == ["bf16", "fp16", "fp32"]
+    for model in result["models"]:
+        names = {row["name"] for row in model["rows"]}
+        missing = {name for name in PERHAPS if name in result["missing"]}
+        assert names >= ALWAYS
+        assert names & PERHAPS == PERHAPS - missing  # a peer takes part or is named as missing
+        assert any(name.startswith("zarr-python (") for name in names)
+        for row in model["rows"]:
+            assert row["nbytes"] / model["file_nbytes"] == pytest.approx(row["ratio"])
+            for operation in ("encode", "decode"):
+                assert row["gb_per_s"][operation]["1"] > 0
+                assert row["seconds"][operation]["1"]["best"] <= row["seconds"][operation]["1"]["median"]
+        ours = next(row for row in model["rows"] if row["name"] == "mzstore balanced")
+        assert ours["seconds"].keys() == {"encode", "save", "decode", "load", "open"}
+        assert 0 < ours["container_share"] < 1
+        assert {"mzstore balanced load", "safetensors load", "mzstore balanced save"} <= model["new_process"].keys()
+
+    assert result["machine"]["cores"] >= 1
+    assert result["machine"]["libraries"]["numpy"] == np.__version__
+    assert result["commit"].keys() == {"hash", "changed"}
+    assert result["conditions"]
+    for goal in result["goals"]:
+        assert goal.keys() == {"goal", "limit", "measured", "met"}
+        assert (goal["measured"] is None) == (goal["met"] is None)
+    if not result["missing"]:
+        assert all(goal["met"] is not None for goal in result["goals"])
+    assert result["big"]["nbytes"] == pytest.approx(0.01e9, rel=0.01)
+    assert 0 < result["big"]["stored_nbytes"] < result["big"]["nbytes"]
+    assert result["import"]["seconds_beyond_numpy"]["best"] > 0
+
+
+@pytest.mark.slow
+def test_lossless_for_people(tiny):
+    text = bench("lossless", tiny)
+    assert "tiny.safetensors as fp32: 5 tensors" in text
+    assert "not measured" in text  # goals for bf16, and what --big tells
+
+
+def test_coder_as_json(tiny):
+    result = json.loads(bench("coder", tiny, "--dtype", "bf16", "--json"))
+    ratios = {row["name"]: row["ratio"] for row in result["rows"]}
+    assert {"level 1", "level 3", "level 19", "huffman"} <= ratios.keys()
+    assert result["nbytes"] == 3 * 64 * 96 + 1
+    assert ratios["huffman"] > result["entropy"]

@@ -1,0 +1,139 @@
+"""Benchmarks of mzstore beside what else there is, on real weights.
+
+    python tools/bench.py lossless [MODEL] [--dtype bf16|fp16|fp32|all] [--big [GB]] [--json] [--quick]
+    python tools/bench.py coder [MODEL] [--dtype bf16|fp16|fp32] [--json] [--quick]
+
+MODEL is a safetensors file or a directory of such, its floats cast to --dtype if that is given; without MODEL,
+all-MiniLM-L6-v2 (tools/real_models.py), cast to bf16 if not told otherwise.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bench_coder import coder
+from bench_lossless import lossless
+from peers import DTYPES
+from real_models import minilm
+from rich.console import Console
+from rich.table import Table
+
+
+def main() -> None:
+    arguments = _parser().parse_args()
+    model = arguments.model or minilm()
+    dtype = arguments.dtype or (None if arguments.model else "bf16")
+    if arguments.benchmark == "coder":
+        result = coder(model, dtype, quick=arguments.quick)
+    else:
+        dtypes = list(DTYPES) if dtype == "all" else [dtype]
+        result = lossless(model, dtypes, quick=arguments.quick, big=arguments.big)
+    if arguments.json:
+        print(json.dumps(result, indent=1))
+    else:
+        console = Console(width=None if Console().is_terminal else 150)
+        (_show_coder if arguments.benchmark == "coder" else _show_lossless)(result, console)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    for name, dtypes, about in (
+        ("lossless", [*DTYPES, "all"], "size, speed and memory beside other stores and compressors; the goals"),
+        ("coder", list(DTYPES), "settings of zstd on the plane of the exponents"),
+    ):
+        command = benchmarks.add_parser(name, help=about)
+        command.add_argument("model", nargs="?", type=Path, help="a safetensors file or a directory of such")
+        command.add_argument("--dtype", choices=dtypes, help="cast the floats")
+        command.add_argument("--json", action="store_true", help="for programs, with all times")
+        command.add_argument("--quick", action="store_true", help="one round: to see that it works, not how fast")
+        if name == "lossless":
+            command.add_argument("--big", nargs="?", type=float, const=4.0, metavar="GB", help="convert a big file too")
+    return parser
+
+
+def _show_lossless(result: dict[str, Any], console: Console) -> None:
+    _show_machine(result, console)
+    n = result["threads"]
+    for model in result["models"]:
+        table = Table(
+            title=f"{model['model']} as {model['dtype']}: {model['n_tensors']} tensors, "
+            f"{model['file_nbytes']} bytes in safetensors; GB/s with 1 and with {n} threads"
+        )
+        table.add_column("", no_wrap=True)
+        for column in ("bytes", "ratio", "encode", "save", "decode", "load", "container"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in model["rows"]:
+            speeds = [_speeds(row["gb_per_s"].get(operation)) for operation in ("encode", "save", "decode", "load")]
+            share = f"{row['container_share']:.2%}" if "container_share" in row else ""
+            table.add_row(row["name"], str(row["nbytes"]), f"{row['ratio']:.4f}", *speeds, share)
+        console.print(table)
+
+        table = Table(title=f"{model['model']} as {model['dtype']}: in a new process, {n} threads")
+        table.add_column("", no_wrap=True)
+        for column in ("call, ms", "process, ms", "peak memory, MB", "of the tensors' size"):
+            table.add_column(column, justify="right")
+        for name, call in model["new_process"].items():
+            table.add_row(
+                name,
+                f"{call['call_seconds']['best'] * 1e3:.0f}",
+                f"{call['process_seconds']['best'] * 1e3:.0f}",
+                f"{call['peak_nbytes'] / 1e6:.0f}",
+                f"{call['peak_nbytes'] / model['nbytes']:.2f}",
+            )
+        console.print(table)
+    seconds = result["import"]["seconds_beyond_numpy"]["best"]
+    console.print(f"import mzstore beyond numpy: {seconds * 1e3:.0f} ms")
+    if big := result["big"]:
+        console.print(
+            f"convert {big['nbytes']} bytes of bfloat16: {big['seconds']:.1f} s "
+            f"({big['nbytes'] / big['seconds'] / 1e9:.2f} GB/s), peak memory {big['peak'] / 1e6:.0f} MB"
+        )
+    for name, why in result["missing"].items():
+        console.print(f"left out: {name} ({why}); pip install 'mzstore[bench]'", markup=False)
+    _show_goals(result["goals"], console)
+    for condition in result["conditions"]:
+        console.print(f"- {condition}", markup=False)
+
+
+def _show_goals(goals: list[dict[str, Any]], console: Console) -> None:
+    table = Table(title="goals")
+    table.add_column("goal", no_wrap=True)
+    for column in ("limit", "measured", "met"):
+        table.add_column(column, justify="right")
+    for goal in goals:
+        measured = "not measured" if goal["measured"] is None else f"{goal['measured']:.4g}"
+        met = {None: "", True: "[green]yes[/]", False: "[red]NO[/]"}[goal["met"]]
+        table.add_row(goal["goal"], goal["limit"], measured, met)
+    console.print(table)
+
+
+def _show_coder(result: dict[str, Any], console: Console) -> None:
+    _show_machine(result, console)
+    table = Table(
+        title=f"{result['model']} as {result['dtype']}: first plane, {result['nbytes']} bytes, "
+        f"entropy {result['entropy']:.4f}"
+    )
+    table.add_column("setting", no_wrap=True)
+    for column in ("ratio", "compress, MB/s", "decompress, MB/s"):
+        table.add_column(column, justify="right")
+    for row in result["rows"]:
+        speeds = (f"{row[f'{do}_mb_per_s']:.0f}" for do in ("compress", "decompress"))
+        table.add_row(row["name"], f"{row['ratio']:.4f}", *speeds)
+    console.print(table)
+
+
+def _show_machine(result: dict[str, Any], console: Console) -> None:
+    machine, commit = result["machine"], result["commit"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items() if version)
+    console.print(f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}; {versions}", markup=False)
+    console.print(f"commit {commit['hash']}{' with changes' if commit['changed'] else ''}", markup=False)
+
+
+def _speeds(found: dict[str, float] | None) -> str:
+    return " ".join(f"{speed:5.2f}" for speed in found.values()) if found else ""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""Goals: what mzstore promises, and whether a result of the benchmark ``lossless`` meets it."""
+
+from typing import Any
+
+# What cannot be known from a result (a peer is missing, a dtype was not asked for) is neither met nor not.
+
+
+def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each goal: what, limit, measured and met (both None where the result does not tell)."""
+    by_dtype = {model["dtype"]: model for model in result["models"]}
+    bf16 = by_dtype.get("bf16")
+    found = [_goal("bf16 balanced: stored / file", "<=", 0.667, _of(bf16, "mzstore balanced", "ratio"))]
+    for dtype in ("bf16", "fp32", "fp16"):
+        found.append(_goal(f"{dtype} max: size / size of lmz", "<=", 1.0, _size_to_lmz(by_dtype.get(dtype))))
+    for operation, ours, peer, factor in (
+        ("decode", "decode", "zipnn", 2.0),
+        ("decode", "decode", "lmz", 5.0),
+        ("encode", "encode", "zipnn", 3.0),
+        ("encode", "encode", "lmz", 1.0),
+        ("encode", "save", "lmz", 1.0),
+    ):
+        title = f"bf16 balanced, 1 thread: speed of {ours} / {operation} of {peer}"
+        found.append(_goal(title, ">=", factor, _speed_to(bf16, operation, ours, peer)))
+    found.append(_goal("bf16: Model.load, new process / safetensors load_file", "<=", 3.0, _load_to_safetensors(bf16)))
+    shares = [row["container_share"] for model in result["models"] for row in model["rows"] if "container_share" in row]
+    found.append(_goal("container and documents, part of the archive, worst", "<=", 0.005, max(shares, default=None)))
+    found.append(_goal("import beyond numpy, s", "<=", 0.15, result["import"]["seconds_beyond_numpy"]["best"]))
+    big = result["big"]
+    title = "peak memory of converting a big file, MB" + (f" ({big['nbytes'] / 1e9:.1f} GB)" if big else " (--big)")
+    found.append(_goal(title, "<=", 400.0, big["peak"] / 1e6 if big else None))
+    return found
+
+
+def _goal(what: str, sign: str, limit: float, measured: float | None) -> dict[str, Any]:
+    met = None if measured is None else (measured <= limit if sign == "<=" else measured >= limit)
+    return {"goal": what, "limit": f"{sign} {limit:g}", "measured": measured, "met": met}
+
+
+def _rows(model: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The rows of a peer: of all its levels if ``name`` is a first word."""
+    return [row for row in model["rows"] if row["name"] == name or row["name"].split()[0] == name] if model else []
+
+
+def _of(model: dict[str, Any] | None, name: str, key: str) -> float | None:
+    return next((row[key] for row in _rows(model, name)), None)
+
+
+def _size_to_lmz(model: dict[str, Any] | None) -> float | None:
+    ours, theirs = _of(model, "mzstore max", "nbytes"), [row["nbytes"] for row in _rows(model, "lmz")]
+    return ours / min(theirs) if ours and theirs else None
+
+
+def _speed_to(model: dict[str, Any] | None, operation: str, ours: str, peer: str) -> float | None:
+    """Our speed of ``ours`` by the speed of the peer's fastest level at ``operation``, both with one thread."""
+    theirs = [row["gb_per_s"][operation]["1"] for row in _rows(model, peer)]
+    mine = [row["gb_per_s"][ours]["1"] for row in _rows(model, "mzstore balanced")]
+    return mine[0] / max(theirs) if mine and theirs else None
+
+
+def _load_to_safetensors(model: dict[str, Any] | None) -> float | None:
+    if model is None:
+        return None
+    calls = {name: call["call_seconds"]["best"] for name, call in model["new_process"].items()}
+    return float(calls["mzstore balanced load"] / calls["safetensors load"])
