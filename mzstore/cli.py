@@ -1,20 +1,25 @@
-"""The command ``mzstore``. What a command does is in the module of its name; here are options, output, exit status.
+"""The command ``mzstore``: options, output and exit status. What a command does is in the module of its name.
 
-Modules are imported by the command that needs them, so that ``--help`` comes at once.
+Modules are imported by the command that needs them, so that nothing waits for what it does not use.
 """
 
 import functools
+import io
+import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any
 
 import typer
 
+from mzstore.errors import MzError
 from mzstore.text import count, ratio, shown, size
+from mzstore.version import __version__
 
-FAILED, DIFFERENT, TROUBLE, INTERRUPTED, BROKEN_PIPE = 1, 1, 2, 130, 141
+FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141  # the last two are what a shell reports of a process that a signal ended
+DIFFERENT, TROUBLE = 1, 2  # as diff and cmp have it
 
 # Plain help and plain errors: Typer's own boxes wrap names, and its tracebacks show the values of variables.
 app = typer.Typer(
@@ -26,19 +31,219 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads; one for each processor if not given.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and no line at the end.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
-Url = Annotated[str, typer.Argument(metavar="URL", help="An archive or a tree: a path, or a URL of fsspec.")]
+Location = Annotated[str, typer.Argument(metavar="URL", help="Archive or tree: a path, or a URL such as s3://b/m.mz.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="One for each processor if not given.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and no line when all is well.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
     """The entry point."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names hold any character, and not every terminal does
+    app(prog_name="mzstore")
 
 
-def _command[**P](failed: int = FAILED) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    ...
+def _command(failed: int = FAILED) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command of ``app``, which ends with one line on stderr and status ``failed`` where it cannot go on."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+                sys.stdout.flush()
+            except KeyboardInterrupt:
+                raise typer.Exit(INTERRUPTED) from None
+            except BrokenPipeError:
+                # Python flushes once more when it ends; that must not fail again.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(BROKEN_PIPE) from None
+            except (MzError, ValueError, LookupError, OSError, MemoryError) as error:
+                text = error.args[0] if isinstance(error, KeyError) and error.args else error
+                print(f"mzstore: {shown(str(text)) or type(error).__name__}", file=sys.stderr)
+                raise typer.Exit(failed) from None
+
+        return app.command()(run)
+
+    return decorate
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"mzstore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None: ...
+
+
+@_command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Archive, tree, .safetensors, .safetensors.index.json, or the directory of a Hugging Face model.",
+        ),
+    ],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A path or a URL.")],
+    level: Annotated[
+        str, typer.Option(metavar="fast|balanced|max", help="The fastest to decode, or the smallest.")
+    ] = "balanced",
+    to: Annotated[
+        str | None,
+        typer.Option(
+            metavar="archive|tree|safetensors|directory", help="What to write; by the name of DST if not given."
+        ),
+    ] = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Convert a model, bit for bit.
+
+    From any format to an archive or a tree, and back to the files that it came from.
+    """
+    from mzstore.convert import convert
+
+    start = time.monotonic()
+    convert(source, target, level=level, to=to, threads=threads, show_progress=_shown(quiet))  # type: ignore[arg-type]
+    if not quiet:
+        before, after = _nbytes(source), _nbytes(target)
+        seconds = time.monotonic() - start
+        print(f"{shown(target)}: {size(after)}, {ratio(after, before)} of {size(before)}, {seconds:.1f} s")
+
+
+@_command()
+def inspect(location: Location, as_json: Json = False) -> None:
+    """Show what a model holds and how it is stored.
+
+    Reads the index and the documents, and no values.
+    """
+    import mzstore
+    from mzstore.inspect import render, summarize
+
+    with mzstore.open(location) as model:
+        summary = summarize(model)
+    if as_json:
+        _print_json(summary.to_json())
+        return
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else 1 << 16)  # a pipe gets one line for a tensor
+    with console.capture() as capture:
+        for part in render(summary, console.width if terminal else None):
+            console.print(part)
+    _print([capture.get().rstrip("\n")])
+
+
+@_command()
+def verify(location: Location, threads: Threads = None, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Check everything, and name all that is broken.
+
+    That is headers, checksums, documents, every chunk, the digest of every tensor, assets. Ends with status 1 if
+    anything is wrong.
+    """
+    from mzstore.verify import verify
+
+    report = verify(location, threads=threads, show_progress=_shown(quiet or as_json))
+    if as_json:
+        _print_json(report.to_json())
+    elif report.ok and not quiet:
+        checked = f"{count(report.tensors, 'tensor')}, {count(report.chunks, 'chunk')}"
+        checked += f", {count(report.assets, 'asset')}" if report.assets else ""
+        _print([f"{shown(report.location)}: {checked}, {size(report.nbytes)} of values: all as it should be"])
+    else:
+        _print(shown(str(problem)) for problem in report.problems)
+    if not report.ok:
+        print(f"mzstore: {count(len(report.problems), 'problem')} in {report.location!r}", file=sys.stderr)
+        raise typer.Exit(FAILED)
+
+
+@_command()
+def get(
+    location: Location,
+    name: Annotated[str, typer.Argument(metavar="NAME[SLICE]", help="As in 'w', 'w[-1]', 'w[1024:2048, ::2]'.")],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE.npy", help="Where to save the values; '-' is standard output."),
+    ] = None,
+) -> None:
+    """Show or save a tensor, or a slice of it.
+
+    Saves a .npy file; without -o, shows the first values.
+    """
+    import numpy as np
+
+    import mzstore
+    from mzstore.get import find, preview, write_npy
+
+    with mzstore.open(location) as model:
+        tensor, index = find(model, name)
+        if output is None:
+            width = os.get_terminal_size().columns if sys.stdout.isatty() else 80
+            _print(preview(tensor, index, width))
+            return
+        bits = write_npy(sys.stdout.buffer if output == "-" else output, np.asarray(tensor[index]))
+    if bits:
+        print(f"mzstore: saved as {bits}, the raw bits: a .npy file has no {tensor.dtype.name}", file=sys.stderr)
+
+
+@_command(failed=TROUBLE)
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model in any format that convert reads.")],
+    b: Annotated[str, typer.Argument(metavar="B")],
+    threads: Threads = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Compare two models, tensor by tensor.
+
+    Shows what only one of them has, and by how much values differ. Ends with status 0 if the models are equal, 1 if
+    they differ, 2 if they cannot be compared.
+    """
+    from mzstore.diff import diff, render
+
+    difference = diff(a, b, threads=threads, show_progress=_shown(quiet or as_json))
+    if as_json:
+        _print_json(difference.to_json())
+    elif not (quiet and difference.equal):
+        _print(render(difference))
+    if not difference.equal:
+        raise typer.Exit(DIFFERENT)
+
+
+def _shown(quiet: bool) -> bool | None:
+    """For ``show_progress``: None means on a terminal."""
+    return False if quiet else None
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, allow_nan=False))
+
+
+def _nbytes(location: str) -> int:
+    """Bytes that a model takes where it lies."""
+    from mzstore.formats import huggingface, open_source
+    from mzstore.storage import Folder, open_location
+
+    if location.endswith(huggingface.INDEX_SUFFIX):  # its shards lie beside it, perhaps with those of other models
+        with open_source(location) as model:
+            return model.nbytes
+    found = open_location(location)
+    if isinstance(found, Folder):
+        return sum(found.sizes().values())
+    found.close()
+    return found.nbytes

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -46,14 +47,25 @@ class Problem:
     kind: str
     text: str
     key: str = ""
-    tensor: str = ""
+    tensor: str | None = None  # "" is a name
     chunk: tuple[int, ...] | None = None
     clause: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "kind": self.kind,
+            "text": self.text,
+            "key": self.key or None,
+            "tensor": self.tensor,
+            "chunk": None if self.chunk is None else list(self.chunk),
+            "clause": self.clause or None,
+        }
+
     def __str__(self) -> str:
-        place = [f"tensor {self.tensor!r}"] if self.tensor else []
-        place += [f"chunk {list(self.chunk)}"] if self.chunk is not None else []
-        place += [repr(self.key)] if self.key and not self.tensor else []
+        place = [repr(self.key)] if self.key else []
+        if self.tensor is not None:
+            place = [f"tensor {self.tensor!r}"]
+            place += [f"chunk {list(self.chunk)}"] if self.chunk is not None else []
         where = f"{', '.join(place)}: " if place else ""
         return f"{where}{self.text}" + (f" (FORMAT.md {self.clause})" if self.clause else "")
 
@@ -72,6 +84,18 @@ class Report:
     @property
     def ok(self) -> bool:
         return not self.problems
+
+    def to_json(self) -> dict[str, Any]:
+        """What ``mzstore verify --json`` prints. Members may be added, and none changes its meaning."""
+        return {
+            "location": self.location,
+            "ok": self.ok,
+            "tensors": self.tensors,
+            "chunks": self.chunks,
+            "nbytes": self.nbytes,
+            "assets": self.assets,
+            "problems": [problem.to_json() for problem in self.problems],
+        }
 
 
 def verify(
@@ -97,7 +121,7 @@ def verify(
 
 
 def _problem(
-    kind: str, error: MzError, key: str = "", tensor: str = "", chunk: tuple[int, ...] | None = None
+    kind: str, error: MzError, key: str = "", tensor: str | None = None, chunk: tuple[int, ...] | None = None
 ) -> Problem:
     return Problem(kind, error.problem, key, tensor, chunk, error.clause)
 
