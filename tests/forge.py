@@ -1,0 +1,207 @@
+"""Forging: a valid model, taken apart into documents and payloads, to be put together again with a fault in it.
+
+Everything that the fault does not concern stays right, checksums included, so that a test meets the check it is about.
+"""
+
+import hashlib
+import io
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from samples import weights
+
+from mzstore.archive import CENTRAL, END, ArchiveWriter
+from mzstore.arrays import Array
+from mzstore.documents import Asset, ModelDocument, TensorEntry, dump
+from mzstore.encode import Choice, payloads
+from mzstore.encodings import Coding, Part
+from mzstore.encodings.planes import Planes
+from mzstore.encodings.raw import Raw, constant_array
+from mzstore.frameworks import as_words
+from mzstore.grid import Grid
+from mzstore.interleave import Fields, tops
+from mzstore.payload import seal
+
+ROOT = "zarr.json"
+
+
+@dataclass
+class Forged:
+    """The keys of a container and their contents; documents as JSON objects, or as bytes that may be no JSON."""
+
+    documents: dict[str, Any] = field(default_factory=dict)
+    payloads: dict[str, bytes] = field(default_factory=dict)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def root(self) -> dict[str, Any]:
+        return self.documents[ROOT]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the root says about the model."""
+        return self.root["attributes"]["mzstore"]
+
+    @property
+    def nodes(self) -> dict[str, Any]:
+        """The documents of all nodes, which is what a reader reads."""
+        return self.root["consolidated_metadata"]["metadata"]
+
+    def tensor(self, node: str) -> dict[str, Any]:
+        return self.nodes[node]["attributes"]["mzstore"]
+
+    def part(self, node: str) -> dict[str, Any]:
+        return self.tensor(node)["parts"][0]
+
+    def contents(self) -> dict[str, bytes]:
+        docs = {key: doc if isinstance(doc, bytes) else dump(doc) for key, doc in self.documents.items()}
+        return self.payloads | docs
+
+    def archive(self) -> bytes:
+        file = io.BytesIO()
+        writer = ArchiveWriter(file)
+        for key, data in self.contents().items():
+            if key.endswith(ROOT):
+                writer.write_document(key, data)
+            else:
+                writer.write_chunk(key, data, aligned=False)
+        writer.finish()
+        return file.getvalue()
+
+    def tree(self, folder: Path) -> Path:
+        for key, data in self.contents().items():
+            path = folder / key
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        return folder
+
+
+def forge(
+    tensors: dict[str, tuple[np.ndarray, Callable[[Any, np.ndarray], Part]]], assets: dict[str, bytes] | None = None
+) -> Forged:
+    """Each tensor stored by the part that its function makes of (spec, words)."""
+    made, entries = Forged(), {}
+    for name, (array, part_of) in tensors.items():
+        spec, words = as_words(name, array)
+        part = part_of(spec, words)
+        digest = hashlib.sha256(words.tobytes()).hexdigest()
+        entry = TensorEntry(spec, name, digest, part)
+        entries[name] = entry
+        made.values[name] = array
+        constant = isinstance(part, Raw) and part.constant
+        blocks = [(0, (1,) * words.ndim, [(0,) * words.ndim])] if constant else part.grid.row_blocks()
+        for start, shape, chunks in blocks:
+            block = words.reshape(-1)[start : start + int(np.prod(shape))].reshape(shape)
+            for chunk in chunks:
+                for payload in payloads(Choice(part, Coding()), block, chunk, spec.dtype):
+                    made.payloads[f"{name}/{payload.path}"] = payload.data
+    listed = []
+    for path, content in (assets or {}).items():
+        key = f"assets/{path}"
+        listed.append(Asset(path, key, len(content), hashlib.sha256(content).hexdigest()))
+        made.payloads[key] = content
+    for key, doc in ModelDocument(entries, {"made": "by forge"}, tuple(listed)).documents():
+        # Through JSON, so that no two places of the documents share an object that a test will edit.
+        made.documents[f"{key}/{ROOT}" if key else ROOT] = json.loads(dump(doc))
+    return made
+
+
+def planes(chunk_shape: tuple[int, ...], top_bits: int = 8, **options: Any) -> Callable[[Any, np.ndarray], Part]:
+    """``planes`` in chunks of ``chunk_shape``; with ``symbols=True`` or ``ranks=True``."""
+
+    def part(spec: Any, words: np.ndarray) -> Planes:
+        fields = Fields(spec.dtype.word_bits, top_bits, spec.dtype.exponent_bits > 0)
+        grid = Grid(spec.word_shape, chunk_shape)
+        if not options:
+            return Planes.new(spec.dtype, grid, fields)
+        count = np.bincount(tops(words.reshape(-1), fields), minlength=1 << top_bits)
+        if "ranks" not in options:
+            return Planes.new(spec.dtype, grid, fields, count > 0)
+        frequent = np.zeros(1 << top_bits, bool)
+        frequent[np.argsort(-count, kind="stable")[: options["ranks"]]] = True
+        escapes = int(count[~frequent].sum())
+        return Planes.new(spec.dtype, grid, fields, frequent & (count > 0), ranks=True, escapes=escapes)
+
+    return part
+
+
+def raw(chunk_shape: tuple[int, ...], *, zstd: bool = False) -> Callable[[Any, np.ndarray], Part]:
+    return lambda spec, words: Raw(
+        spec.dtype, spec.word_shape, Array(spec.word_shape, chunk_shape, spec.dtype.disk, zstd)
+    )
+
+
+def constant(spec: Any, words: np.ndarray) -> Part:
+    return Raw(spec.dtype, spec.word_shape, constant_array(spec.dtype, spec.word_shape))
+
+
+def narrow(chunk_shape: tuple[int, ...], name: str) -> Callable[[Any, np.ndarray], Part]:
+    from mzstore.dtypes import DTYPES
+
+    dtype = DTYPES[name]
+    return lambda spec, words: Raw(dtype, spec.word_shape, Array(spec.word_shape, chunk_shape, dtype.disk, False))
+
+
+def every_kind() -> Forged:
+    """A model with a tensor of every kind of part, in more than one chunk where that is possible."""
+    ranked = weights((4, 6), 2, "bfloat16")
+    ranked.view(np.uint16)[1, 2] = 0x7F12  # far from all others: an escape
+    made = forge(
+        {
+            "raw": (np.arange(10, dtype=np.uint8), raw((4,))),
+            "zstd": (np.zeros((2, 300), np.int32) + np.arange(2, dtype=np.int32)[:, None], raw((1, 300), zstd=True)),
+            "constant": (np.full((3, 3), 7, np.int32), constant),
+            "narrow": (weights((3, 4), 1, "bfloat16").astype(np.float32), narrow((3, 4), "bfloat16")),
+            "planes": (weights((4, 6), 3, "bfloat16"), planes((2, 6))),
+            "symbols": (weights((3, 4), 4), planes((3, 4), 10, symbols=True)),
+            "ranked": (ranked, planes((2, 6), ranks=4)),
+            "four": (np.arange(7, dtype=np.uint8).view(ml_dtypes.uint4), raw((4,))),
+        },
+        {"config.json": b'{"layers": 1}'},
+    )
+    about = made.tensor("constant")
+    tied = {"dtype": about["dtype"], "shape": about["shape"], "sha256": about["sha256"], "same_as": "constant"}
+    made.nodes["tied"] = {"zarr_format": 3, "node_type": "group", "attributes": {"mzstore": tied}}
+    made.values["tied"] = made.values["constant"]
+    return made
+
+
+def resealed(payload: bytes, change: Callable[[bytearray], Any]) -> bytes:
+    """``payload`` with its body changed and its checksum right again."""
+    body = bytearray(payload[:-4])
+    new = change(body)
+    return seal(bytes(body if new is None else new))
+
+
+def patched_end(archive: bytes, **fields: int) -> bytes:
+    """``archive`` with other values in its last record: disk, first_disk, here, count, nbytes, start, comment."""
+    names = ("signature", "disk", "first_disk", "here", "count", "nbytes", "start", "comment")
+    at = len(archive) - END.size
+    values = dict(zip(names, END.unpack_from(archive, at), strict=True)) | fields
+    return archive[:at] + END.pack(*values.values())
+
+
+def patched_entry(archive: bytes, index: int, *, name: bytes | None = None, **fields: int) -> bytes:
+    """``archive`` with other values in an entry of its directory; a new name must have the length of the old."""
+    names = (
+        "signature", "made_by", "version", "flags", "method", "time", "date", "crc32", "stored", "nbytes",
+        "n_name", "n_extra", "n_comment", "disk", "internal", "external", "header",
+    )  # fmt: skip
+    *_, start, _ = END.unpack_from(archive, len(archive) - END.size)
+    at = start
+    for _ in range(index):
+        n_name, n_extra, n_comment = struct.unpack_from("<HHH", archive, at + 28)
+        at += CENTRAL.size + n_name + n_extra + n_comment
+    values = dict(zip(names, CENTRAL.unpack_from(archive, at), strict=True)) | fields
+    data = bytearray(archive)
+    CENTRAL.pack_into(data, at, *values.values())
+    if name is not None:
+        data[at + CENTRAL.size :][: len(name)] = name
+        data[at + CENTRAL.size : at + CENTRAL.size + len(name)] = name
+    return bytes(data)
