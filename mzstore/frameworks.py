@@ -44,6 +44,13 @@ def is_torch(value: object) -> bool:
     return type(value).__module__.partition(".")[0] == "torch"
 
 
+def count_nbytes(value: Any) -> int:
+    """Bytes of an array or tensor; 0 for what has not become one yet."""
+    if is_torch(value):  # whose ``nbytes`` raises for sparse tensors
+        return int(value.numel() * value.element_size())
+    return int(getattr(value, "nbytes", 0))
+
+
 def as_words(name: str, value: Any) -> tuple[TensorSpec, np.ndarray]:
     """The spec and the words (C-contiguous, little endian) of an array or tensor; its own memory where possible.
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mzstore.frameworks import as_words
+from mzstore.frameworks import as_words, count_nbytes
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.tensors import TensorSpec
 
@@ -84,7 +84,7 @@ def from_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, Any], assets:
         for name in tensors:
             yield ArraySource(*as_words(name, tensors[name]))
 
-    nbytes = sum(int(getattr(value, "nbytes", 0)) for value in tensors.values())
+    nbytes = sum(count_nbytes(value) for value in tensors.values())
     files = tuple(FileSource(path, partial(_blocks, content)) for path, content in assets.items())
     return ModelSource(sources(), nbytes, metadata, files)
 
