@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # there is one object for each type: DTYPES
 class DType:
     """One element type. ``bits`` is the size of an element, ``numpy`` its type in memory.
 

@@ -192,7 +192,9 @@ class Planes:
         if self.escapes:
             numbers = np.full(self.escapes.chunk_shape[-1], NO_ESCAPE, "<u4")
             top = tops(flat, self.fields)
-            at = np.flatnonzero(~np.isin(top, table))
+            escapes = np.ones(1 << self.fields.top_bits, bool)
+            escapes[table] = False
+            at = np.flatnonzero(escapes[top])
             numbers[: at.size] = at * 256 + top[at]
             bodies.append(compress([numbers.view(np.uint8)], coder="matches", block_nbytes=coding.block_nbytes))
         bodies.append(planes[1:].reshape(-1).data)
