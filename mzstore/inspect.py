@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mzstore.archive import ArchiveReader
-from mzstore.documents import FORMAT, TensorEntry
+from mzstore.documents import DOCUMENT, FORMAT, TensorEntry
 from mzstore.encodings.planes import Planes
 from mzstore.encodings.raw import Raw
 from mzstore.model import Model
@@ -115,20 +115,26 @@ def summarize(model: Model) -> Summary:
     reader, document = model.reader, model.document
     sizes = reader.sizes()
     names = {entry.node: entry.spec.name for entry in document.tensors.values()}
+    stored = dict.fromkeys(names, 0)
+    for key, nbytes in sizes.items():  # of what is there: a grid may claim more chunks than anyone could list
+        node, _, rest = key.partition("/")
+        if node in stored and not rest.endswith(DOCUMENT):
+            stored[node] += nbytes
 
     def tensor(entry: TensorEntry) -> TensorSummary:
-        spec, keys = entry.spec, list(entry.chunk_keys())
+        spec, part = entry.spec, entry.part
+        constant = isinstance(part, Raw) and part.constant
         return TensorSummary(
             spec.name,
             spec.dtype.name,
             spec.shape,
-            entry.part.encoding if entry.part else "same",
+            part.encoding if part else "same",
             _details(entry),
             spec.nbytes,
-            sum(sizes.get(key, 0) for key in keys),
-            len(keys),
+            stored[entry.node],
+            (1 if constant else part.grid.n_chunks * len(part.components)) if part else 0,
             entry.sha256,
-            None if entry.part else names[entry.same_as],
+            None if part else names[entry.same_as],
         )
 
     archive = reader if isinstance(reader, ArchiveReader) else None

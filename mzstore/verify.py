@@ -343,10 +343,11 @@ class _Verifier:
 
     def _rest(self, model: ModelDocument | None) -> Iterator[Problem]:
         """What is stored and was not read: nothing asks for it, or the documents cannot be read."""
+        files = {file.key for file in (*model.assets, *model.layouts)} if model else set()
         for key in self._stored:
             if key in self._reader.touched:
                 continue
-            if model and key.partition("/")[0] not in self._not_walked:
+            if model and key not in files and key.partition("/")[0] not in self._not_walked:
                 yield Problem("stray", "nothing in the model asks for it", key, clause="key-3")
             try:
                 self._reader.check_entry(key)
