@@ -17,7 +17,7 @@ from mzstore.dtypes import DType
 from mzstore.encodings import Coding, Component
 from mzstore.errors import CorruptError
 from mzstore.grid import Grid
-from mzstore.interleave import Fields, expand_ranks, join, pack_ranks, split, tops
+from mzstore.interleave import Fields, expand_ranks, join, pack_ranks, split
 from mzstore.payload import compress
 from mzstore.workspace import buffer
 
@@ -182,19 +182,19 @@ class Planes:
         if table is not None:
             symbol = np.zeros(1 << self.fields.top_bits, np.uint8)
             symbol[table] = np.arange(table.size)
-        split(flat, self.fields, symbol, planes)
+        split(flat, self.fields, None if self.ranks else symbol, planes)
         if not self.ranks:
             return [compress(list(planes), coder=coding.coder, block_nbytes=coding.block_nbytes)]
         assert table is not None
-        bodies: list[bytes | memoryview] = []
-        packed = pack_ranks(planes[0].reshape(words.shape)).reshape(-1)
-        bodies.append(compress([packed], coder=coding.coder, block_nbytes=coding.block_nbytes))
+        assert symbol is not None
+        top = planes[0]
+        packed = pack_ranks(symbol[top].reshape(words.shape)).reshape(-1)
+        bodies: list[bytes | memoryview] = [compress([packed], coder=coding.coder, block_nbytes=coding.block_nbytes)]
         if self.escapes:
-            numbers = np.full(self.escapes.chunk_shape[-1], NO_ESCAPE, "<u4")
-            top = tops(flat, self.fields)
             escapes = np.ones(1 << self.fields.top_bits, bool)
             escapes[table] = False
             at = np.flatnonzero(escapes[top])
+            numbers = np.full(self.escapes.chunk_shape[-1], NO_ESCAPE, "<u4")
             numbers[: at.size] = at * 256 + top[at]
             bodies.append(compress([numbers.view(np.uint8)], coder="matches", block_nbytes=coding.block_nbytes))
         bodies.append(planes[1:].reshape(-1).data)
