@@ -66,10 +66,7 @@ class DType:
         if not self.packed:
             return words.reshape(-1).view(self.numpy).reshape(shape)
         pairs = np.stack([words & 15, words >> 4], axis=-1)
-        if shape:
-            nibbles = pairs.reshape(*words.shape[:-1], 2 * words.shape[-1])[..., : shape[-1]]
-        else:
-            nibbles = pairs[:1]
+        nibbles = pairs.reshape(*words.shape[:-1], 2 * words.shape[-1])[..., : shape[-1]] if shape else pairs[:1]
         if self.name == "int4":  # ml_dtypes keeps an int4 sign-extended in its byte
             nibbles = (nibbles ^ 8) - 8
         return np.ascontiguousarray(nibbles).reshape(-1).view(self.numpy).reshape(shape)

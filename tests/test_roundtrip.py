@@ -328,7 +328,7 @@ def test_int4_in_torch_comes_as_int8():
 def test_sparse_tensors_of_torch_cannot_be_stored():
     import torch
 
-    with pytest.raises(ValueError, match="tensor 'w': its layout is torch.sparse_coo; make it dense first"):
+    with pytest.raises(ValueError, match=r"tensor 'w': its layout is torch\.sparse_coo; make it dense first"):
         saved({"w": torch.eye(3).to_sparse()})
 
 
