@@ -343,7 +343,7 @@ class _Verifier:
 
     def _rest(self, model: ModelDocument | None) -> Iterator[Problem]:
         """What is stored and was not read: nothing asks for it, or the documents cannot be read."""
-        files = {file.key for file in (*model.assets, *model.layouts)} if model else set()
+        files = {asset.key for asset in model.assets} | {layout.key for layout in model.layouts} if model else set()
         for key in self._stored:
             if key in self._reader.touched:
                 continue

@@ -1,0 +1,869 @@
+"""A slow reader of mzstore models that reads like FORMAT.md, in the same order.
+
+It shares no code with mzstore: Python's standard library, NumPy for arrays, ``zstandard`` for decompression. What
+stands behind ``# >`` is quoted from FORMAT.md; a test compares. Every error names the clause that is broken.
+
+    model = reference.read(path)          # an archive or a tree; or the bytes of an archive
+    model.tensors["name"].words           # NumPy array of unsigned integers
+"""
+
+import hashlib
+import itertools
+import json
+import math
+import re
+import struct
+import sys
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zstandard
+
+
+class Refused(Exception):
+    """The model is not read; ``clause`` is the rule of FORMAT.md that it breaks."""
+
+    name = ""
+
+    def __init__(self, clause: str, problem: str) -> None:
+        super().__init__(f"{problem} (FORMAT.md {clause})")
+        self.clause = clause
+
+
+# Section 10: the classes of refusals.
+
+
+class FormatRefused(Refused):
+    name = "format"
+
+
+class UnsupportedRefused(Refused):
+    name = "unsupported"
+
+
+class CorruptRefused(Refused):
+    name = "corrupt"
+
+
+def need(holds: object, clause: str, problem: str, refused: type[Refused] = FormatRefused) -> None:
+    if not holds:
+        raise refused(clause, problem)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    dtype: str
+    shape: tuple[int, ...]
+    words: np.ndarray
+
+
+@dataclass(frozen=True)
+class Model:
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, Any]
+    assets: Mapping[str, bytes]
+    layouts: Mapping[str, bytes]
+
+
+def read(source: bytes | str | Path | Mapping[str, bytes]) -> Model:
+    """All of the model in an archive (a path, or its bytes) or a tree (a directory, or its objects by key)."""
+    if isinstance(source, bytes):
+        return read_model(open_archive(source))
+    if isinstance(source, Mapping):
+        return read_model({key: Object(data, True) for key, data in source.items()})
+    path = Path(source)
+    return read_model(open_tree(path) if path.is_dir() else open_archive(path.read_bytes()))
+
+
+# Section 4: dtypes and words.
+
+DTYPES = {  # dtype -> (bits of a word, raw data type)
+    "bool": (8, "uint8"),
+    **{f"{kind}{bits}": (bits, f"{kind}{bits}") for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": (bits, f"float{bits}") for bits in (16, 32, 64)},
+    "bfloat16": (16, "uint16"),
+    **{f"float8_{kind}": (8, "uint8") for kind in ("e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz", "e8m0fnu")},
+    "float4_e2m1fn": (8, "uint8"),
+    "int4": (8, "uint8"),
+    "uint4": (8, "uint8"),
+    "complex64": (32, "float32"),
+    "complex128": (64, "float64"),
+}
+
+
+def word_shape(dtype: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if dtype in ("float4_e2m1fn", "int4", "uint4"):
+        # > the word shape is the shape with its last extent `n` replaced by `ceil(n / 2)`; a
+        # > tensor of shape `()` is one word.
+        return (*shape[:-1], ceil(shape[-1], 2)) if shape else ()
+    if dtype.startswith("complex"):
+        # > The word shape is the shape followed by 2.
+        return (*shape, 2)
+    return shape
+
+
+def ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+# Section 5: container.
+
+
+@dataclass(frozen=True)
+class Object:
+    data: bytes
+    stored: bool  # else it was deflated
+
+
+SEGMENT = re.compile(r"[A-Za-z0-9._%~-]{1,200}")
+
+
+def is_segment(text: str) -> bool:
+    # > A segment has 1 to 200 characters out of `A-Z a-z 0-9 . _ % ~ -` and is
+    # > not made of dots only.
+    return SEGMENT.fullmatch(text) is not None and text.strip(".") != ""
+
+
+def check_key(key: str, clause: str = "key-1") -> None:
+    need(all(is_segment(segment) for segment in key.split("/")), clause, f"{key!r} is no key")
+
+
+def below_another(paths: set[str]) -> bool:
+    """Whether a path is another one followed by ``/`` and more."""
+    return any("/".join(path.split("/")[:n]) in paths for path in paths for n in range(1, path.count("/") + 1))
+
+
+# Section 5.2: archive.
+
+END = struct.Struct("<IHHHHIIH")
+END64 = struct.Struct("<IQHHIIQQQQ")
+LOCATOR64 = struct.Struct("<IIQI")
+CENTRAL = struct.Struct("<IHHHHHHIIIHHHHHII")
+LOCAL = struct.Struct("<IHHHHHIIIHH")
+
+
+def open_archive(data: bytes) -> dict[str, Object]:
+    # > The file ends with the end-of-directory record of 22 bytes
+    need(len(data) >= END.size, "zip-1", "too short")
+    end = len(data) - END.size
+    signature, disk, first_disk, count, count2, nbytes, start, comment = END.unpack_from(data, end)
+    need((signature, disk, first_disk, comment) == (0x06054B50, 0, 0, 0), "zip-1", "it does not end as an archive")
+    need(count == count2, "zip-1", "several volumes")
+    # > If the count is `ffff`, or the size or the offset is `ffffffff`, the three are taken from the ZIP64
+    # > end record
+    if count == 0xFFFF or nbytes == 0xFFFFFFFF or start == 0xFFFFFFFF:
+        need(end >= LOCATOR64.size + END64.size, "zip-2", "no ZIP64 end record")
+        end -= LOCATOR64.size
+        locator = LOCATOR64.unpack_from(data, end)
+        end -= END64.size
+        need(locator == (0x07064B50, 0, end, 1), "zip-2", "a wrong ZIP64 locator")
+        signature, size, _, _, disk, first_disk, count, count2, nbytes, start = END64.unpack_from(data, end)
+        need((signature, size, disk, first_disk) == (0x06064B50, 44, 0, 0), "zip-2", "a wrong ZIP64 end record")
+        need(count == count2, "zip-2", "several volumes")
+    # > The directory ends where the end record, or the ZIP64 end record if there is one,
+    # > begins, and holds exactly as many entries as counted.
+    need(start + nbytes == end, "zip-2", "the directory does not end where the end record begins")
+    entries = []
+    at = start
+    while at < end:
+        need(at + CENTRAL.size <= end, "zip-2", "the directory is cut short")
+        entry = CENTRAL.unpack_from(data, at)
+        signature, _, _, flags, method, _, _, crc32, stored, size = entry[:10]
+        n_name, n_extra, n_comment, disk, _, _, offset = entry[10:]
+        at += CENTRAL.size
+        name, extra = data[at : at + n_name], data[at + n_name : at + n_name + n_extra]
+        at += n_name + n_extra
+        # > An entry of the directory has no flags, no comment, disk number 0, and method 0 (stored) with equal sizes, or 8
+        # > (deflated).
+        need((signature, flags, n_comment, disk) == (0x02014B50, 0, 0, 0), "zip-3", "a wrong entry of the directory")
+        need(at <= end, "zip-3", "a name or extra field beyond the directory")
+        need(method == 8 or (method == 0 and stored == size), "zip-3", "a wrong method, or wrong sizes")
+        # > If its offset is `ffffffff`, its extra field is one ZIP64 field of 8 bytes (`01 00 08 00`, then the
+        # > offset); else its extra field is empty.
+        if offset == 0xFFFFFFFF:
+            need(len(extra) == 12 and extra[:4] == b"\x01\0\x08\0", "zip-3", "a wrong ZIP64 field")
+            offset = int.from_bytes(extra[4:], "little")
+        else:
+            need(extra == b"", "zip-3", "an extra field")
+        need(name.isascii(), "key-1", f"{name!r} is no key")
+        check_key(name.decode("ascii"))
+        entries.append((name.decode("ascii"), offset, method, crc32, stored, size))
+    need(len(entries) == count, "zip-2", "the directory has another number of entries")
+
+    places = []
+    for i, (key, offset, _, _, stored, _) in enumerate(entries):
+        # > the first local header is at
+        # > offset 0, and the content of an entry ends where the next local header begins, or the directory after the last one.
+        need(i > 0 or offset == 0, "zip-4", "the first entry is not at offset 0")
+        stop = entries[i + 1][1] if i + 1 < len(entries) else start
+        begin = stop - stored
+        least = offset + LOCAL.size + len(key)
+        need(least <= begin <= least + 65535, "zip-4", f"{key!r} does not fill the room between its neighbours")
+        places.append((begin, stop))
+    objects: dict[str, Object] = {}
+    for (key, offset, method, crc32, stored, size), (begin, stop) in zip(entries, places, strict=True):
+        check_local_header(data[offset:begin], key, method, crc32, stored, size)
+        objects[key] = Object(content(data[begin:stop], key, method, crc32, size), method == 0)
+    # > No two keys are equal when upper and lower case of letters are taken as the same, and no key is another key followed by `/`
+    # > and more
+    folded = {key.lower() for key in objects}
+    need(len(folded) == count, "key-2", "a key occurs twice")
+    need(not below_another(folded), "key-2", "a key is a folder of another")
+    return objects
+
+
+def check_local_header(header: bytes, key: str, method: int, crc32: int, stored: int, size: int) -> None:
+    # > A local header has the signature `50 4b 03 04`, and flags, method, CRC-32, sizes and name as in the directory; its extra
+    # > field takes the rest of the room in front of the content, and is unused.
+    signature, _, flags, method2, _, _, crc, stored2, size2, n_name, n_extra = LOCAL.unpack_from(header)
+    same = (signature, flags, method2, crc, stored2, size2) == (0x04034B50, 0, method, crc32, stored, size)
+    same = same and header[LOCAL.size :][:n_name] == key.encode() and LOCAL.size + n_name + n_extra == len(header)
+    need(same, "zip-5", f"the local header of {key!r} contradicts the directory", CorruptRefused)
+
+
+def content(data: bytes, key: str, method: int, crc32: int, size: int) -> bytes:
+    if method == 8:
+        need(size <= 1 << 30, "document-3", f"{key!r} is too long")
+        inflate = zlib.decompressobj(-15)
+        try:
+            data = inflate.decompress(data, size + 1)
+        except zlib.error as error:
+            raise CorruptRefused("zip-7", f"{key!r}: {error}") from error
+        need(inflate.eof and not inflate.unused_data, "zip-7", f"{key!r} does not end where it should", CorruptRefused)
+    # > A
+    # > reader checks this for documents, layouts and assets, and refuses as corrupt what does not hold; a chunk has a checksum of its own
+    is_chunk = "/c/" in f"{key}/" and not key.startswith(("assets/", "layouts/"))
+    need(len(data) == size and (is_chunk or zlib.crc32(data) == crc32), "zip-7", f"{key!r} is damaged", CorruptRefused)
+    return data
+
+
+# Section 5.3: tree.
+
+
+def open_tree(prefix: Path) -> dict[str, Object]:
+    # > The object of key `k` is what
+    # > `prefix/k` holds, as it is
+    files = (path for path in sorted(prefix.rglob("*")) if path.is_file())
+    return {path.relative_to(prefix).as_posix(): Object(path.read_bytes(), True) for path in files}
+
+
+# Section 6.1: JSON.
+
+
+def load(data: bytes) -> dict[str, Any]:
+    # > A document has at most 2^30 bytes; a reader refuses a longer one as format.
+    need(len(data) <= 1 << 30, "document-3", "the document is too long")
+
+    # > No object in it has two members of the same name, and no
+    # > number is beyond the range of binary64.
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a member occurs twice")
+        return dict(pairs)
+
+    def number(text: str) -> float:
+        if not math.isfinite(float(text)):
+            raise ValueError(f"the number {text}")
+        return float(text)
+
+    try:
+        doc = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=number, parse_float=number)
+    except (ValueError, RecursionError) as error:
+        raise FormatRefused("document-1", str(error)) from error
+    need(isinstance(doc, dict), "document-1", "not an object")
+    return doc
+
+
+def attributes(doc: object, node_type: str) -> dict[str, Any]:
+    # > The document of a node has the members `zarr_format` (3), `node_type` (`group` or `array`) and, if it is the root or a
+    # > tensor, `attributes.mzstore` (an object).
+    good = isinstance(doc, dict) and (doc.get("zarr_format"), doc.get("node_type")) == (3, node_type)
+    need(good and isinstance(doc.get("attributes"), dict), "document-2", f"not a {node_type} of Zarr v3")
+    about = doc["attributes"].get("mzstore")
+    need(isinstance(about, dict), "document-2", "no attributes.mzstore")
+    return about
+
+
+def is_integer(value: object) -> bool:
+    return type(value) is int
+
+
+def is_integers(value: object) -> bool:
+    return isinstance(value, list) and all(is_integer(n) and n >= 0 for n in value)
+
+
+# Section 6.2: root.
+
+
+def read_model(objects: Mapping[str, Object]) -> Model:
+    # > A model has a root document. It is a group.
+    need("zarr.json" in objects, "root-1", "no root document")
+    root = load(objects["zarr.json"].data)
+    about = attributes(root, "group")
+    # > `format` is an integer >= 1. A reader refuses as unsupported a number that is higher than it knows
+    need(is_integer(about.get("format")) and about["format"] >= 1, "root-2", "no format number")
+    need(about["format"] == 1, "root-2", f"format {about['format']}", UnsupportedRefused)
+    # > `features` is a list of strings. In format 1 the only feature is `planes`.
+    features = about.get("features")
+    need(isinstance(features, list) and all(isinstance(f, str) for f in features), "root-3", "no list of features")
+    need(set(features) <= {"planes"}, "root-3", f"features {features}", UnsupportedRefused)
+    # > `consolidated_metadata` is an object with `kind` equal to `inline`, `must_understand` false, and `metadata`: an object
+    # > from the key of every node but the root to its document.
+    inline = root.get("consolidated_metadata")
+    good = isinstance(inline, dict) and inline.get("kind") == "inline" and inline.get("must_understand") is False
+    need(good and isinstance(inline.get("metadata"), dict), "root-4", "no inline metadata")
+    # > `metadata`, if present, is an object.
+    need(isinstance(about.get("metadata", {}), dict), "root-5", "metadata are no object")
+
+    nodes = read_nodes(inline["metadata"])
+    used = {node.part["encoding"] for node in nodes.values() if node.part} - {"raw"}
+    # > Every encoding in use but `raw` is listed.
+    need(used <= set(features), "root-3", "an encoding in use is not listed")
+    assets = read_files(about.get("assets", []), "assets")
+    layouts = read_files(about.get("layouts", []), "layouts")
+
+    # > The document of the node with key `k` is the object `k/zarr.json`
+    for key, doc in inline["metadata"].items():
+        need(f"{key}/zarr.json" in objects, "document-4", f"the document of {key!r} is missing", CorruptRefused)
+        same = canonical(load(objects[f"{key}/zarr.json"].data)) == canonical(doc)
+        need(same, "document-4", f"two documents of {key!r}", CorruptRefused)
+    tensors = {}
+    for node in nodes.values():
+        base = node
+        if node.same_as:
+            base = next(other for other in nodes.values() if other.key == node.same_as)
+        tensors[node.name] = Tensor(node.dtype, node.shape, read_words(objects, base))
+    return Model(tensors, about.get("metadata", {}), read_assets(objects, assets), read_layouts(objects, layouts))
+
+
+def canonical(doc: object) -> str:
+    return json.dumps(doc, sort_keys=True)
+
+
+# Section 6.3: nodes.
+
+
+def read_nodes(docs: dict[str, Any]) -> dict[str, "Node"]:
+    # > The key of a node is one segment, or two joined by `/` (a component below its tensor), each as in [key-1]. The first is not `zarr.json`,
+    # > `assets` or `layouts` in any case of letters.
+    for key in docs:
+        need(key.count("/") <= 1, "node-1", f"{key!r} is too deep")
+        check_key(key, "node-1")
+        need(key.split("/")[0].lower() not in ("zarr.json", "assets", "layouts"), "node-1", f"{key!r} is reserved")
+    # > No two keys are equal when upper and lower case are taken as the same.
+    need(len({key.lower() for key in docs}) == len(docs), "node-1", "two keys are equal but for their case")
+    # > Every node of one segment is a tensor. Every node of two segments lies below one.
+    nodes: dict[str, Node] = {}
+    for key, doc in docs.items():
+        node, _, component = key.partition("/")
+        need(node in docs, "node-2", f"{key!r} lies below nothing")
+        if not component:
+            below = {name[len(key) + 1 :]: d for name, d in docs.items() if name.startswith(f"{key}/")}
+            tensor = read_node(key, doc, below)
+            # > No two tensors have the same name.
+            need(tensor.name not in nodes, "tensor-1", f"two tensors {tensor.name!r}")
+            nodes[tensor.name] = tensor
+    stored = {node.key: node for node in nodes.values() if node.part}
+    for node in nodes.values():
+        if node.same_as is not None:
+            # > has the values of the tensor at
+            # > that node, which has `parts` and equal `dtype`, `shape` and `sha256`.
+            base = stored.get(node.same_as)
+            same = base and (base.dtype, base.shape, base.sha256) == (node.dtype, node.shape, node.sha256)
+            need(same, "tensor-5", f"{node.key!r} refers to what is no equal tensor")
+    return nodes
+
+
+# Section 6.4: tensors.
+
+
+@dataclass(frozen=True)
+class Node:
+    key: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sha256: str
+    part: dict[str, Any] | None = None
+    arrays: Mapping[str, "Array"] | None = None  # by component; "" if the node itself is the array
+    same_as: str | None = None
+
+
+def read_node(key: str, doc: Any, below: dict[str, Any]) -> Node:
+    need(isinstance(doc, dict), "document-2", f"the document of {key!r} is no object")
+    is_array = doc.get("node_type") == "array"
+    about = attributes(doc, "array" if is_array else "group")
+    # > The name is any string of Unicode scalar values of at most 4,096 bytes in UTF-8.
+    name = about.get("name", key)
+    need(isinstance(name, str) and not has_surrogate(name), "tensor-1", "a wrong name")
+    need(len(name.encode()) <= 4096, "tensor-1", "a name too long")
+    # > `sha256` is 64 digits out of `0-9a-f`.
+    sha256 = about.get("sha256")
+    need(isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256), "tensor-1", "a wrong sha256")
+    # > `dtype` is one of [word-1]; a reader refuses another as unsupported.
+    dtype = about.get("dtype")
+    need(isinstance(dtype, str) and dtype in DTYPES, "tensor-2", f"dtype {dtype!r}", UnsupportedRefused)
+    # > A shape has at most 32 extents. With every extent of 0 taken as 1, the words of a tensor take at most 2^62 bytes.
+    shape = about.get("shape")
+    need(is_integers(shape) and len(shape) <= 32, "tensor-3", "a wrong shape")
+    words = word_shape(dtype, tuple(shape))
+    need(math.prod(max(n, 1) for n in words) * DTYPES[dtype][0] // 8 <= 2**62, "tensor-3", "too large")
+    if "same_as" in about:
+        # > A tensor with `same_as` has no `parts`, is a group with nothing below it
+        same_as = about["same_as"]
+        alone = not is_array and not below and "parts" not in about
+        need(alone and isinstance(same_as, str), "tensor-5", "a reference that holds something")
+        return Node(key, name, dtype, tuple(shape), sha256, same_as=same_as)
+    # > `parts` is a list of one object whose `encoding` is `raw` or `planes`; a reader refuses anything else as unsupported.
+    parts = about.get("parts")
+    known = isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], dict)
+    known = known and parts[0].get("encoding") in ("raw", "planes")
+    need(known, "tensor-4", "unknown parts", UnsupportedRefused)
+    # > If the encoding makes one component, the tensor's node is that array, and nothing lies below it. If it makes several, the node is a
+    # > group, and the components lie below it under their names.
+    need(not below if is_array else len(below) > 1, "tensor-4", "neither one array nor a group of several")
+    arrays = {"": read_array(doc)} if is_array else {name: read_array(child) for name, child in below.items()}
+    # > The member
+    # > may also repeat the tensor's own dtype. A reader refuses any other as format.
+    stored = parts[0].get("dtype", dtype)
+    narrower = dtype == "float32" and stored in ("bfloat16", "float16")
+    need(stored == dtype or narrower, "narrow-1", f"{dtype} stored as {stored!r}")
+    check_part = check_raw if parts[0]["encoding"] == "raw" else check_planes
+    check_part(parts[0], stored, words, arrays)
+    return Node(key, name, dtype, tuple(shape), sha256, parts[0] | {"dtype": stored}, arrays)
+
+
+def has_surrogate(text: str) -> bool:
+    return any(0xD800 <= ord(c) < 0xE000 for c in text)
+
+
+# Section 6.5: arrays.
+
+
+@dataclass(frozen=True)
+class Array:
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    data_type: str
+    zstd: bool
+
+    @property
+    def word(self) -> np.dtype:
+        return np.dtype(f"<u{ITEMSIZE[self.data_type]}")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(ceil(s, c) for s, c in zip(self.shape, self.chunk, strict=True))
+
+
+ITEMSIZE = {f"{kind}{8 * n}": n for kind in ("int", "uint") for n in (1, 2, 4, 8)}
+ITEMSIZE |= {"float16": 2, "float32": 4, "float64": 8}
+
+
+def read_array(doc: Any) -> Array:
+    # > An array has the members `zarr_format`: 3, `node_type`: `array`, `chunk_key_encoding`: `{"name": "default"}`, `shape`,
+    # > `data_type`, `chunk_grid` and `codecs`. It may have `attributes` and `fill_value`
+    need(isinstance(doc, dict), "document-2", "the document is no object")
+    need((doc.get("zarr_format"), doc.get("node_type")) == (3, "array"), "array-1", "not an array of Zarr v3")
+    need(doc.get("chunk_key_encoding") == {"name": "default"}, "array-1", "another chunk key encoding")
+    known = {"zarr_format", "node_type", "chunk_key_encoding", "shape", "data_type", "chunk_grid", "codecs"}
+    more = set(doc) - known - {"attributes", "fill_value"}
+    # > A reader refuses any other member as unsupported.
+    need(not more, "array-1", f"unknown {more}", UnsupportedRefused)
+    # > `codecs` is `bytes` with the configuration `{"endian": "little"}`; then, or not, `zstd` with a configuration of a `level`, which is
+    # > unused, and `checksum` false; then `crc32c` without configuration.
+    codecs = doc.get("codecs")
+    need(isinstance(codecs, list) and len(codecs) in (2, 3), "array-3", "other codecs", UnsupportedRefused)
+    good = codecs[0] == {"name": "bytes", "configuration": {"endian": "little"}} and codecs[-1] == {"name": "crc32c"}
+    for codec in codecs[1:-1]:
+        configuration = codec.get("configuration") if isinstance(codec, dict) and codec.get("name") == "zstd" else None
+        good = good and isinstance(configuration, dict) and "level" in configuration
+        good = good and configuration.get("checksum") is False
+    need(good, "array-3", "other codecs", UnsupportedRefused)
+    # > Shape and chunk shape are equally long
+    # > lists of integers, at most 34, the extents of the shape >= 0 and those of chunks >= 1.
+    grid = doc.get("chunk_grid")
+    good = isinstance(grid, dict) and grid.get("name") == "regular" and isinstance(grid.get("configuration"), dict)
+    need(good, "array-2", "no regular grid")
+    shape, chunk, data_type = doc.get("shape"), grid["configuration"].get("chunk_shape"), doc.get("data_type")
+    need(is_integers(shape) and is_integers(chunk), "array-2", "no shapes")
+    need(len(shape) == len(chunk) <= 34 and all(c >= 1 for c in chunk), "array-2", "shapes that do not fit")
+    need(isinstance(data_type, str) and data_type in ITEMSIZE, "array-2", f"data type {data_type!r}")
+    # > With every extent of 0 taken as 1, the array
+    # > has at most 2^62 bytes. A chunk has at most 2^26 bytes.
+    need(math.prod(max(n, 1) for n in shape) * ITEMSIZE[data_type] <= 2**62, "array-2", "too large")
+    need(math.prod(chunk) * ITEMSIZE[data_type] <= 2**26, "array-2", "chunks too large")
+    return Array(tuple(shape), tuple(chunk), data_type, len(codecs) == 3)
+
+
+# Section 6.6: assets and layouts.
+
+
+def read_files(docs: object, folder: str) -> list[dict[str, Any]]:
+    need(isinstance(docs, list), "asset-1", f"{folder} is no list")
+    for doc in docs:
+        good = isinstance(doc, dict) and isinstance(doc.get("path"), str) and isinstance(doc.get("key"), str)
+        # > An entry of `assets` has a `path`, a `key` that begins with `assets/` and is as in [key-1], the size `nbytes` (an integer >= 0) and
+        # > the `sha256` of the content, which is the object of that key. An entry of `layouts` has a `path` and a `key` that begins with `layouts/`.
+        need(good and doc["key"].startswith(f"{folder}/"), "asset-1", f"an entry of {folder} without path or key")
+        check_key(doc["key"], "asset-1")
+        check_path(doc["path"])
+        if folder == "assets":
+            need(is_integer(doc.get("nbytes")) and doc["nbytes"] >= 0, "asset-1", "no size")
+            sha256 = doc.get("sha256")
+            need(isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256), "asset-1", "no digest")
+        else:
+            # > Its `format` is `safetensors`; a reader that meets
+            # > another refuses it as unsupported. `prefix`, if present, is a string.
+            need(doc.get("format") == "safetensors", "layout-1", "another layout", UnsupportedRefused)
+            need(isinstance(doc.get("prefix", ""), str), "layout-1", "a wrong prefix")
+    # > Within one list no two paths and no two
+    # > keys are equal under Unicode case folding, and no path is another one followed by `/` and more.
+    for member in ("path", "key"):
+        need(len({doc[member].casefold() for doc in docs}) == len(docs), "asset-2", f"a {member} occurs twice")
+    need(not below_another({doc["path"].casefold() for doc in docs}), "asset-2", "a path below a file")
+    return docs
+
+
+def check_path(path: str) -> None:
+    # > No segment is empty, `.` or `..`, ends in a space or a dot, or holds a control
+    # > character below U+0020, a surrogate, or one of `\ : * ? " < > |`. A path has at most 1,024 bytes in UTF-8.
+    need(not has_surrogate(path) and len(path.encode()) <= 1024, "asset-2", "a path too long, or no Unicode")
+    for segment in path.split("/"):
+        need(segment not in ("", ".", "..") and segment[-1] not in " .", "asset-2", f"a segment {segment!r}")
+        need(not any(ord(c) < 0x20 or c in '\\:*?"<>|' for c in segment), "asset-2", f"characters of {segment!r}")
+
+
+def read_assets(objects: Mapping[str, Object], docs: list[dict[str, Any]]) -> dict[str, bytes]:
+    assets = {}
+    for doc in docs:
+        # > A reader refuses as corrupt an asset that is missing or whose size or digest is not as stated.
+        found = objects.get(doc["key"])
+        need(found, "asset-3", f"asset {doc['path']!r} is missing", CorruptRefused)
+        assert found is not None
+        need(found.stored, "zip-6", "an asset that is not stored")
+        same = (len(found.data), hashlib.sha256(found.data).hexdigest()) == (doc["nbytes"], doc["sha256"])
+        need(same, "asset-3", f"asset {doc['path']!r} is not as stated", CorruptRefused)
+        assets[doc["path"]] = found.data
+    return assets
+
+
+def read_layouts(objects: Mapping[str, Object], docs: list[dict[str, Any]]) -> dict[str, bytes]:
+    for doc in docs:
+        # > A reader that needs the layout and misses the object refuses as format.
+        need(doc["key"] in objects, "layout-2", f"the layout of {doc['path']!r} is missing")
+    return {doc["path"]: objects[doc["key"]].data for doc in docs}
+
+
+# Section 7: chunks.
+
+
+def chunk_key(array_key: str, position: tuple[int, ...]) -> str:
+    # > The key of chunk `(i0, i1, ...)` is the key of the array's node, `/c`, and then `/` and the decimal index for each axis.
+    return "/".join((array_key, "c", *map(str, position)))
+
+
+def positions(counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    return itertools.product(*map(range, counts))
+
+
+def read_chunk(objects: Mapping[str, Object], key: str, array: Array, position: tuple[int, ...]) -> np.ndarray:
+    """The words of one chunk."""
+    found = objects.get(chunk_key(key, position))
+    # > Every chunk of every component is stored. A reader refuses a missing one as corrupt, and never takes a fill value for it.
+    need(found, "payload-4", f"chunk {position} of {key!r} is missing", CorruptRefused)
+    assert found is not None
+    # > Chunks and assets are stored (method 0).
+    need(found.stored, "zip-6", f"chunk {position} of {key!r} is not stored")
+    body = read_payload(found.data, array.zstd, math.prod(array.chunk) * ITEMSIZE[array.data_type])
+    return np.frombuffer(body, array.word).reshape(array.chunk)
+
+
+def read_payload(payload: bytes, zstd: bool, nbytes: int) -> bytes:
+    # > A payload has at most 2^27 bytes. A reader refuses a longer one as format.
+    need(len(payload) <= 1 << 27, "payload-5", "the payload is too long")
+    # > The checksum is the CRC-32C (Castagnoli, RFC 3720) of the bytes in front of it.
+    body, checksum = payload[:-4], payload[-4:]
+    good = len(payload) >= 4 and crc32c(body) == int.from_bytes(checksum, "little")
+    need(good, "payload-3", "the checksum does not hold", CorruptRefused)
+    if zstd:
+        return read_frame(body, nbytes)
+    # > Without `zstd`, the body has the size of the chunk; a reader refuses another size as corrupt.
+    need(len(body) == nbytes, "payload-1", f"{len(body)} bytes for {nbytes}", CorruptRefused)
+    return body
+
+
+def crc32c(data: bytes) -> int:
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = CRC_TABLE[(crc ^ byte) & 255] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
+
+
+def _crc_table() -> list[int]:
+    table = list(range(256))
+    for _ in range(8):
+        table = [n >> 1 ^ (0x82F63B78 if n & 1 else 0) for n in table]
+    return table
+
+
+CRC_TABLE = _crc_table()
+
+
+def read_frame(frame: bytes, nbytes: int) -> bytes:
+    """The content of one zstd frame. Its header and the sizes of its blocks are read here (RFC 8878, section 3.1.1)."""
+
+    def check(holds: object, problem: str) -> None:
+        need(holds, "payload-2", f"zstd: {problem}", CorruptRefused)
+
+    # > It states its content size, which is the size of the
+    # > chunk; it needs no dictionary and a window of at most 2^26 bytes.
+    check(frame[:4] == b"\x28\xb5\x2f\xfd" and len(frame) > 5, "no frame")
+    descriptor, at = frame[4], 5
+    single, checksum, dictionary = descriptor >> 5 & 1, descriptor >> 2 & 1, descriptor & 3
+    check(not descriptor >> 3 & 1, "a reserved bit is set")
+    window = 0
+    if not single:
+        exponent, mantissa = frame[at] >> 3, frame[at] & 7
+        window = (1 << 10 + exponent) + (1 << 10 + exponent) // 8 * mantissa
+        at += 1
+    id_size = (0, 1, 2, 4)[dictionary]
+    check(int.from_bytes(frame[at : at + id_size], "little") == 0, "a dictionary")
+    at += id_size
+    size_size = (1 if single else 0, 2, 4, 8)[descriptor >> 6]
+    check(size_size and len(frame) >= at + size_size, "no content size")
+    size = int.from_bytes(frame[at : at + size_size], "little") + (256 if size_size == 2 else 0)
+    at += size_size
+    check(size == nbytes, f"{size} bytes for {nbytes}")
+    check((size if single else window) <= 1 << 26, "a large window")
+    # > Nothing precedes or follows it, skippable
+    # > frames neither.
+    last = 0
+    while not last:
+        check(at + 3 <= len(frame), "cut short")
+        block = int.from_bytes(frame[at : at + 3], "little")
+        last, kind = block & 1, block >> 1 & 3
+        at += 3 + (1 if kind == 1 else block >> 3)
+    check(at + 4 * checksum == len(frame), "it does not end with the payload")
+    try:
+        data = zstandard.ZstdDecompressor().decompress(frame)
+    except zstandard.ZstdError as error:
+        raise CorruptRefused("payload-2", str(error)) from error
+    check(len(data) == nbytes, f"{len(data)} bytes for {nbytes}")
+    return data
+
+
+# Section 8: encodings.
+
+
+def read_words(objects: Mapping[str, Object], node: Node) -> np.ndarray:
+    """All words of a tensor that is stored, checked against its digest."""
+    assert node.part is not None
+    dtype = node.part["dtype"]
+    shape = word_shape(node.dtype, node.shape)
+    decode = read_raw if node.part["encoding"] == "raw" else read_planes
+    words = decode(objects, node, shape, np.dtype(f"<u{DTYPES[dtype][0] // 8}"))
+    if dtype != node.dtype:
+        words = widen(words, dtype)
+    # > `sha256` of a tensor is the SHA-256 of all its words, of the tensor's own dtype, in row-major order without padding.
+    digest = hashlib.sha256(words.tobytes()).hexdigest()
+    need(digest == node.sha256, "digest-2", f"the digest of {node.name!r} does not hold", CorruptRefused)
+    return words
+
+
+def box(position: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+    # > holds the positions from `i * c` to `(i + 1) * c` on each axis.
+    return tuple(slice(i * c, min((i + 1) * c, s)) for i, c, s in zip(position, chunk, shape, strict=True))
+
+
+def put(words: np.ndarray, position: tuple[int, ...], chunk: np.ndarray) -> None:
+    """Place a chunk in the tensor; what lies beyond the edges is dropped."""
+    where = box(position, chunk.shape, words.shape)
+    words[where] = chunk[tuple(slice(0, s.stop - s.start) for s in where)]
+
+
+# Section 8.1: raw.
+
+
+def is_constant(array: Array, shape: tuple[int, ...]) -> bool:
+    # > If every extent of the array is 1, the word shape is another one of the same length, and no extent of it is 0, then the first word
+    # > of the array's only chunk stands at every position.
+    return array.shape == (1,) * len(shape) and array.shape != shape and 0 not in shape
+
+
+def check_raw(part: dict[str, Any], dtype: str, shape: tuple[int, ...], arrays: Mapping[str, Array]) -> None:
+    # > `raw` has one component: an array of the raw data type [word-1] and the word shape.
+    need(list(arrays) == [""], "raw-1", "several arrays")
+    need(arrays[""].data_type == DTYPES[dtype][1], "raw-1", "another data type")
+    need(arrays[""].shape == shape or is_constant(arrays[""], shape), "raw-1", "another shape")
+
+
+def read_raw(objects: Mapping[str, Object], node: Node, shape: tuple[int, ...], word: np.dtype) -> np.ndarray:
+    assert node.arrays is not None
+    array = node.arrays[""]
+    words = np.empty(shape, word)
+    if is_constant(array, shape):
+        words[...] = read_chunk(objects, node.key, array, (0,) * len(shape)).reshape(-1)[0]
+        return words
+    for position in positions(array.counts):
+        put(words, position, read_chunk(objects, node.key, array, position))
+    return words
+
+
+# Section 8.2: planes.
+
+
+def low_planes(w: int, top_bits: int) -> list[int]:
+    # > first one of
+    # > `(w - top_bits) mod 8` bits, unless that is 0; then planes of 8 bits.
+    rest = w - top_bits
+    return ([rest % 8] if rest % 8 else []) + [8] * (rest // 8)
+
+
+def check_planes(part: dict[str, Any], dtype: str, shape: tuple[int, ...], arrays: Mapping[str, Array]) -> None:
+    w, top_bits = DTYPES[dtype][0], part.get("top_bits", 8)
+    need(is_integer(top_bits) and isinstance(part.get("rotate"), bool), "planes-1", "no top_bits, or no rotate")
+    # > The components are arrays as in this table, each with or without `zstd`: `planes` alone; `ranks` and `planes`; or all three.
+    names = set(arrays) if "" not in arrays else {"planes"}
+    need(names in ({"planes"}, {"ranks", "planes"}, {"ranks", "escapes", "planes"}), "planes-1", "other components")
+    ranks = "ranks" in names
+    # > `top_bits` is at
+    # > most 16 and at most the word size `w`; it is 8 if there are no `symbols` or if there are `ranks`.
+    need(1 <= top_bits <= min(16, w), "planes-1", "a wrong top_bits")
+    need(top_bits == 8 or ("symbols" in part and not ranks), "planes-1", "a wrong top_bits")
+    # > `ranks` need `symbols`, `w > 8`, at least one axis
+    need(not ranks or ("symbols" in part and w > 8 and len(shape) > 0), "planes-1", "ranks without what they need")
+    if "symbols" in part:
+        check_symbols(part["symbols"], top_bits, 16 if ranks else 256)
+    planes = arrays.get("planes") or arrays[""]
+    p = len(low_planes(w, top_bits)) + (0 if ranks else 1)
+    need(len(planes.shape) == len(shape) + 1, "planes-1", "planes of other dimensions")
+    chunk = planes.chunk[1:]
+    expected = {"planes": ("uint8", (p, *shape), (p, *chunk))}
+    if ranks:
+        # > if there are two
+        # > or more chunks on the last axis, chunks of even length there.
+        need(chunk[-1] % 2 == 0 or ceil(shape[-1], chunk[-1]) < 2, "planes-1", "ranks across chunks")
+        expected["ranks"] = (
+            "uint8", (*shape[:-1], ceil(shape[-1], 2)), (*chunk[:-1], ceil(chunk[-1], 2))
+        )  # fmt: skip
+    if "escapes" in names:
+        # > With `escapes`, a chunk has less than 2^24 words.
+        need(math.prod(chunk) < 1 << 24, "planes-1", "escapes of large chunks")
+        need(len(arrays["escapes"].shape) == len(shape) + 1, "planes-1", "escapes of other dimensions")
+        m = arrays["escapes"].shape[-1]
+        counts = tuple(ceil(s, c) for s, c in zip(shape, chunk, strict=True))
+        expected["escapes"] = ("uint32", (*counts, m), (*(1 for _ in counts), m))
+    for name, wanted in expected.items():
+        array = planes if name == "planes" else arrays[name]
+        need((array.data_type, array.shape, array.chunk) == wanted, "planes-1", f"the array {name!r} does not fit")
+
+
+def check_symbols(symbols: object, top_bits: int, most: int) -> None:
+    # > `symbols` is a list of pairs `[first, count]`, with `count >= 1`, in ascending order and without overlap, of top fields below `2^top_bits`; there are
+    # > 1 to 256 top fields in all, or 1 to 16 if there are `ranks`.
+    pairs = isinstance(symbols, list) and all(is_integers(pair) and len(pair) == 2 for pair in symbols)
+    need(pairs, "planes-4", "symbols are no pairs")
+    assert isinstance(symbols, list)
+    end = 0
+    for first, count in symbols:
+        need(first >= end and count >= 1, "planes-4", "symbols do not ascend")
+        end = first + count
+    need(end <= 1 << top_bits and 1 <= sum(n for _, n in symbols) <= most, "planes-4", "too many symbols, or none")
+
+
+def read_planes(objects: Mapping[str, Object], node: Node, shape: tuple[int, ...], word: np.dtype) -> np.ndarray:
+    assert node.part is not None
+    assert node.arrays is not None
+    one_array = "" in node.arrays
+    planes_array = node.arrays[""] if one_array else node.arrays["planes"]
+    w, top_bits = 8 * word.itemsize, node.part.get("top_bits", 8)
+    low_bits = low_planes(w, top_bits)
+    chunk_shape = planes_array.chunk[1:]
+    words = np.empty(shape, word)
+    for position in positions(tuple(ceil(s, c) for s, c in zip(shape, chunk_shape, strict=True))):
+        planes = read_chunk(objects, node.key if one_array else f"{node.key}/planes", planes_array, (0, *position))
+        planes = planes.astype(np.uint64)
+        if one_array:
+            top, low = planes[0], planes[1:]
+            if "symbols" in node.part:
+                table = symbol_table(node.part["symbols"])
+                # > A reader refuses as corrupt a symbol that stands for nothing, also beyond the edges of the tensor.
+                need(int(top.max()) < len(table), "planes-4", "a symbol stands for nothing", CorruptRefused)
+                top = table[top]
+        else:
+            # > if there is a component `ranks`, it holds the symbols, and `planes` holds only the low planes.
+            top, low = read_ranks(objects, node, position, chunk_shape), planes
+        # > The *top field* is the
+        # > `top_bits` most significant bits of `r`.
+        shift = w - top_bits
+        r = top << np.uint64(shift)
+        for bits, plane in zip(low_bits, low, strict=True):
+            shift -= bits
+            # > In a byte of the first low plane, bits beyond its width are unused.
+            r |= (plane & np.uint64((1 << bits) - 1)) << np.uint64(shift)
+        if node.part["rotate"]:
+            # > let `r` be the word rotated left by one bit: `(word << 1 | word >> (w - 1))`, kept to `w` bits
+            r = r >> np.uint64(1) | (r & np.uint64(1)) << np.uint64(w - 1)
+        put(words, position, r.astype(word))
+    return words
+
+
+def symbol_table(symbols: list[list[int]]) -> np.ndarray:
+    # > Symbol `i` stands for the `i`-th of these top fields, counted from 0.
+    return np.array([top for first, count in symbols for top in range(first, first + count)], np.uint64)
+
+
+def read_ranks(
+    objects: Mapping[str, Object], node: Node, position: tuple[int, ...], chunk_shape: tuple[int, ...]
+) -> np.ndarray:
+    """The top fields of one chunk."""
+    assert node.part is not None
+    assert node.arrays is not None
+    table = symbol_table(node.part["symbols"])
+    packed = read_chunk(objects, f"{node.key}/ranks", node.arrays["ranks"], position)
+    # > A byte of `ranks` holds two symbols of one row of the chunk, the first in bits 0 to 3, the second in bits 4 to 7; every row of the chunk begins a byte.
+    pairs = np.stack([packed & 15, packed >> 4], axis=-1)
+    # > A reader refuses
+    # > as corrupt bits that stand for no symbol, also where a row of odd length leaves bits 4 to 7 over.
+    need(int(pairs.max()) < len(table), "planes-6", "a rank stands for nothing", CorruptRefused)
+    top = table[pairs.reshape(*packed.shape[:-1], -1)[..., : chunk_shape[-1]]].reshape(-1)
+    if "escapes" in node.arrays:
+        numbers = (
+            read_chunk(objects, f"{node.key}/escapes", node.arrays["escapes"], (*position, 0)).reshape(-1).tolist()
+        )
+        # > The numbers come first, their positions ascending and below the number of words in the chunk; the rest of the chunk is `ffffffff`.
+        while numbers and numbers[-1] == 0xFFFFFFFF:
+            numbers.pop()
+        at = [e >> 8 for e in numbers]
+        ascending = all(a < b for a, b in itertools.pairwise(at))
+        need(ascending and (not at or at[-1] < top.size), "planes-7", "escapes out of order", CorruptRefused)
+        for e in numbers:
+            # > the word at position `e >> 8` of the chunk, counted in row-major order from 0, has the top field `e & 255`
+            top[e >> 8] = e & 255
+    return top.reshape(chunk_shape)
+
+
+# Section 8.3: narrow storage.
+
+
+def widen(words: np.ndarray, dtype: str) -> np.ndarray:
+    # > from bfloat16 the word shifted left by 16; from float16 its exact conversion, with the sign of
+    # > zero kept.
+    if dtype == "bfloat16":
+        return words.astype("<u4") << np.uint32(16)
+    return words.view("<f2").astype("<f4").view("<u4")
+
+
+def main() -> None:
+    """List the tensors of a model, each checked against its digest."""
+    for name, tensor in read(sys.argv[1]).tensors.items():
+        print(tensor.dtype, list(tensor.shape), name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""FORMAT.md, its vectors, its schemas, the reference reader and mzstore all say the same."""
+
+import ast
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import mzstore
+from mzstore.archive import ArchiveWriter
+from mzstore.documents import FEATURES, FORMAT
+from mzstore.dtypes import DTYPES
+from mzstore.errors import CorruptError, FormatError, MzError, UnsupportedError
+from mzstore.verify import verify
+from spec import generate, reference
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "FORMAT.md").read_text()
+CLAUSES = re.findall(r"\*\*\[([a-z]+-\d+)\]\*\*", PAGE)
+FAMILIES = {clause.partition("-")[0] for clause in CLAUSES}
+VECTORS = {
+    vector["id"]: vector for path in sorted((ROOT / "spec/vectors").glob("*.json")) for vector in json.loads(path.read_text())
+}  # fmt: skip
+ERRORS = {"format": FormatError, "unsupported": UnsupportedError, "corrupt": CorruptError}
+# What mzstore checks only in ``verify``, as FORMAT.md allows: a load would take too long, or does not need it.
+ONLY_VERIFIED = {"zip-5", "document-4", "digest-2", "layout-2"}
+
+
+def tree_objects(vector: dict[str, Any]) -> dict[str, bytes]:
+    """The objects of a vector's tree, by key (see spec/README.md)."""
+    objects = {}
+    if "root" in vector:
+        nodes = vector["root"].get("consolidated_metadata", {}).get("metadata", {})
+        docs = {f"{key}/zarr.json": doc for key, doc in nodes.items()} if isinstance(nodes, dict) else {}
+        objects = {key: json.dumps(doc).encode() for key, doc in (docs | {"zarr.json": vector["root"]}).items()}
+    return objects | {key: bytes.fromhex(data) for key, data in vector["objects"].items()}
+
+
+def written(vector: dict[str, Any], folder: Path) -> Path:
+    """The vector as an archive or a tree on disk."""
+    if "archive" in vector:
+        path = folder / "model.mz"
+        path.write_bytes(bytes.fromhex(vector["archive"]))
+        return path
+    (folder / "tree").mkdir()
+    for key, data in sorted(tree_objects(vector).items(), key=lambda item: item[0] != "zarr.json"):
+        path = folder / "tree" / key
+        # Keys that no disk can hold stand only in a root document that is refused.
+        if path.resolve().is_relative_to(folder / "tree") and not any(p.is_file() for p in path.parents):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    return folder / "tree"
+
+
+def test_clauses_are_named_once():
+    assert len(CLAUSES) == len(set(CLAUSES))
+
+
+def test_vectors_have_their_names_once():
+    found = [v["id"] for path in (ROOT / "spec/vectors").glob("*.json") for v in json.loads(path.read_text())]
+    assert len(found) == len(set(found)) > 300
+
+
+def test_vectors_are_those_of_the_page():
+    files = generate.files()
+    assert {path.name: path.read_text() for path in (ROOT / "spec/vectors").glob("*.json")} == files, (
+        "run: python -m spec.generate"
+    )
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_reference_reader(name):
+    vector = VECTORS[name]
+    source = bytes.fromhex(vector["archive"]) if "archive" in vector else tree_objects(vector)
+    if "error" in vector:
+        with pytest.raises(reference.Refused) as refused:
+            reference.read(source)
+        assert (refused.value.name, refused.value.clause in vector["clauses"]) == (vector["error"], True), refused.value
+        return
+    model = reference.read(source)
+    found = {
+        key: {"dtype": t.dtype, "shape": list(t.shape), "words": t.words.tobytes().hex()} for key, t in model.tensors.items()
+    }  # fmt: skip
+    assert found == vector["tensors"]
+    assert {path: data.hex() for path, data in model.assets.items()} == vector.get("assets", {})
+
+
+@pytest.mark.parametrize("name", VECTORS)
+def test_mzstore(name, tmp_path):
+    vector = VECTORS[name]
+    path = written(vector, tmp_path)
+    if "error" not in vector:
+        tensors, assets = _load(path)
+        assert tensors == vector["tensors"]
+        assert assets == vector.get("assets", {})
+        # ``verify`` may be stricter than a reader has to be; then the vector is about that.
+        assert {problem.clause for problem in verify(path, threads=1).problems} <= set(vector["clauses"])
+        return
+    try:
+        _load(path)
+    except MzError as error:
+        assert type(error) is ERRORS[vector["error"]], error
+        assert error.clause in vector["clauses"], error
+    else:
+        assert ONLY_VERIFIED & set(vector["clauses"]), "accepted"
+        assert {problem.clause for problem in verify(path, threads=1).problems} & set(vector["clauses"])
+
+
+def _load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """All tensors (dtype, shape, words) and assets, as a vector states them."""
+    with mzstore.open(path) as model:
+        tensors = {}
+        for name, tensor in model.items():
+            spec = model.document.tensors[name].spec
+            words = np.empty(spec.word_shape, spec.dtype.word)
+            tensor._fill(words, 1)
+            tensors[name] = {"dtype": spec.dtype.name, "shape": list(spec.shape), "words": words.tobytes().hex()}
+        return tensors, {asset: data.hex() for asset, data in model.assets.items()}
+
+
+def test_every_clause_has_a_vector_or_a_test():
+    cited = {clause for vector in VECTORS.values() for clause in vector["clauses"]}
+    tests = "".join((ROOT / "tests" / f"test_{name}.py").read_text() for name in ("format", "golden", "other_readers"))
+    cited |= set(re.findall(r"\[([a-z]+-\d+)\]", tests))
+    assert cited == set(CLAUSES)
+
+
+def test_every_clause_that_the_code_names_exists():
+    for path in (ROOT / "mzstore").rglob("*.py"):
+        text = path.read_text()
+        cited = set(re.findall(r"FORMAT\.md ([a-z]+-\d+)", text))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.keyword) and node.arg == "clause" and isinstance(node.value, ast.JoinedStr):
+                assert ast.unparse(node.value) == "f'{encoding}-1'"
+                cited |= {"raw-1", "planes-1"}
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                family, dash, number = node.value.partition("-")
+                cited |= {node.value} if dash and number.isdigit() and family in FAMILIES else set()
+                is_clause = isinstance(getattr(node, "parent", None), ast.keyword)
+                assert not is_clause
+        assert cited <= set(CLAUSES), path
+        sections = set(re.findall(r"FORMAT\.md section (\d+(?:\.\d+)?)", text))
+        assert sections <= set(re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", PAGE, re.M)), path
+
+
+def test_every_clause_that_the_page_refers_to_exists():
+    assert set(re.findall(r"\[([a-z]+-\d+)\]", PAGE)) == set(CLAUSES)
+
+
+def test_quotations_of_the_reference_reader_stand_in_the_page():
+    page = " ".join(PAGE.split())
+    quotations, current = [], []
+    for line in (ROOT / "spec/reference.py").read_text().splitlines():
+        if line.strip().startswith("# > "):
+            current.append(line.strip()[4:])
+        elif current:
+            quotations.append(" ".join(current))
+            current = []
+    assert len(quotations) > 60
+    assert [q for q in quotations if q not in page] == []
+
+
+def test_the_reference_reader_shares_nothing_with_mzstore():
+    for name in ("reference", "generate"):
+        imported = set()
+        for node in ast.walk(ast.parse((ROOT / "spec" / f"{name}.py").read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+        assert not imported & {"mzstore", "zarr", "tensorstore", "google_crc32c"}
+
+
+def test_the_table_of_dtypes_is_that_of_mzstore():
+    rows = re.findall(r"^\| `(\w+)` \| (\d+) \| (\d+) \| ([\w ]+) \| `(\w+)` \|", PAGE, re.M)
+    kind = {(False, 1): "shape", (True, 1): "packed", (False, 2): "two parts"}
+    found = [(d.name, str(d.bits), str(d.word_bits), kind[d.packed, d.parts], d.disk) for d in DTYPES.values()]
+    # A raw array of a packed or 8-bit type is an array of bytes.
+    assert sorted(rows) == sorted(found)
+    assert {name: (int(bits), raw) for name, _, bits, _, raw in rows} == reference.DTYPES
+
+
+def test_format_number_and_features_are_those_of_mzstore():
+    """[root-2] [root-3]"""
+    assert f"| {FORMAT} | mzstore 0.1.0 |" in PAGE
+    assert FEATURES == {"planes"}
+
+
+def test_payload_that_is_too_long_is_not_read(tmp_path):
+    """[payload-5]"""
+    about = {
+        "dtype": "uint8",
+        "shape": [1],
+        "sha256": hashlib.sha256(b"\0").hexdigest(),
+        "parts": [{"encoding": "raw"}],
+    }
+    nodes = {"w": generate.array("uint8", [1], [1], about=about)}
+    objects = {"root": generate.root(nodes, features=[]), "objects": {}}
+    tree = written(objects, tmp_path)
+    (tree / "w/c").mkdir()
+    with (tree / "w/c/0").open("wb") as file:
+        file.truncate((1 << 27) + 1)
+    with mzstore.open(tree) as model, pytest.raises(FormatError, match="at most 134217728 are allowed") as refused:
+        model["w"].read()
+    assert refused.value.clause == "payload-5"
+    with pytest.raises(reference.FormatRefused, match="payload-5"):
+        reference.read(tree)
+
+
+class _Sink:
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: bytes) -> None:
+        self.data += data
+
+
+def test_archive_of_more_entries_than_zip_counts():
+    """[zip-2]"""
+    sink = _Sink()
+    writer = ArchiveWriter(sink)
+    for i in range(66_000):
+        writer.write_chunk(f"c/{i}", b"", aligned=False)
+    writer.finish()
+    assert len(reference.open_archive(bytes(sink.data))) == 66_000
+
+
+# What mzstore writes.
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A tree of a tensor of every encoding."""
+    path = tmp_path_factory.mktemp("model") / "model.zarr"
+    random = np.random.default_rng(0)
+    normal = random.normal(size=(96, 64)).astype(np.float32)
+    tensors = {
+        "raw": random.integers(0, 256, 1000).astype(np.uint8),
+        "planes": normal,
+        "same": normal.copy(),
+        "narrow": normal.astype(np.float16).astype(np.float32),
+        "constant": np.ones((3, 4)),
+        "sorted": np.arange(5000),
+        "a/ü name": np.array(1, np.complex64),
+    }
+    mzstore.save(path, tensors, assets={"config.json": b"{}"}, metadata={"a": [1]}, level="max", threads=1)
+    return path
+
+
+def test_the_reference_reader_reads_what_mzstore_writes(model):
+    """[tensor-5] [narrow-2] [digest-1]"""
+    found = reference.read(model)
+    with mzstore.open(model) as opened:
+        for name, values in opened.load().items():
+            spec = opened.document.tensors[name].spec
+            assert found.tensors[name].words.tobytes() == spec.dtype.to_words(values).tobytes(), name
+        assert list(found.tensors) == list(opened)
+        assert (found.metadata, found.assets) == (opened.metadata, opened.assets)
+
+
+def test_documents_of_nodes_are_those_of_the_root(model):
+    """[document-4]"""
+    root = json.loads((model / "zarr.json").read_text())
+    nodes = root["consolidated_metadata"]["metadata"]
+    stored = {p.parent.relative_to(model).as_posix(): json.loads(p.read_text()) for p in model.glob("*/**/zarr.json")}
+    assert stored == nodes
+
+
+def test_a_reader_takes_names_from_documents_and_a_writer_stores_no_stray_object(model):
+    """[node-1] [tensor-1] [key-3]"""
+    assert (model / "a%2F%C3%BC%20name" / "zarr.json").exists()
+    assert "a/ü name" in reference.read(model).tensors
+    assert verify(model, threads=1).problems == ()
