@@ -39,7 +39,7 @@ def parse_index(text: str) -> Index:
         parts.pop()
     items: list[Item] = []
     for part in parts:
-        match = _ITEM.fullmatch("".join(part.split()))
+        match = _ITEM.fullmatch(re.sub(r"\s*:\s*", ":", part.strip()))
         if match is None:
             raise ValueError(f"[{text}] is no slice: integers, START:STOP:STEP and '...', with commas between them")
         if match["dots"]:

@@ -123,7 +123,6 @@ def summarize(model: Model) -> Summary:
 
     def tensor(entry: TensorEntry) -> TensorSummary:
         spec, part = entry.spec, entry.part
-        constant = isinstance(part, Raw) and part.constant
         return TensorSummary(
             spec.name,
             spec.dtype.name,
@@ -132,7 +131,7 @@ def summarize(model: Model) -> Summary:
             _details(entry),
             spec.nbytes,
             stored[entry.node],
-            (1 if constant else part.grid.n_chunks * len(part.components)) if part else 0,
+            entry.n_chunks,
             entry.sha256,
             None if part else names[entry.same_as],
         )

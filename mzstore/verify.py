@@ -274,7 +274,7 @@ class _Verifier:
         if part is None:  # parsing has compared it with the tensor that it refers to
             return findings
         constant = isinstance(part, Raw) and part.constant
-        findings.chunks = 1 if constant else part.grid.n_chunks * len(part.components)
+        findings.chunks = entry.n_chunks
         if findings.chunks > len(self._stored):  # do not walk a grid that somebody made up
             text = f"it has {findings.chunks} chunks, the container holds only {len(self._stored)} objects"
             findings.problems.append(Problem("missing", text, entry.node, entry.spec.name, clause="payload-4"))
