@@ -1,0 +1,55 @@
+"""README is true: its Python and its shell run as written, and its file tree is the file tree."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    found = re.findall(rf"```{language}\n(.*?)```", README, re.S)
+    assert found
+    return found
+
+
+@pytest.fixture
+def with_a_model(tmp_path, monkeypatch):
+    """A directory with the files that README's examples start from."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    weights = {f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 32)).astype(np.float16) for i in range(2)}
+    (tmp_path / "my-model").mkdir()
+    safetensors.numpy.save_file(weights, tmp_path / "my-model" / "model.safetensors")
+    (tmp_path / "my-model" / "config.json").write_text("{}")
+    return tmp_path
+
+
+def test_python(with_a_model):
+    exec(compile("\n".join(blocks("python")), "README.md", "exec"), {})
+
+
+def test_shell(with_a_model):
+    lines = [line for block in blocks("shell") for line in block.splitlines() if line.startswith("mzstore ")]
+    assert len(lines) >= 5
+    script = "\n".join(["set -e", 'mzstore() { "$PYTHON" -m mzstore "$@"; }', *lines])
+    environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (with_a_model / "again" / "config.json").read_text() == "{}"
+
+
+def test_the_file_tree_is_whole():
+    (tree,) = re.findall(r"```text\n(.*?)```", README[README.index("## The files") :], re.S)
+    listed = {line.split()[0] for line in tree.splitlines() if line.strip()}
+    paths = {p.relative_to(ROOT).as_posix() for p in (ROOT / "mzstore").rglob("*.py") if p.name != "__init__.py" or p.parent.name == "mzstore"}
+    paths |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "tools").glob("*.py")}
+    assert {name for name in listed if name.endswith(".py") and name.startswith(("mzstore/", "tools/"))} == paths
+    assert all((ROOT / name).exists() for name in listed)
