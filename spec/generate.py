@@ -898,8 +898,8 @@ def zip_vectors() -> Iterator[tuple[str, Json]]:
     }.items():
         yield f"zip/{name}", v(["zip-2"], data, "format")
     deflated = {"deflated": True}
-    short_asset = {"path": "a", "key": "assets/a", "nbytes": 4, "sha256": hashlib.sha256(b"a" * 4).hexdigest()}
-    short_top = json.dumps(root({}, features=[], assets=[short_asset])).encode()  # 4 bytes become 4 bytes
+    short_asset = {"path": "a", "key": "assets/a", "nbytes": 5, "sha256": hashlib.sha256(b"a" * 5).hexdigest()}
+    short_top = json.dumps(root({}, features=[], assets=[short_asset])).encode()  # 5 bytes become 5 bytes
     for name, clause, data in (
         ("encrypted", "zip-3", one("chunk", "w/c/0", chunk, flags=1)),
         ("utf-8-flag", "zip-3", one("chunk", "w/c/0", chunk, flags=1 << 11)),
@@ -928,7 +928,7 @@ def zip_vectors() -> Iterator[tuple[str, Json]]:
         ("key-below-another", "key-2", archive([entry("w/c/0/1", chunk), *good])),
         ("key-above-another", "key-2", archive([entry("W", chunk), *good])),
         ("deflated-chunk", "zip-6", one("chunk", "w/c/0", chunk, **deflated)),
-        ("deflated-asset", "zip-6", archive([entry("assets/a", b"a" * 4, **deflated), entry("zarr.json", short_top)])),
+        ("deflated-asset", "zip-6", archive([entry("assets/a", b"a" * 5, **deflated), entry("zarr.json", short_top)])),
         (
             "document-too-long",
             "document-3",

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from jsonschema import Draft202012Validator
+from referencing import Registry, Resource
 
 import mzstore
 from mzstore.archive import ArchiveWriter
@@ -50,7 +52,7 @@ def written(vector: dict[str, Any], folder: Path) -> Path:
     for key, data in sorted(tree_objects(vector).items(), key=lambda item: item[0] != "zarr.json"):
         path = folder / "tree" / key
         # Keys that no disk can hold stand only in a root document that is refused.
-        if path.resolve().is_relative_to(folder / "tree") and not any(p.is_file() for p in path.parents):
+        if path.resolve().is_relative_to(folder / "tree") and not any(p.is_file() for p in (path, *path.parents)):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     return folder / "tree"
@@ -100,14 +102,20 @@ def test_mzstore(name, tmp_path):
         # ``verify`` may be stricter than a reader has to be; then the vector is about that.
         assert {problem.clause for problem in verify(path, threads=1).problems} <= set(vector["clauses"])
         return
-    try:
-        _load(path)
-    except MzError as error:
-        assert type(error) is ERRORS[vector["error"]], error
-        assert error.clause in vector["clauses"], error
+    error = _refusal(path)
+    if error:
+        assert (type(error), error.clause in vector["clauses"]) == (ERRORS[vector["error"]], True), error
     else:
         assert ONLY_VERIFIED & set(vector["clauses"]), "accepted"
         assert {problem.clause for problem in verify(path, threads=1).problems} & set(vector["clauses"])
+
+
+def _refusal(path: Path) -> MzError | None:
+    try:
+        _load(path)
+    except MzError as error:
+        return error
+    return None
 
 
 def _load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -187,7 +195,38 @@ def test_the_table_of_dtypes_is_that_of_mzstore():
 def test_format_number_and_features_are_those_of_mzstore():
     """[root-2] [root-3]"""
     assert f"| {FORMAT} | mzstore 0.1.0 |" in PAGE
-    assert FEATURES == {"planes"}
+    assert re.findall(r"In format 1 the only feature is `(\w+)`", PAGE) == list(FEATURES)
+
+
+SCHEMAS = {path.name: json.loads(path.read_text()) for path in (ROOT / "spec").glob("*.schema.json")}
+REGISTRY = Registry().with_resources((name, Resource.from_contents(schema)) for name, schema in SCHEMAS.items())
+# Faults that concern several members, or a part of a member, of which a schema does not know.
+BEYOND_SCHEMAS = set([])
+
+
+def allows(schema: str, doc: object) -> bool:
+    return Draft202012Validator(SCHEMAS[schema], registry=REGISTRY).is_valid(doc)
+
+
+def test_schemas_are_schemas():
+    for schema in SCHEMAS.values():
+        Draft202012Validator.check_schema(schema)
+
+
+def test_vectors_follow_their_schema():
+    for path in (ROOT / "spec/vectors").glob("*.json"):
+        vectors = json.loads(path.read_text())
+        assert allows("vectors.schema.json", vectors), path
+        assert not allows("vectors.schema.json", [vectors[0] | {"error": "other"}])
+        assert not allows("vectors.schema.json", [{k: v for k, v in vectors[0].items() if k != "clauses"}])
+
+
+def test_schemas_allow_what_is_valid_and_no_fault_of_documents():
+    families = ("root", "node", "tensor", "array", "asset", "layout", "planes", "narrow", "raw")
+    allowed = {name for name, v in VECTORS.items() if "root" in v and allows("root.schema.json", v["root"])}
+    assert {name for name, v in VECTORS.items() if "root" in v and "tensors" in v} <= allowed
+    wrong = {name for name, v in VECTORS.items() if v.get("error") in ("format", "unsupported") and "root" in v}
+    assert {name for name in allowed & wrong if name.startswith(families)} == BEYOND_SCHEMAS
 
 
 def test_payload_that_is_too_long_is_not_read(tmp_path):
@@ -249,6 +288,15 @@ def model(tmp_path_factory) -> Path:
     }
     mzstore.save(path, tensors, assets={"config.json": b"{}"}, metadata={"a": [1]}, level="max", threads=1)
     return path
+
+
+def test_documents_that_mzstore_writes_follow_the_schemas(model):
+    root = json.loads((model / "zarr.json").read_text())
+    assert allows("root.schema.json", root)
+    nodes = root["consolidated_metadata"]["metadata"]
+    assert len(nodes) == 7
+    assert all(allows("tensor.schema.json", doc) for key, doc in nodes.items() if "/" not in key)
+    assert not any(allows("root.schema.json", doc) for doc in nodes.values())
 
 
 def test_the_reference_reader_reads_what_mzstore_writes(model):

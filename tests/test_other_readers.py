@@ -1,0 +1,177 @@
+"""zarr-python and TensorStore read every component with no plugin, and NumPy makes tensors of them as FORMAT.md shows."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+
+import mzstore
+from mzstore.archive import ArchiveWriter
+from mzstore.container import create_writer
+from mzstore.documents import DOCUMENT, ModelDocument, TensorEntry, dump
+from mzstore.dtypes import of_array
+from mzstore.encode import Choice, payloads
+from mzstore.encodings import Coding, chunk_path, read_chunk
+from mzstore.encodings.planes import Planes
+from mzstore.grid import Grid
+from mzstore.interleave import Fields, tops
+from mzstore.model import Model
+from mzstore.tensors import TensorSpec
+from mzstore.verify import verify
+
+PAGE = (Path(__file__).parent.parent / "FORMAT.md").read_text()
+
+
+def bfloat16(*shape: int) -> np.ndarray:
+    return (np.random.default_rng(3).normal(size=shape) * 0.02).astype(ml_dtypes.bfloat16)
+
+
+@pytest.fixture(scope="module", params=["archive", "tree"])
+def model(request, tmp_path_factory):
+    """A model whose tensors have many encodings, names and shapes; some of several chunks."""
+    path = tmp_path_factory.mktemp("model") / ("model.mz" if request.param == "archive" else "model.zarr")
+    normal = bfloat16(300, 70)
+    tensors = {
+        "w": normal,
+        "as float32": normal.astype(np.float32),
+        "large": np.random.default_rng(4).normal(size=(1100, 1024)).astype(np.float32),
+        "sorted/ints": np.arange(4000).reshape(40, 100),
+        "bytes": np.random.default_rng(5).integers(0, 256, 999).astype(np.uint8),
+        "constant": np.full((3, 4), 2.5, np.float16),
+        "scalar": np.array(-0.0),
+        "empty": np.zeros((0, 3), np.int8),
+        "complex": np.array([1 + 2j, -0.5j]),
+        "模型.ünï": np.array([True, False]),
+        "fp8": np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn),
+    }
+    mzstore.save(path, tensors, level="max", threads=1, assets={"config.json": b"{}"})
+    with mzstore.open(path) as opened:
+        yield opened
+
+
+def components(model: Model):
+    """(key of the array, its words as mzstore has them) of every component of every tensor that is stored."""
+    for entry in model.document.tensors.values():
+        part = entry.part
+        for component in part.components if part else ():
+            array = component.array
+            words = np.zeros(array.shape, array.word)
+            for chunk in array.grid.chunks():
+                path = chunk_path(part, component, chunk)
+                if component.name == "planes":  # chunk_path takes positions of the words' grid
+                    path = chunk_path(part, component, chunk[1:])
+                body = read_chunk(component, model.reader.read_chunk(f"{entry.node}/{path}", ""), where=path)
+                box = array.grid.box(chunk)
+                full = body.view(array.word).reshape(array.chunk_shape)
+                words[box] = full[tuple(slice(0, cut.stop - cut.start) for cut in box)]
+            several = len(part.components) > 1
+            yield f"{entry.node}/{component.name}" if several else entry.node, words
+
+
+def test_zarr_python_reads_every_component(model):
+    """[array-1] [array-2] [array-3]"""
+    group = model.zarr()
+    found = 0
+    for key, words in components(model):
+        assert group[key][...].tobytes() == words.tobytes(), key
+        assert group[key].shape == words.shape
+        found += 1
+    assert found == 11
+    assert sorted(group) == sorted(entry.node for entry in model.document.tensors.values())
+
+
+def test_tensorstore_reads_every_component(model):
+    for key, words in components(model):
+        if model.url.endswith(".mz"):
+            store = {"driver": "zip", "base": {"driver": "file", "path": model.url}, "path": f"{key}/"}
+        else:
+            store = {"driver": "file", "path": f"{model.url}/{key}/"}
+        # What is missing must be an error, not a fill value: then nothing is missing.
+        spec = {"driver": "zarr3", "kvstore": store, "fill_missing_data_reads": False}
+        array = tensorstore.open(spec, read=True).result()
+        assert array.read().result().tobytes() == words.tobytes(), key
+
+
+def snippet(title: str) -> str:
+    """The code that follows the line of FORMAT.md that begins with ``title``."""
+    found = re.search(rf"^{re.escape(title)}[^\n]*:\n\n```python\n(.*?)\n```", PAGE, re.M | re.S)
+    assert found, title
+    return found[1]
+
+
+def run(title: str, group: zarr.Group) -> np.ndarray:
+    names = {"np": np, "zarr": zarr, "group": group}
+    exec(snippet(title), names)
+    return names["words"]
+
+
+def stored(
+    path: Path, array: np.ndarray, chunk: tuple[int, ...], top_bits: int, symbols: int, escapes: bool
+) -> zarr.Group:
+    """``array`` in ``planes``, in a form that a writer would not choose for so little, as zarr-python opens it."""
+    spec = TensorSpec("w", of_array(array), array.shape)
+    words = spec.dtype.to_words(array)
+    grid, fields = Grid(spec.word_shape, chunk), Fields(16, top_bits, rotate=True)
+    counts = np.bincount(tops(words.reshape(-1), fields), minlength=1 << top_bits)
+    present = np.zeros(1 << top_bits, bool)
+    present[np.argsort(-counts, kind="stable")[:symbols]] = True
+    part = Planes.new(
+        spec.dtype, grid, fields, present, ranks=symbols <= 16, escapes=int(counts[~present].sum()) if escapes else 0
+    )
+    with create_writer(path, "archive") as writer:
+        assert isinstance(writer, ArchiveWriter)
+        for start, shape, chunks in grid.row_blocks():
+            block = words.reshape(-1)[start : start + int(np.prod(shape))].reshape(shape)
+            for position in chunks:
+                for payload in payloads(Choice(part, Coding()), block, position, spec.dtype):
+                    writer.write_chunk(f"w/{payload.path}", payload.data, aligned=False)
+        digest = hashlib.sha256(words.tobytes()).hexdigest()
+        for key, doc in ModelDocument({"w": TensorEntry(spec, "w", digest, part)}).documents():
+            writer.write_document(f"{key}/{DOCUMENT}" if key else DOCUMENT, dump(doc))
+    assert verify(path, threads=1).ok
+    return zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")
+
+
+@pytest.mark.parametrize(
+    "array", [np.arange(6, dtype=np.uint16).reshape(2, 3), np.full((2, 3), 7, np.uint16)], ids=["raw", "constant"]
+)
+def test_raw_in_numpy(array, tmp_path):
+    """[raw-1] [raw-2]"""
+    mzstore.save(tmp_path / "model.mz", {"w": array}, threads=1)
+    names = {}
+    code = snippet("Every Zarr v3 reader opens").replace("model.mz", str(tmp_path / "model.mz"))
+    exec(code, names)
+    assert run("`raw`", names["group"]).tobytes() == array.tobytes()
+
+
+def test_plain_planes_in_numpy(tmp_path):
+    """[planes-3]"""
+    array = bfloat16(100, 60)
+    mzstore.save(tmp_path / "model.mz", {"w": array}, threads=1)
+    with mzstore.open(tmp_path / "model.mz") as model:
+        part = model.document.tensors["w"].part
+        assert isinstance(part, Planes)
+        assert part.symbols is None
+        assert run("`planes`, plain", model.zarr()).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("top_bits", [9, 10, 11])
+def test_planes_with_symbols_in_numpy(tmp_path, top_bits):
+    """[planes-4]"""
+    array = bfloat16(100, 60)
+    group = stored(tmp_path / "model.mz", array, (30, 60), top_bits, 256, escapes=False)
+    assert run("`planes` with symbols", group).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("columns", [60, 61])
+def test_planes_with_ranks_in_numpy(tmp_path, columns):
+    """[planes-5] [planes-6] [planes-7]"""
+    array = bfloat16(100, columns)
+    group = stored(tmp_path / "model.mz", array, array.shape, 8, 6, escapes=True)
+    assert (group["w/escapes"][...] != 0xFFFFFFFF).any()
+    assert run("`planes` with ranks", group).tobytes() == array.tobytes()
