@@ -3,6 +3,7 @@
 The steps of one job: fetch its payloads, check them, decompress, decode. Jobs are independent; threads share nothing.
 """
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,7 +42,10 @@ def jobs(entry: TensorEntry, spans: tuple[Span, ...], out: np.ndarray) -> Iterat
 
 def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None = None) -> None:
     """Carry out all jobs; ``done`` is told the bytes of each when it is finished. The first error ends the rest."""
-    if threads == 1:
+    todo = iter(todo)
+    first = list(itertools.islice(todo, 2))
+    todo = itertools.chain(first, todo)
+    if threads == 1 or len(first) < 2:  # starting threads takes as long as decoding a small tensor
         for job in todo:
             nbytes = _decode(reader, job)
             if done:
