@@ -127,7 +127,10 @@ def _show_coder(result: dict[str, Any], console: Console) -> None:
 def _show_machine(result: dict[str, Any], console: Console) -> None:
     machine, commit = result["machine"], result["commit"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items() if version)
-    console.print(f"{machine['cpu']}, {machine['cores']} cores; Python {machine['python']}; {versions}", markup=False)
+    console.print(
+        f"{machine['cpu']}, {machine['cores']} cores, load {machine['load_average']:.1f}; Python {machine['python']}; {versions}",
+        markup=False,
+    )
     console.print(f"commit {commit['hash']}{' with changes' if commit['changed'] else ''}", markup=False)
 
 

@@ -17,13 +17,13 @@ from peers import Mzstore, Peer, Weights, peers, read_weights
 
 from mzstore import kernels
 
-ROUNDS = 5
+ROUNDS = 9
 IMPORTS = "import numpy, ml_dtypes"
 BIG_BLOCK_WORDS = 1 << 23
 
 CONDITIONS = (
     "All peers run in one process and take turns, rounds: {rounds}; a figure is the best of them (operations of more "
-    "than 2 s run once). GB/s are bytes of values, not compressed, whatever the operation.",
+    "than a second run once). GB/s are bytes of values, not compressed, whatever the operation.",
     "ratio: stored bytes / bytes of the safetensors file, everything included.",
     "From memory to memory, with the Numba kernels of mzstore loaded. lmz takes files only: they lie in {memory}.",
     "mzstore encode: its chunk encoder alone; save: the whole of mzstore.save into a BytesIO, SHA-256 included. "
@@ -39,6 +39,7 @@ CONDITIONS = (
 def lossless(model: Path, dtypes: list[str | None], *, quick: bool, big: float | None) -> dict[str, Any]:
     """Everything measured, as JSON can hold it. ``dtypes``: what to cast to; None: nothing. ``big``: GB."""
     rounds = 1 if quick else ROUNDS
+    before = machine()
     kernels.load()
     with _folders() as (work, memory):
         missing: dict[str, str] = {}
@@ -52,7 +53,7 @@ def lossless(model: Path, dtypes: list[str | None], *, quick: bool, big: float |
         result = {
             "benchmark": "lossless",
             "commit": commit(),
-            "machine": machine(),
+            "machine": before,
             "threads": n_threads(),
             "quick": quick,
             "conditions": [text.format(rounds=rounds, memory=memory.parent, imports=IMPORTS) for text in CONDITIONS],

@@ -18,7 +18,7 @@ Key = TypeVar("Key")
 LIBRARIES = (
     "numpy", "numba", "zstandard", "google-crc32c", "safetensors", "ml_dtypes", "zarr", "numcodecs", "zipnn", "lmzip",
 )  # fmt: skip
-SLOW_SECONDS = 2.0  # an operation that took so long is not repeated: noise is small beside it
+SLOW_SECONDS = 1.0  # an operation that took so long is not repeated: noise is small beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def n_threads() -> int:
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores, memory and versions."""
+    """Processor, cores, how busy they were in the last minute, memory, and versions."""
     versions = {}
     for name in LIBRARIES:
         try:
@@ -108,6 +108,7 @@ def machine() -> dict[str, object]:
     return {
         "cpu": _cpu(),
         "cores": n_threads(),
+        "load_average": os.getloadavg()[0],
         "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": platform.platform(),
         "python": platform.python_version(),
