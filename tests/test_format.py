@@ -106,7 +106,7 @@ def test_mzstore(name, tmp_path):
     if error:
         assert (type(error), error.clause in vector["clauses"]) == (ERRORS[vector["error"]], True), error
     else:
-        assert ONLY_VERIFIED & set(vector["clauses"]), "accepted"
+        assert vector["clauses"][0] in ONLY_VERIFIED, "accepted"
         assert {problem.clause for problem in verify(path, threads=1).problems} & set(vector["clauses"])
 
 
@@ -148,8 +148,6 @@ def test_every_clause_that_the_code_names_exists():
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 family, dash, number = node.value.partition("-")
                 cited |= {node.value} if dash and number.isdigit() and family in FAMILIES else set()
-                is_clause = isinstance(getattr(node, "parent", None), ast.keyword)
-                assert not is_clause
         assert cited <= set(CLAUSES), path
         sections = set(re.findall(r"FORMAT\.md section (\d+(?:\.\d+)?)", text))
         assert sections <= set(re.findall(r"^#+ (\d+(?:\.\d+)?)\.? ", PAGE, re.M)), path
@@ -200,8 +198,14 @@ def test_format_number_and_features_are_those_of_mzstore():
 
 SCHEMAS = {path.name: json.loads(path.read_text()) for path in (ROOT / "spec").glob("*.schema.json")}
 REGISTRY = Registry().with_resources((name, Resource.from_contents(schema)) for name, schema in SCHEMAS.items())
-# Faults that concern several members, or a part of a member, of which a schema does not know.
-BEYOND_SCHEMAS = set([])
+# Faults that concern several members, or what a schema cannot count; to JSON schemas, 1.0 is an integer.
+BEYOND_SCHEMAS = {
+    "array/chunk-of-fractions", "array/chunk-of-more-axes", "asset/size-is-a-fraction", "layout/missing",
+    "node/equal-but-for-case", "root/feature-not-listed", "root/format-is-a-fraction", "tensor/array-below-an-array",
+    "tensor/extent-is-a-fraction", "tensor/group-of-nothing", "tensor/group-of-one-array", "tensor/name-too-long",
+    "tensor/name-twice", "tensor/name-with-a-surrogate", "tensor/too-large", "tensor/too-large-product",
+    "tensor/too-large-though-empty",
+}  # fmt: skip
 
 
 def allows(schema: str, doc: object) -> bool:
@@ -222,11 +226,14 @@ def test_vectors_follow_their_schema():
 
 
 def test_schemas_allow_what_is_valid_and_no_fault_of_documents():
-    families = ("root", "node", "tensor", "array", "asset", "layout", "planes", "narrow", "raw")
+    families = ("root/", "node/", "tensor/", "array/", "asset/", "layout/")
+    related = {"asset-2", "tensor-5"}  # between entries, between nodes; and paths
     allowed = {name for name, v in VECTORS.items() if "root" in v and allows("root.schema.json", v["root"])}
     assert {name for name, v in VECTORS.items() if "root" in v and "tensors" in v} <= allowed
     wrong = {name for name, v in VECTORS.items() if v.get("error") in ("format", "unsupported") and "root" in v}
-    assert {name for name in allowed & wrong if name.startswith(families)} == BEYOND_SCHEMAS
+    found = {name for name in allowed & wrong if name.startswith(families)}
+    assert {name for name in found if not related & set(VECTORS[name]["clauses"])} == BEYOND_SCHEMAS
+    assert len(wrong - allowed) > 120
 
 
 def test_payload_that_is_too_long_is_not_read(tmp_path):

@@ -1,0 +1,93 @@
+"""Frozen models of every format stay readable, by mzstore and by the reference reader. If one does not, the code is wrong."""
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mzstore
+from mzstore.dtypes import DTYPES
+from mzstore.encodings.planes import Planes
+from mzstore.encodings.raw import Raw
+from mzstore.verify import verify
+from spec import reference
+
+ROOT = Path(__file__).parent.parent
+GOLDEN = sorted((ROOT / "spec/golden").iterdir())
+each = pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+
+
+def test_there_is_one_of_every_format():
+    assert [folder.name for folder in GOLDEN] == ["1-lossless"]
+
+
+@each
+@pytest.mark.parametrize("threads", [1, 4])
+def test_mzstore_reads_it(folder, threads):
+    expected = json.loads((folder / "expected.json").read_text())
+    with mzstore.open(folder / "model.mz") as model:
+        assert list(model) == list(expected)
+        for name, array in model.load(threads=threads).items():
+            dtype = DTYPES[expected[name]["dtype"]]
+            assert (array.dtype, list(array.shape)) == (dtype.numpy, expected[name]["shape"]), name
+            assert hashlib.sha256(dtype.to_words(array).tobytes()).hexdigest() == expected[name]["sha256"], name
+
+
+@each
+def test_reference_reader_reads_it(folder):
+    expected = json.loads((folder / "expected.json").read_text())
+    model = reference.read(folder / "model.mz")
+    found = {
+        name: {"dtype": t.dtype, "shape": list(t.shape), "sha256": hashlib.sha256(t.words.tobytes()).hexdigest()}
+        for name, t in model.tensors.items()
+    }
+    assert found == expected
+
+
+@each
+def test_it_is_whole(folder):
+    report = verify(folder / "model.mz", threads=1)
+    assert report.problems == ()
+    assert report.tensors == len(json.loads((folder / "expected.json").read_text()))
+
+
+def test_lossless_holds_every_dtype_and_every_form():
+    with mzstore.open(ROOT / "spec/golden/1-lossless/model.mz") as model:
+        entries = model.document.tensors.values()
+        assert {entry.spec.dtype.name for entry in entries} == set(DTYPES)
+        forms = set()
+        for entry in entries:
+            part = entry.part
+            if isinstance(part, Raw):
+                forms.add(("raw", part.constant, part.array.zstd, part.dtype == entry.spec.dtype))
+            elif isinstance(part, Planes):
+                forms.add(("planes", part.symbols is not None, part.ranks is not None, part.escapes is not None))
+                forms.add(("chunks", part.grid.n_chunks > 1))
+            else:
+                forms.add(("same",))
+        assert forms >= {
+            ("raw", False, False, True), ("raw", False, True, True), ("raw", True, False, True),
+            ("raw", False, False, False), ("raw", False, True, False),
+            ("planes", False, False, False), ("planes", True, False, False), ("planes", True, True, False),
+            ("planes", True, True, True), ("chunks", True), ("chunks", False), ("same",),
+        }  # fmt: skip
+        assert np.array_equal(model["tied: planes/plain"].read(), model["planes/plain"].read())
+        assert model.assets["notes/read me.txt"].startswith(b"A small file")
+        assert model.metadata["nested"] == {"list": [1, 2.5, None, True, "ü"]}
+        assert len(model.document.layouts) == 1
+
+
+def test_what_is_frozen_is_not_written_again():
+    before = {path: path.read_bytes() for path in (ROOT / "spec/golden").rglob("*") if path.is_file()}
+    done = subprocess.run([sys.executable, "tools/freeze.py", "lossless"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "FileExistsError" in done.stderr
+    assert {path: path.read_bytes() for path in (ROOT / "spec/golden").rglob("*") if path.is_file()} == before
+
+
+def test_it_is_small():
+    assert all(path.stat().st_size < 200_000 for path in (ROOT / "spec/golden").rglob("*"))

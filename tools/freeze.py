@@ -1,0 +1,199 @@
+"""Write spec/golden/<format>-<what>: a model that every later release has to read. ``python tools/freeze.py lossless``
+
+What is frozen stays: the tool refuses to write over it. A new format, or a new encoding, gets a name of its own.
+"""
+
+import argparse
+import hashlib
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from mzstore.archive import ArchiveWriter
+from mzstore.arrays import Array
+from mzstore.documents import DOCUMENT, FORMAT, Asset, Layout, ModelDocument, TensorEntry, dump
+from mzstore.dtypes import DTYPES
+from mzstore.encode import Choice, payloads
+from mzstore.encodings import Coding, Part
+from mzstore.encodings.planes import Planes
+from mzstore.encodings.raw import Raw, constant_array
+from mzstore.grid import Grid
+from mzstore.interleave import Fields, tops
+from mzstore.nodes import Namer
+from mzstore.tensors import TensorSpec
+
+GOLDEN = Path(__file__).parent.parent / "spec" / "golden"
+
+
+class _Sink:
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.data += data
+
+
+class Lossless:
+    """A model with every dtype and every form of ``raw`` and ``planes``, whether a writer would choose it or not."""
+
+    def __init__(self) -> None:
+        self._sink = _Sink()
+        self._writer = ArchiveWriter(self._sink)
+        self._namer = Namer()
+        self._tensors: dict[str, TensorEntry] = {}
+        self._random = np.random.default_rng(1)
+
+    def write(self) -> bytes:
+        for name, array, part in self._cases():
+            self._add(name, array, part)
+        self._same("planes/plain", "tied: planes/plain")
+        content = b"A small file that travels with the model.\n"
+        key = self._namer.path("notes/read me.txt")
+        self._writer.write_file(key, len(content), zlib.crc32(content), iter([content]))
+        asset = Asset("notes/read me.txt", key, len(content), hashlib.sha256(content).hexdigest())
+        values = self._tensors["dtype/uint8"].spec
+        header = json.dumps({values.name: {"dtype": "U8", "shape": [6], "data_offsets": [0, 6]}}).encode()
+        self._writer.write_document("layouts/0", len(header).to_bytes(8, "little") + header)
+        layout = Layout("model.safetensors", "layouts/0")
+        metadata = {"about": "a frozen model", "nested": {"list": [1, 2.5, None, True, "ü"]}}
+        model = ModelDocument(self._tensors, metadata, (asset,), (layout,), "tools/freeze.py")
+        for node, doc in model.documents():
+            self._writer.write_document(f"{node}/{DOCUMENT}" if node else DOCUMENT, dump(doc))
+        self._writer.finish()
+        return bytes(self._sink.data)
+
+    def expected(self) -> dict[str, dict[str, object]]:
+        return {
+            name: {"dtype": entry.spec.dtype.name, "shape": list(entry.spec.shape), "sha256": entry.sha256}
+            for name, entry in self._tensors.items()
+        }
+
+    def _cases(self) -> Iterator[tuple[str, np.ndarray, Part]]:
+        """(name, array of any type of DTYPES, how to store its words)."""
+        for name, dtype in DTYPES.items():
+            shape = (3, 5) if dtype.packed else (6,)
+            bits = self._random.integers(0, 256, (*shape, dtype.numpy.itemsize), dtype=np.uint8)
+            if dtype.packed:
+                bits &= 15
+            array = bits.reshape(-1).view(dtype.numpy).reshape(shape)
+            yield f"dtype/{name}", array, self._raw(name, array.shape)
+        weights = self._random.normal(size=(40, 50)).astype(np.float32) * np.float32(0.02)
+        half, brain = weights.astype(np.float16), weights.astype(ml_dtypes.bfloat16)
+
+        yield "raw/chunks", weights, self._raw("float32", (40, 50), (16, 20))
+        yield "raw/zstd", half, self._raw("float16", (40, 50), (16, 50), zstd=True)
+        yield "raw/constant", np.full((7, 9), -0.5, np.float64), self._constant("float64", (7, 9))
+        yield "raw/scalar", np.array(3.5, np.float32), self._raw("float32", ())
+        yield "raw/empty", np.zeros((0, 4), np.int16), self._raw("int16", (0, 4), (1, 4))
+        special = np.array([0x0000, 0x8000, 0x7F80, 0xFF80, 0x7FC1, 0xFFFF, 0x0001], np.uint16).view(ml_dtypes.bfloat16)
+        yield "raw/zeros, infinities and NaNs", special, self._raw("bfloat16", (7,))
+
+        yield "planes/plain", brain, self._planes("bfloat16", brain, (16, 20), 8)
+        yield "planes/plain float32", weights, self._planes("float32", weights, (40, 50), 8)
+        yield "planes/plain float64", weights.astype(np.float64), self._planes("float64", weights, (8, 50), 8)
+        yield "planes/plain integers", np.arange(300, dtype=np.int64), self._planes("int64", weights, (128,), 8, (300,))
+        yield "planes/symbols", brain, self._planes("bfloat16", brain, (16, 20), 10, symbols=256)
+        yield "planes/symbols float32", weights, self._planes("float32", weights, (16, 20), 11, symbols=256)
+        yield "planes/ranks", brain, self._planes("bfloat16", brain, (40, 50), 8, symbols=16, escapes=False)
+        yield "planes/ranks and escapes", brain, self._planes("bfloat16", brain, (16, 20), 8, symbols=6)
+        odd = brain[:, :49]
+        yield "planes/ranks of odd rows", odd, self._planes("bfloat16", odd, (16, 49), 8, symbols=6)
+        complex_ = (weights + 1j * weights[::-1]).astype(np.complex64)
+        yield (
+            "planes/complex",
+            complex_,
+            self._planes("complex64", complex_.view(np.float32), (40, 50, 2), 8, (40, 50, 2)),
+        )
+        yield "planes/empty", brain[:0], self._planes("bfloat16", brain, (1, 50), 8, (0, 50))
+
+        narrow = brain.astype(np.float32)
+        yield "narrow/bfloat16 raw", narrow, self._raw("bfloat16", (40, 50))
+        yield "narrow/bfloat16 planes", narrow, self._planes("bfloat16", brain, (16, 20), 8)
+        yield "narrow/float16", half.astype(np.float32), self._raw("float16", (40, 50), zstd=True)
+
+        for name in (
+            "",
+            ".",
+            "zarr.json",
+            "Assets",
+            "assets",
+            "CON.weight",
+            "a.b.c",
+            "a/b:c*d",
+            "模型.ünï.weight",
+            "n" * 300,
+            "A",
+            "a",
+        ):
+            array = np.frombuffer(f"name {len(self._tensors)}".encode(), np.uint8)
+            yield name, array, self._raw("uint8", array.shape)
+
+    def _add(self, name: str, array: np.ndarray, part: Part) -> None:
+        dtype = next(d for d in DTYPES.values() if d.numpy == array.dtype)
+        spec = TensorSpec(name, dtype, array.shape)
+        words = dtype.to_words(array)
+        node = self._namer.node(name)
+        choice = Choice(part, Coding())
+        if isinstance(part, Raw) and part.constant:
+            blocks = [(words.reshape(-1)[:1].reshape((1,) * words.ndim), [(0,) * words.ndim])]
+        else:
+            flat = words.reshape(-1)
+            blocks = [
+                (flat[start : start + int(np.prod(shape, dtype=int))].reshape(shape), chunks)
+                for start, shape, chunks in part.grid.row_blocks()
+            ]
+        for block, chunks in blocks:
+            for chunk in chunks:
+                for payload in payloads(choice, block, chunk, dtype):
+                    self._writer.write_chunk(f"{node}/{payload.path}", payload.data, aligned=payload.plain)
+        self._tensors[name] = TensorEntry(spec, node, hashlib.sha256(words.tobytes()).hexdigest(), part)
+
+    def _same(self, of: str, name: str) -> None:
+        base = self._tensors[of]
+        spec = TensorSpec(name, base.spec.dtype, base.spec.shape)
+        self._tensors[name] = TensorEntry(spec, self._namer.node(name), base.sha256, same_as=base.node)
+
+    def _raw(self, dtype: str, shape: tuple[int, ...], chunk: tuple[int, ...] | None = None, zstd: bool = False) -> Raw:
+        words = DTYPES[dtype].word_shape(shape)
+        return Raw(DTYPES[dtype], words, Array(words, chunk or words, DTYPES[dtype].disk, zstd))
+
+    def _constant(self, dtype: str, shape: tuple[int, ...]) -> Raw:
+        return Raw(DTYPES[dtype], shape, constant_array(DTYPES[dtype], shape))
+
+    def _planes(
+        self, dtype: str, values: np.ndarray, chunk: tuple[int, ...], top_bits: int, shape: tuple[int, ...] | None = None,
+        *, symbols: int = 0, escapes: bool = True,
+    ) -> Planes:  # fmt: skip
+        """``symbols``: 0 for the plain form; up to 16 for ranks (with ``escapes`` for the rest); 256 for all there are."""
+        grid = Grid(values.shape if shape is None else shape, chunk)
+        fields = Fields(DTYPES[dtype].word_bits, top_bits, rotate=DTYPES[dtype].exponent_bits > 0)
+        if not symbols:
+            return Planes.new(DTYPES[dtype], grid, fields)
+        top = tops(DTYPES[dtype].to_words(values).reshape(-1), fields)
+        counts = np.bincount(top, minlength=1 << top_bits)
+        present = np.zeros(1 << top_bits, bool)
+        present[np.argsort(-counts, kind="stable")[:symbols]] = True
+        present &= counts > 0
+        ranks = symbols <= 16
+        return Planes.new(
+            DTYPES[dtype], grid, fields, present, ranks=ranks, escapes=grid.chunk_size if ranks and escapes else 0
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["lossless"])
+    folder = GOLDEN / f"{FORMAT}-{parser.parse_args().what}"
+    model = Lossless()
+    data = model.write()
+    folder.mkdir(parents=True)  # FileExistsError is the point: history is not rewritten
+    (folder / "model.mz").write_bytes(data)
+    (folder / "expected.json").write_text(json.dumps(model.expected(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
