@@ -6,8 +6,9 @@ Values are compared as bits; the size of a difference is computed in float64, bl
 import hashlib
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,13 +183,14 @@ def _diff(a: ModelSource, b: ModelSource, threads: int, show_progress: bool | No
     tensors_a = {tensor.spec.name: tensor for tensor in a.tensors}
     tensors_b = {tensor.spec.name: tensor for tensor in b.tensors}
     pairs = [(tensor, tensors_b[name]) for name, tensor in tensors_a.items() if name in tensors_b]
-    total = sum(pair[0].spec.nbytes for pair in pairs)
-    kernels.expect(2 * total)
-    with progress("compare", total, show_progress) as done:
+    kernels.expect(2 * sum(x.spec.nbytes for x, y in pairs if not _same_digest(x, y)))
+    stop = threading.Event()
+    with progress("compare", sum(x.spec.nbytes for x, _ in pairs), show_progress) as done:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="mzstore-diff")
         try:
-            found = list(pool.map(lambda pair: _compare(pair[0], pair[1], done), pairs))
+            found = list(pool.map(lambda pair: _compare(pair[0], pair[1], _Track(done, stop)), pairs))
         finally:
+            stop.set()
             pool.shutdown(cancel_futures=True)
     differences = tuple(difference for difference in found if difference)
     return Difference(
@@ -208,37 +210,62 @@ def _digest(file: FileSource) -> str:
     return digest.hexdigest()
 
 
-def _compare(a: TensorSource, b: TensorSource, done: Callable[[int], None]) -> TensorDifference | None:
+@dataclass(slots=True)
+class _Track:
+    """How far the work on one tensor is, which may be walked twice; raises CancelledError once the rest is not wanted."""
+
+    done: Callable[[int], None]
+    stop: threading.Event
+    at: int = 0
+
+    def to(self, nbytes: int) -> None:
+        if self.stop.is_set():
+            raise CancelledError
+        if nbytes > self.at:
+            self.done(nbytes - self.at)
+            self.at = nbytes
+
+
+def _compare(a: TensorSource, b: TensorSource, track: _Track) -> TensorDifference | None:
     """The difference of two tensors; None if they are equal, bit for bit."""
     same_type = a.spec.dtype == b.spec.dtype
     measure = None
     # Words of one shape hold the same values at the same places; only pairs in a byte and complex values do not.
     comparable = a.spec.shape == b.spec.shape and a.spec.word_shape == b.spec.word_shape
-    if comparable and not (same_type and _same_bits(a, b)):
-        measure = _measure(a, b)
-    done(a.spec.nbytes)
+    if comparable and not (same_type and _same_bits(a, b, track)):
+        measure = _measure(a, b, track)
+    track.to(a.spec.nbytes)
     if same_type and comparable and (measure is None or not measure.differing):
         return None
     return TensorDifference(a.spec, b.spec, measure)
 
 
-def _blocks(a: TensorSource, b: TensorSource) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+def _blocks(a: TensorSource, b: TensorSource, track: _Track) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """(first word, words of A, words of B), block by block; the blocks are those in which A would be stored."""
     shape = a.spec.word_shape
     for start, block, _ in Grid(shape, choose_chunk_shape(shape, a.spec.dtype.word.itemsize)).row_blocks():
         stop = start + math.prod(block)
         yield start, a.read(start, stop), b.read(start, stop)
+        track.to(stop * a.spec.dtype.word.itemsize)
 
 
-def _same_bits(a: TensorSource, b: TensorSource) -> bool:
+def _same_digest(a: TensorSource, b: TensorSource) -> bool | None:
+    """Whether the words are the same, as far as that is known without reading them; None if it is not."""
     if isinstance(a, StoredTensor) and isinstance(b, StoredTensor):
         return a.sha256 == b.sha256
-    return all(np.array_equal(words_a, words_b) for _, words_a, words_b in _blocks(a, b))
+    return None
 
 
-def _measure(a: TensorSource, b: TensorSource) -> Measure:
+def _same_bits(a: TensorSource, b: TensorSource, track: _Track) -> bool:
+    known = _same_digest(a, b)
+    if known is not None:
+        return known
+    return all(np.array_equal(words_a, words_b) for _, words_a, words_b in _blocks(a, b, track))
+
+
+def _measure(a: TensorSource, b: TensorSource, track: _Track) -> Measure:
     sums = _Sums(same_type=a.spec.dtype == b.spec.dtype)
-    for start, *words in _blocks(a, b):
+    for start, *words in _blocks(a, b, track):
         values_a, values_b = (_values(side.spec, of, start) for side, of in zip((a, b), words, strict=True))
         for at in range(0, values_a.size, STEP):
             sums.add(values_a[at : at + STEP], values_b[at : at + STEP])
