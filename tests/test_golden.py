@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,7 +84,9 @@ def test_lossless_holds_every_dtype_and_every_form():
 
 def test_what_is_frozen_is_not_written_again():
     before = {path: path.read_bytes() for path in (ROOT / "spec/golden").rglob("*") if path.is_file()}
-    done = subprocess.run([sys.executable, "tools/freeze.py", "lossless"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "tools/freeze.py", "lossless"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "FileExistsError" in done.stderr
     assert {path: path.read_bytes() for path in (ROOT / "spec/golden").rglob("*") if path.is_file()} == before
