@@ -135,6 +135,10 @@ class _CheckedReader:
         self.touched: set[str] = set()
         self.broken_headers: dict[str, Problem] = {}
 
+    @property
+    def is_archive(self) -> bool:
+        return self._archive is not None
+
     def nbytes(self, key: str) -> int | None:
         return self._reader.nbytes(key)
 
@@ -206,7 +210,7 @@ class _Findings:
 class _Verifier:
     def __init__(self, reader: Reader, threads: int, show_progress: bool | None) -> None:
         self._reader, self._threads, self._show_progress = _CheckedReader(reader), threads, show_progress
-        self._stored = dict.fromkeys(reader.keys())
+        self._stored: dict[str, None] = {}
         self._not_walked: set[str] = set()  # nodes whose chunks were not all asked for
         self._stop = threading.Event()
 
@@ -218,6 +222,9 @@ class _Verifier:
             model = read_model(self._reader)
         except (FormatError, CorruptError) as error:
             problems.append(_problem("document", error, DOCUMENT))
+            if not self._reader.is_archive:  # any directory is a tree without a root; do not walk all of a disk
+                return Report(self._reader.url, tuple(problems))
+        self._stored = dict.fromkeys(self._reader.keys())
         if model:
             problems += self._documents()
             found = self._tensors(model)
