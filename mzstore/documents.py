@@ -145,12 +145,12 @@ def dump(doc: Mapping[str, Any]) -> bytes:
     return json.dumps(doc, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
 
 
-def load(data: bytes, *, where: str) -> dict[str, Any]:
-    """The JSON object in ``data``. Raises FormatError for what is not one, or not strict JSON."""
+def load(data: bytes, *, where: str, clause: str = "document-1") -> dict[str, Any]:
+    """The JSON object in ``data``. Raises FormatError, which cites ``clause``, for what is not one, or not strict JSON."""
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise FormatError(f"not UTF-8: {error}", where=where, clause="document-1") from error
+        raise FormatError(f"not UTF-8: {error}", where=where, clause=clause) from error
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
@@ -168,9 +168,9 @@ def load(data: bytes, *, where: str) -> dict[str, Any]:
     try:
         doc = json.loads(text, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"not JSON: {error}", where=where, clause="document-1") from error
+        raise FormatError(f"not JSON: {error}", where=where, clause=clause) from error
     if not isinstance(doc, dict):
-        raise FormatError("not a JSON object", where=where, clause="document-1")
+        raise FormatError("not a JSON object", where=where, clause=clause)
     return doc
 
 

@@ -56,7 +56,7 @@ def parse_header(raw: bytes, *, where: str) -> Header:
 
     if len(raw) < 8 or int.from_bytes(raw[:8], "little") != len(raw) - 8:
         raise refuse(f"its header of {len(raw)} bytes is cut short")
-    doc = documents.load(raw[8:], where=where)
+    doc = documents.load(raw[8:], where=where, clause="")
     metadata = doc.pop(METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise refuse(f"{METADATA} is not an object of strings")
