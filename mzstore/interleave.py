@@ -146,9 +146,14 @@ def _rows(shape: list[int], a: list[int], b: list[int]) -> Iterator[tuple[int, .
 
     Yields (start in a, start in b, rows, row stride of a, row stride of b, columns).
     """
+    long = [axis for axis, n in enumerate(shape) if n > 1]  # the stride of another axis means nothing
+    shape, a, b = ([values[axis] for axis in long] for values in (shape, a, b))
+    if not long or a[-1] != 1 or b[-1] != 1:  # the last axis, on which entries lie side by side, was not long
+        for values in (shape, a, b):
+            values.append(1)
     for axis in reversed(range(len(shape) - 1)):  # merge an axis with the next where both arrays go on without a jump
         size = shape[axis + 1]
-        if shape[axis] == 1 or (a[axis] == size * a[axis + 1] and b[axis] == size * b[axis + 1]):
+        if a[axis] == size * a[axis + 1] and b[axis] == size * b[axis + 1]:
             shape[axis : axis + 2] = [shape[axis] * size]
             del a[axis], b[axis]
     while len(shape) < 2:

@@ -320,7 +320,9 @@ class Model(Mapping[str, Tensor]):
     def __reduce__(self) -> tuple[object, ...]:
         return (_reopen, (self._location, self._options))
 
-    def _nearest(self, name: str) -> str:
+    def _nearest(self, name: object) -> str:
+        if not isinstance(name, str):
+            return ""
         near = difflib.get_close_matches(name, self.document.tensors, n=3, cutoff=0.4)
         return f"; nearest: {', '.join(map(repr, near))}" if near else ""
 

@@ -9,6 +9,7 @@ import io
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -43,8 +44,15 @@ class Folder(ABC):
     url: str
 
     @abstractmethod
-    def read(self, key: str, slot: str = "") -> memoryview | None:
-        """The whole object, or None if there is none."""
+    def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:
+        """The whole object, valid until this thread's next read with the same ``slot``; None if there is none.
+
+        Of a local one that is longer than ``limit``, one byte more than that.
+        """
+
+    @abstractmethod
+    def open(self, key: str) -> Blob | None:
+        """The object, to be read in parts; None if there is none."""
 
     @abstractmethod
     def walk(self) -> Iterator[str]:
@@ -119,8 +127,13 @@ class LocalFile:
     def __init__(self, path: Path) -> None:
         self.url = str(path)
         with storage_errors(self.url, "open"):
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self.nbytes = os.fstat(self._fd).st_size
+            # Not blocking, because the first to open a FIFO waits for a writer.
+            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            about = os.fstat(self._fd)
+        self.nbytes = about.st_size
+        if not stat.S_ISREG(about.st_mode):
+            self.close()
+            raise StorageError(f"cannot open {self.url!r}: it is not a regular file")
 
     def read(self, start: int, stop: int, slot: str = "") -> memoryview:
         if self._fd < 0:
@@ -132,7 +145,7 @@ class LocalFile:
                 count = os.preadv(self._fd, [out[done:]], start + done)
                 if not count:
                     raise StorageError(
-                        f"{self.url!r} ends at byte {start + done}; it had {self.nbytes} bytes when it was opened"
+                        f"{self.url!r} ends before byte {start + done}; it had {self.nbytes} bytes when it was opened"
                     )
                 done += count
         return out
@@ -169,17 +182,26 @@ class LocalFolder(Folder):
     def __init__(self, path: Path) -> None:
         self.url, self._path = str(path), path
 
-    def read(self, key: str, slot: str = "") -> memoryview | None:
-        with storage_errors(f"{self.url}/{key}", "read"):
-            try:
-                return memoryview((self._path / key).read_bytes())
-            except (FileNotFoundError, NotADirectoryError):
+    def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:
+        file = self.open(key)
+        if file is None:
+            return None
+        with contextlib.closing(file):
+            return file.read(0, min(file.nbytes, limit + 1), slot)
+
+    def open(self, key: str) -> "LocalFile | None":
+        try:
+            return LocalFile(self._path / key)
+        except StorageError as error:
+            if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
                 return None
+            raise
 
     def walk(self) -> Iterator[str]:
-        for path in sorted(self._path.rglob("*")):
-            if not path.is_dir():
-                yield path.relative_to(self._path).as_posix()
+        with storage_errors(self.url, "list"):
+            for path in sorted(self._path.rglob("*")):
+                if not path.is_dir():
+                    yield path.relative_to(self._path).as_posix()
 
     def sizes(self) -> dict[str, int]:
         with storage_errors(self.url, "list"):
@@ -190,12 +212,22 @@ class RemoteFolder(Folder):
     def __init__(self, url: str, fs: Any, path: str) -> None:
         self.url, self._fs, self._path = url, fs, path.rstrip("/")
 
-    def read(self, key: str, slot: str = "") -> memoryview | None:
+    def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:
         with storage_errors(f"{self.url}/{key}", "read"):
             try:
                 return memoryview(self._fs.cat_file(f"{self._path}/{key}"))
             except FileNotFoundError:
                 return None
+
+    def open(self, key: str) -> "RemoteFile | None":
+        with storage_errors(f"{self.url}/{key}", "read"):
+            try:
+                about = self._fs.info(f"{self._path}/{key}")
+            except FileNotFoundError:
+                return None
+        if about["type"] != "file":
+            return None
+        return RemoteFile(f"{self.url}/{key}", self._fs, f"{self._path}/{key}", about["size"])
 
     def walk(self) -> Iterator[str]:
         with storage_errors(self.url, "list"):

@@ -1,9 +1,10 @@
 """Tree: a model as plain objects under a prefix (FORMAT.md section 5.3). The same keys as in an archive."""
 
+import contextlib
 from collections.abc import Iterator
 
 from mzstore.errors import FormatError
-from mzstore.payload import check_payload_nbytes
+from mzstore.payload import MAX_PAYLOAD_NBYTES, check_payload_nbytes
 from mzstore.storage import Folder, FolderSink
 
 
@@ -32,36 +33,36 @@ class TreeWriter:
 
 
 class TreeReader:
-    """The objects of a tree, by key. Sizes are known only by reading."""
+    """The objects of a tree, by key."""
 
     def __init__(self, folder: Folder) -> None:
         self.folder, self.url = folder, folder.url
 
     def nbytes(self, key: str) -> int | None:
-        data = self.folder.read(key)
-        return None if data is None else len(data)
+        blob = self.folder.open(key)
+        if blob is None:
+            return None
+        with contextlib.closing(blob):
+            return blob.nbytes
 
     def read_chunk(self, key: str, slot: str) -> memoryview | None:
-        data = self.folder.read(key, slot)
+        data = self.folder.read(key, MAX_PAYLOAD_NBYTES, slot)
         if data is not None:
             check_payload_nbytes(len(data), where=f"{self.url}/{key}")
         return data
 
     def read_document(self, key: str, limit: int) -> bytes | None:
-        data = self.folder.read(key)
+        data = self.folder.read(key, limit)
         if data is not None and len(data) > limit:
-            raise FormatError(
-                f"a document of {len(data)} bytes, at most {limit} are allowed",
-                where=f"{self.url}/{key}",
-                clause="document-3",
-            )
+            raise FormatError(f"a document of more than {limit} bytes", where=f"{self.url}/{key}", clause="document-3")
         return None if data is None else bytes(data)
 
     def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]:
-        data = self.folder.read(key)
-        assert data is not None, "the caller knows that it is there"
-        for start in range(0, len(data), block_nbytes):
-            yield data[start : start + block_nbytes]
+        blob = self.folder.open(key)
+        assert blob is not None, "the caller knows that it is there"
+        with contextlib.closing(blob):
+            for start in range(0, blob.nbytes, block_nbytes):
+                yield blob.read(start, min(start + block_nbytes, blob.nbytes))
 
     def keys(self) -> Iterator[str]:
         return self.folder.walk()

@@ -67,6 +67,13 @@ def everything(location: Location) -> object:
         return values, dict(model.assets), dict(model.metadata)
 
 
+def verifies(location: Location) -> bool:
+    try:
+        return mzstore.verify(location).ok
+    except mzstore.UnsupportedError:  # damage that looks like a newer format
+        return False
+
+
 @pytest.fixture(scope="module", params=["fast", "max"])
 def archive(request) -> bytes:
     return saved(small_model(), assets=ASSETS, metadata=METADATA, level=request.param)
@@ -84,7 +91,7 @@ def test_damaged_archive(damage, archive):
         except MzError:
             found += 1
             if seed < 20:
-                assert not mzstore.verify(bytes(data)).ok, f"seed {seed} was found by a read only"
+                assert not verifies(bytes(data)), f"seed {seed} was found by a read only"
     assert found > 75, "most damage is of consequence"
 
 
@@ -158,7 +165,7 @@ def test_damaged_root_of_a_tree(damage, tree, tmp_path):
         except MzError:
             same = False
         if not same:
-            assert not mzstore.verify(tmp_path / "model.zarr").ok, f"seed {seed} was not found"
+            assert not verifies(tmp_path / "model.zarr"), f"seed {seed} was not found"
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -34,7 +34,7 @@ def open_source(
             return
         found = storage.open_location(location, options)
         if isinstance(found, storage.Folder):
-            if found.read(DOCUMENT) is None:
+            if found.read(DOCUMENT, 0) is None:
                 yield huggingface.open_directory(found, options, stack)
                 return
         else:

@@ -79,10 +79,10 @@ def _blocks(folder_url: str, path: str, options: Options) -> Iterator[bytes]:
 
 def _weight_map(folder: Folder, path: str) -> dict[str, str]:
     where = f"{folder.url}/{path}"
-    data = folder.read(path)
+    data = folder.read(path, documents.MAX_DOCUMENT_NBYTES)
     if data is None:
         raise StorageError(f"cannot open {where!r}: no such file")
-    match documents.load(bytes(data), where=where).get("weight_map"):
+    match documents.load(bytes(data), where=where, clause="").get("weight_map"):
         case dict(found) if all(isinstance(file, str) for file in found.values()):
             return found
     raise FormatError("no 'weight_map' from tensor names to files", where=where)
