@@ -6,12 +6,17 @@ starts with NumPy and changes over once it has done that much work (or knows tha
 """
 
 import importlib
+import os
 import sys
 import threading
 from types import ModuleType
 
 # Numba takes 0.2 to 0.4 s to import with its kernels cached; NumPy needs about 0.4 ns per byte more than they do.
 PAYS_FROM_NBYTES = 768 << 20
+
+# With this set, Numba leaves the kernels to the interpreter, where they are slower than NumPy by far, and wrong: for
+# NumPy a byte shifted by 8 is 0, for Numba it is a wider integer.
+_INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 _lock = threading.Lock()
 _done_by_numpy = 0
@@ -20,6 +25,8 @@ _done_by_numpy = 0
 def pays(nbytes: int) -> bool:
     """Whether to use the Numba kernels for ``nbytes`` more bytes of values: counts them, so call it once for each."""
     global _done_by_numpy
+    if _INTERPRETED:
+        return False
     if "mzstore.kernels.planes" in sys.modules:
         return True
     with _lock:
@@ -29,7 +36,7 @@ def pays(nbytes: int) -> bool:
 
 def expect(nbytes: int) -> None:
     """Load the kernels now if so much work is ahead that they will pay."""
-    if nbytes >= PAYS_FROM_NBYTES:
+    if nbytes >= PAYS_FROM_NBYTES and not _INTERPRETED:
         load()
 
 
