@@ -17,7 +17,7 @@ from peers import Mzstore, Peer, Weights, peers, read_weights
 
 from mzstore import kernels
 
-ROUNDS = 9
+ROUNDS = 5
 IMPORTS = "import numpy, ml_dtypes"
 BIG_BLOCK_WORDS = 1 << 23
 
