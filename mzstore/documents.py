@@ -350,25 +350,34 @@ def _layouts(docs: object, *, where: str) -> Iterator[Layout]:
 def _files(docs: object, folder: str, *, where: str) -> Iterator[dict[str, Any]]:
     if not isinstance(docs, list):
         raise FormatError(f"{folder!r} is not a list", where=where, clause="asset-1")
-    paths, keys = set(), set()
+    keys: set[str] = set()
     for doc in docs:
         match doc:
-            case {"path": str(path), "key": str(key)} if key.startswith(f"{folder}/"):
+            case {"path": str(), "key": str(key)} if key.startswith(f"{folder}/"):
                 pass
             case _:
                 raise FormatError(
                     f"an entry of {folder!r} has no path, or no key below {folder}/", where=where, clause="asset-1"
                 )
-        check_relative(path, where=where)
         if not all(is_node_name(segment) for segment in key.split("/")):
             raise FormatError(f"{key[:300]!r} is no key", where=where, clause="asset-1")
-        if path.casefold() in paths or key.lower() in keys:
-            raise FormatError(f"{path!r} occurs twice", where=where, clause="asset-2")
-        paths.add(path.casefold())
+        if key.lower() in keys:
+            raise FormatError(f"{key!r} occurs twice", where=where, clause="asset-2")
         keys.add(key.lower())
-        yield doc
+    check_paths([doc["path"] for doc in docs], where=where)
+    yield from docs
+
+
+def check_paths(paths: Sequence[str], *, where: str) -> None:
+    """Raises FormatError unless files of all these relative paths can stand beside each other, on every system."""
+    folded: set[str] = set()
     for path in paths:
-        if any(path[:i] in paths for i, c in enumerate(path) if c == "/"):
+        check_relative(path, where=where)
+        if path.casefold() in folded:
+            raise FormatError(f"{path!r} occurs twice", where=where, clause="asset-2")
+        folded.add(path.casefold())
+    for path in folded:
+        if any(path[:i] in folded for i, c in enumerate(path) if c == "/"):
             raise FormatError(f"{path!r} lies below a file", where=where, clause="asset-2")
 
 

@@ -264,7 +264,12 @@ class FileObjectSink:
         self._file = file
 
     def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
+        rest = memoryview(data)
+        while rest:  # an unbuffered file takes less than it is given
+            count = self._file.write(rest)
+            if count == 0:
+                raise StorageError("the file object takes no more bytes")
+            rest = rest[len(rest) if count is None else count :]
 
     def __enter__(self) -> Self:
         return self
@@ -284,10 +289,12 @@ class LocalSink:
     def __init__(self, path: Path) -> None:
         self.url = str(path)
         self._target = Path(os.path.realpath(path))
-        self._temporary = self._target.with_name(f".{self._target.name[:200]}.{secrets.token_hex(4)}.tmp")
+        self._temporary = self._target.with_name(f".{self._target.name[:40]}.{secrets.token_hex(4)}.tmp")
         with storage_errors(self.url, "write"):
             if self._target.is_dir():
                 raise IsADirectoryError(21, "it is a directory")
+            if self._target.exists() and not self._target.is_file():  # the new file would replace a FIFO or a device
+                raise FileExistsError(17, "it is not a regular file")
             self._file = open(self._temporary, "xb", buffering=WRITE_BUFFER)  # noqa: SIM115  closed on exit
 
     def write(self, data: bytes | memoryview) -> None:
@@ -376,7 +383,7 @@ class LocalFolderSink:
         with storage_errors(self.url, "write"):
             if self._target.exists() and (not self._target.is_dir() or any(self._target.iterdir())):
                 raise FileExistsError(17, "it exists; remove it first, or choose another name")
-            self._temporary = self._target.with_name(f".{self._target.name[:200]}.{secrets.token_hex(4)}.tmp")
+            self._temporary = self._target.with_name(f".{self._target.name[:40]}.{secrets.token_hex(4)}.tmp")
             self._temporary.mkdir()
         self._folders = {self._temporary}
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import numpy as np
 
 from mzstore.container import Kind, Writer, create_writer, kind_for
-from mzstore.documents import DOCUMENT, Asset, Layout, ModelDocument, TensorEntry, check_relative, dump
+from mzstore.documents import DOCUMENT, Asset, Layout, ModelDocument, TensorEntry, check_paths, dump, load
 from mzstore.dtypes import DType
 from mzstore.encode import Choice, Level, Payload, check_level, choose, payloads
 from mzstore.encodings.raw import Raw
@@ -77,9 +77,12 @@ def write(
     """Write any source; see ``save``."""
     check_level(level)
     threads = threads or default_threads()
-    dump(source.metadata)  # what is no JSON fails before anything is written
+    kind = kind or kind_for(location)
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind {kind!r} is none of {', '.join(get_args(Kind))}")
+    _check_readable(source)
     with (
-        create_writer(location, kind or kind_for(location), options) as writer,
+        create_writer(location, kind, options) as writer,
         progress("encode", source.nbytes, show_progress) as done,
         ExitStack() as stack,
     ):
@@ -95,6 +98,18 @@ def write(
                 if pool:
                     pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _check_readable(source: ModelSource) -> None:
+    """Raises ValueError or TypeError, before anything is written, for what no reader would take."""
+    if not isinstance(source.metadata, Mapping):
+        raise TypeError(f"metadata is a mapping, not {type(source.metadata).__name__}")
+    try:
+        load(dump(source.metadata), where="the metadata")
+        check_paths([file.path for file in source.assets], where="the assets")
+        check_paths([layout.path for layout in source.layouts], where="the layouts")
+    except FormatError as error:
+        raise ValueError(str(error)) from error
 
 
 def _threads(count: int) -> ThreadPoolExecutor:
@@ -206,10 +221,6 @@ class _ModelWriter:
         self._drain(0)
         assets, namer = [], Namer()
         for file in source.assets:
-            try:
-                check_relative(file.path, where="")
-            except FormatError as error:
-                raise ValueError(f"asset {error}") from error
             key = namer.path(file.path)
             nbytes, crc, sha256 = file.survey()
             self._writer.write_file(key, nbytes, crc, file.blocks())
