@@ -14,8 +14,7 @@ from types import ModuleType
 # Numba takes 0.2 to 0.4 s to import with its kernels cached; NumPy needs about 0.4 ns per byte more than they do.
 PAYS_FROM_NBYTES = 768 << 20
 
-# With this set, Numba leaves the kernels to the interpreter, where they are slower than NumPy by far, and wrong: for
-# NumPy a byte shifted by 8 is 0, for Numba it is a wider integer.
+# With this set, Numba leaves the kernels to the interpreter, where they are slower than NumPy by far.
 _INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 _lock = threading.Lock()

@@ -30,7 +30,7 @@ def join2(top, top_start, top_row, low, low_start, low_row, low_plane, out, out_
         a = np.uint64(low_start + i * low_row)
         o = np.uint64(out_start + i * out_row)
         for j in range(n):
-            r = (top[t + j] << 8) | low[a + j]
+            r = np.uint16((np.uint16(top[t + j]) << 8) | low[a + j])
             out[o + j] = (r >> 1) | (r << 15)
 
 
@@ -45,7 +45,12 @@ def join4(top, top_start, top_row, low, low_start, low_row, low_plane, out, out_
         c = np.uint64(low_start + i * low_row + 2 * low_plane)
         o = np.uint64(out_start + i * out_row)
         for j in range(n):
-            r = (top[t + j] << 24) | (low[a + j] << 16) | (low[b + j] << 8) | low[c + j]
+            r = np.uint32(
+                (np.uint32(top[t + j]) << 24)
+                | (np.uint32(low[a + j]) << 16)
+                | (np.uint32(low[b + j]) << 8)
+                | low[c + j]
+            )
             out[o + j] = (r >> 1) | (r << 31)
 
 
