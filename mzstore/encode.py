@@ -177,7 +177,7 @@ class _Survey:
             for chunk in chunks:
                 words = cut(block, chunk, grid, self._source.spec.dtype, dtype).reshape(-1)
                 if kernels.pays(words.nbytes):
-                    kernels.load().count_tops(words, fields.rotate, fields.word_bits - 1, fields.top_shift, next(at))
+                    kernels.load().count_tops(words, fields.rotate, fields.word_bits, fields.top_shift, next(at))
                 else:
                     next(at)[:] = np.bincount(tops(words, fields), minlength=1 << fields.top_bits)
         return found

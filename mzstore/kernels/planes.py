@@ -131,16 +131,17 @@ def expand_ranks(ranks, table, out):
 
 
 @jit
-def count_tops(words, rotate, turn, shift, counts):
+def count_tops(words, rotate, word_bits, shift, counts):
     """counts[top] += 1 for the top field of each word: its bits from ``shift`` up, after a rotation by one if ``rotate``.
 
-    words   of one word type;  turn  the number of its bits less one
+    words   of one word type of ``word_bits``
     counts  int64[2 ** top bits]
     """
+    # All unsigned and 64 bits wide: of a signed and an unsigned integer Numba would make a float.
+    one, down, turn = np.uint64(1), np.uint64(shift), np.uint64(word_bits - 1)
+    mask = np.uint64(0xFFFF_FFFF_FFFF_FFFF) >> np.uint64(64 - word_bits)
     for i in range(words.shape[0]):
-        r = words[i]
+        r = np.uint64(words[i])
         if rotate:
-            top = ((r << 1) & ((1 << (turn + 1)) - 1)) | (r >> turn)
-        else:
-            top = r
-        counts[top >> shift] += 1
+            r = ((r << one) & mask) | (r >> turn)
+        counts[r >> down] += 1
