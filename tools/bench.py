@@ -9,6 +9,8 @@ all-MiniLM-L6-v2 (tools/real_models.py), cast to bf16 if not told otherwise.
 
 import argparse
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from rich.table import Table
 
 def main() -> None:
     arguments = _parser().parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that its folders go, which hold gigabytes with --big
     model = arguments.model or minilm()
     dtype = arguments.dtype or (None if arguments.model else "bf16")
     if arguments.benchmark == "coder":
