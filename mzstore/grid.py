@@ -54,6 +54,8 @@ class Grid:
 
     def row_blocks(self) -> Iterator[tuple[int, tuple[int, ...], list[tuple[int, ...]]]]:
         """(first word, shape, chunks) of every row block, in order; the chunks in row-major order."""
+        if 0 in self.shape:
+            return
         axis = self.block_axis
         below = math.prod(self.shape[axis + 1 :])
         for block in itertools.product(*map(range, self.counts[: axis + 1])):
@@ -135,10 +137,10 @@ def choose_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]
         return tuple(chunk)
     by_length = sorted(range(len(shape)), key=lambda axis: (-shape[axis], axis))
     for axis in by_length[:2]:
-        chunk[axis] = -(-shape[axis] // RANKS)
+        chunk[axis] = max(1, -(-shape[axis] // RANKS))
     for axis in sorted(by_length[2:]):
         if not fits():
-            chunk[axis] = -(-shape[axis] // RANKS)
+            chunk[axis] = max(1, -(-shape[axis] // RANKS))
     while not fits():
         axis = next(axis for axis, extent in enumerate(chunk) if extent > 1)
         cuts = -(-shape[axis] // chunk[axis])

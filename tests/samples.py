@@ -9,6 +9,12 @@ import numpy as np
 import mzstore
 from mzstore.dtypes import DTYPES
 
+# Python for a subprocess: even root must then keep to permissions.
+WITHOUT_PRIVILEGES = """
+import ctypes
+ctypes.CDLL(None).capset((ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
+"""
+
 
 def random_bits(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """Any bit pattern that an array of dtype ``name`` can have: NaN payloads, subnormals, -0.0, bool bytes above 1."""

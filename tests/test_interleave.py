@@ -1,0 +1,227 @@
+"""Words to planes and back: slow Python, NumPy and the Numba kernels say the same."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mzstore import kernels
+from mzstore.interleave import Fields, expand_ranks, join, pack_ranks, split, tops
+
+ALL_FIELDS = [
+    Fields(bits, top, rotate)
+    for bits in (8, 16, 32, 64)
+    for top in (1, 3, 4, 7, 8, 9, 11, 15, 16)
+    if top <= bits
+    for rotate in (False, True)
+]
+WAYS = ["numpy", "numba"]
+
+
+@pytest.fixture
+def way(request, monkeypatch):
+    monkeypatch.setattr(kernels, "pays", lambda nbytes: request.param == "numba")
+    return request.param
+
+
+def cut_by_hand(word: int, fields: Fields) -> list[int]:
+    """[planes-2] of FORMAT.md, bit by bit: the top field, then the low planes."""
+    bits = f"{word:0{fields.word_bits}b}"
+    if fields.rotate:
+        bits = bits[1:] + bits[0]
+    lengths = [fields.top_bits]
+    rest = fields.word_bits - fields.top_bits
+    if rest % 8:
+        lengths.append(rest % 8)
+    lengths += [8] * (rest // 8)
+    pieces = []
+    for length in lengths:
+        pieces.append(int(bits[:length], 2))
+        bits = bits[length:]
+    assert not bits
+    return pieces
+
+
+def random_words(fields: Fields, count: int, seed: int = 0) -> np.ndarray:
+    words = np.random.default_rng(seed).integers(0, 2**fields.word_bits, count, fields.word, endpoint=False)
+    words[:2] = 0, 2**fields.word_bits - 1
+    return words
+
+
+def symbols_for(words: np.ndarray, fields: Fields) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray]:
+    """(rank of each top field, table of top fields, words whose top fields all have a rank)."""
+    if fields.top_bits == 8:
+        return None, None, words
+    table = np.unique(tops(words, fields))[:256]
+    words = words[np.isin(tops(words, fields), table)]
+    ranks = np.zeros(1 << fields.top_bits, np.uint8)
+    ranks[table] = np.arange(table.size)
+    return ranks, table, words
+
+
+@pytest.mark.parametrize("fields", ALL_FIELDS, ids=str)
+def test_fields_are_those_of_the_format(fields):
+    for word in random_words(fields, 50).tolist():
+        top, *low = cut_by_hand(word, fields)
+        assert tops(np.array([word], fields.word), fields).tolist() == [top]
+        assert len(low) == len(fields.low_bits)
+        ranks, _, _ = symbols_for(np.array([word], fields.word), fields)
+        planes = np.empty((1 + len(low), 1), np.uint8)
+        split(np.array([word], fields.word), fields, ranks, planes)
+        assert planes[1:, 0].tolist() == low
+        assert planes[0, 0] == (top if ranks is None else 0)
+
+
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+@pytest.mark.parametrize("fields", ALL_FIELDS, ids=str)
+def test_join_undoes_split(fields, way):
+    ranks, table, words = symbols_for(random_words(fields, 5000), fields)
+    planes = np.empty((1 + len(fields.low_bits), words.size), np.uint8)
+    split(words, fields, ranks, planes)
+    out = np.empty_like(words)
+    join(planes[0], planes[1:], (slice(0, words.size),), fields, table, out)
+    np.testing.assert_array_equal(out, words)
+
+
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+@pytest.mark.parametrize("bits", [16, 32])
+def test_more_than_a_block(bits, way):
+    """The loops work by blocks of some thousand words."""
+    fields = Fields(bits, 8, True)
+    words = random_words(fields, (1 << 16) * 2 + 77)
+    planes = np.empty((1 + len(fields.low_bits), words.size), np.uint8)
+    split(words, fields, None, planes)
+    out = np.empty_like(words)
+    join(planes[0], planes[1:], (slice(0, words.size),), fields, None, out)
+    np.testing.assert_array_equal(out, words)
+
+
+@st.composite
+def boxes(draw):
+    shape = tuple(draw(st.lists(st.integers(1, 7), min_size=1, max_size=4)))
+    box = []
+    for n in shape:
+        start = draw(st.integers(0, n - 1))
+        box.append(slice(start, draw(st.integers(start + 1, n))))
+    margins = [draw(st.integers(0, 2)) for _ in shape]
+    steps = [draw(st.integers(1, 3)) for _ in shape[:-1]] + [1]
+    order = draw(st.permutations(range(len(shape) - 1)))
+    return shape, tuple(box), margins, steps, (*order, len(shape) - 1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(boxes(), st.sampled_from([Fields(8, 4, True), Fields(16, 8, True), Fields(32, 8, True), Fields(64, 11, False)]))
+def test_any_box_into_any_memory(case, fields):
+    """``join`` writes the box, and nothing beside it, by NumPy and by Numba."""
+    shape, box, margins, steps, order = case
+    ranks, table, words = symbols_for(random_words(fields, 40), fields)
+    words = np.resize(words, shape)
+    planes = np.empty((1 + len(fields.low_bits), words.size), np.uint8)
+    split(words.reshape(-1), fields, ranks, planes)
+    expected = words[box]
+    for compiled in (False, True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, "pays", lambda nbytes, compiled=compiled: compiled)
+            whole = np.zeros([(n + m) * s for n, m, s in zip(expected.shape, margins, steps, strict=True)], fields.word)
+            # Axes in another order of memory, the last one always side by side.
+            memory = np.zeros([whole.shape[axis] for axis in order], fields.word)
+            whole = memory.transpose(np.argsort(order))
+            out = whole[tuple(slice(0, n * s, s) for n, s in zip(expected.shape, steps, strict=True))]
+            assert out.shape == expected.shape
+            join(planes[0].reshape(shape), planes[1:].reshape(-1, *shape), box, fields, table, out)
+            np.testing.assert_array_equal(out, expected)
+            out[...] = 0
+            assert not memory.any(), "something beside the box was written"
+
+
+def test_a_scalar():
+    fields = Fields(16, 8, True)
+    planes = np.array([[0x7F], [0x01]], np.uint8)
+    out = np.zeros((), np.uint16)
+    join(planes[0].reshape(()), planes[1:].reshape(1), (), fields, None, out)
+    assert out == 0xBF80
+
+
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+@pytest.mark.parametrize(
+    "shape", [(1,), (2,), (7,), (3, 5), (3, 4), (2, 3, 9), (1, 1), (70, 999), (70, 1000), (200_001,)]
+)
+@pytest.mark.parametrize("first", [None, 0, 100, 240])
+def test_ranks(shape, first, way):
+    """``first``: the table is a run that starts there."""
+    rng = np.random.default_rng(1)
+    ranks = rng.integers(0, 16, shape, dtype=np.uint8)
+    table = (
+        rng.permutation(256).astype(np.uint8)[:16] if first is None else np.arange(first, first + 16, dtype=np.uint8)
+    )
+    packed = pack_ranks(ranks)
+    assert packed.shape == (*shape[:-1], (shape[-1] + 1) // 2)
+    if shape[-1] % 2:
+        assert not (packed[..., -1] >> 4).any(), "what is left over is 0"
+    assert ((packed & 15) == ranks[..., ::2]).all(), "the low half is the first"
+    out = np.full(shape, 99, np.uint8)
+    expand_ranks(packed, table, out)
+    np.testing.assert_array_equal(out, table[ranks])
+
+
+@pytest.mark.parametrize(("word_bits", "top_bits"), [(16, 0), (16, 17), (8, 9), (16, -1), (24, 8), (128, 8), (32, 17)])
+def test_fields_that_do_not_fit(word_bits, top_bits):
+    with pytest.raises(ValueError, match=f"a top field of {top_bits} bits does not fit a word of {word_bits}"):
+        Fields(word_bits, top_bits, True)
+
+
+@pytest.mark.parametrize("fields", [Fields(16, 8, True), Fields(32, 9, True), Fields(64, 12, False)], ids=str)
+def test_count_of_top_fields(fields):
+    words = random_words(fields, 3000)
+    counts = np.zeros(1 << fields.top_bits, np.int64)
+    kernels.load().count_tops(words, fields.rotate, fields.word_bits, fields.top_shift, counts)
+    np.testing.assert_array_equal(counts, np.bincount(tops(words, fields), minlength=1 << fields.top_bits))
+
+
+def test_numpy_until_numba_pays(monkeypatch):
+    monkeypatch.setattr(kernels, "_INTERPRETED", False)
+    monkeypatch.setattr(kernels, "_done_by_numpy", 0)
+    monkeypatch.delitem(sys.modules, "mzstore.kernels.planes", raising=False)
+    assert not kernels.pays(kernels.PAYS_FROM_NBYTES - 1)
+    assert kernels.pays(1)
+
+
+MODEL = """
+import io, sys
+import numpy as np
+import mzstore
+rng = np.random.default_rng(0)
+tensors = {
+    "w": (rng.standard_normal((900, 1100)) * 0.02).astype(np.float32),
+    "h": (rng.standard_normal((900, 1100)) * 0.02).astype(np.float16),
+    "i": rng.integers(-9, 9, (77, 5)),
+}
+for level in ("fast", "max"):
+    file = io.BytesIO()
+    mzstore.save(file, tensors, level=level)
+    with mzstore.open(file.getvalue()) as model:
+        for name, array in model.load().items():
+            assert array.tobytes() == tensors[name].tobytes()
+    sys.stdout.buffer.write(file.getvalue())
+assert ("mzstore.kernels.planes" in sys.modules) == (sys.argv[1] == "numba")
+"""
+
+
+def test_the_same_bytes_with_and_without_numba():
+    """With NUMBA_DISABLE_JIT, as in a debugger, NumPy does everything, however much there is."""
+    made = []
+    for way, environment in (("numpy", {}), ("numba", {}), ("disabled", {"NUMBA_DISABLE_JIT": "1"})):
+        threshold = "" if way == "numpy" else "from mzstore import kernels\nkernels.PAYS_FROM_NBYTES = 1\n"
+        run = subprocess.run(
+            [sys.executable, "-c", threshold + MODEL, way],
+            env=os.environ | environment,
+            capture_output=True,
+            check=False,
+        )
+        assert run.returncode == 0, run.stderr.decode()
+        made.append(run.stdout)
+    assert made[0] == made[1] == made[2]

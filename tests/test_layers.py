@@ -1,0 +1,117 @@
+"""The architecture, as a table: a module may import only what its row lists."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ALLOWED = {
+    "__init__": "convert diff errors model verify version writer",
+    "__main__": "cli",
+    "archive": "errors nodes payload storage",
+    "arrays": "errors grid payload tensors",
+    "cli": "convert diff errors formats formats.huggingface get inspect model storage text verify version",
+    "container": "archive documents errors storage tree",
+    "convert": "documents encode formats formats.safetensors kernels model progress sources storage tensors writer",
+    "decode": "container documents encodings errors grid narrow selection workspace",
+    "diff": "formats grid kernels model progress sources storage tensors text",
+    "documents": "arrays dtypes encodings encodings.planes encodings.raw errors narrow nodes tensors",
+    "dtypes": "",
+    "encode": "arrays documents dtypes encodings encodings.planes encodings.raw grid interleave kernels narrow payload sources",
+    "encodings/__init__": "arrays dtypes errors grid payload workspace",
+    "encodings/planes": "arrays dtypes encodings errors grid interleave payload workspace",
+    "encodings/raw": "arrays dtypes encodings grid payload",
+    "errors": "",
+    "formats/__init__": "documents errors formats.huggingface formats.safetensors model sources storage",
+    "formats/huggingface": "documents errors formats.safetensors sources storage",
+    "formats/safetensors": "documents dtypes errors storage tensors",
+    "frameworks": "dtypes tensors",
+    "get": "dtypes model selection storage",
+    "grid": "selection",
+    "inspect": "archive documents encodings.planes encodings.raw model text",
+    "interleave": "kernels workspace",
+    "kernels/__init__": "",
+    "kernels/planes": "",
+    "model": "container decode documents errors frameworks kernels progress selection storage tensors",
+    "narrow": "dtypes",
+    "nodes": "",
+    "payload": "errors grid",
+    "progress": "",
+    "selection": "",
+    "sources": "frameworks grid tensors",
+    "storage": "errors workspace",
+    "tensors": "dtypes",
+    "text": "",
+    "tree": "errors payload storage",
+    "verify": "archive container decode documents encodings encodings.raw errors formats formats.safetensors grid kernels model payload progress storage",
+    "version": "",
+    "workspace": "",
+    "writer": "container documents dtypes encode encodings.raw errors model nodes progress sources storage version",
+}
+THE_ONLY_DOORS = {
+    "numba": {"kernels/planes"},
+    "torch": {"frameworks"},
+    "fsspec": {"storage"},
+    "zarr": {"model"},
+    "zstandard": {"payload"},
+    "google_crc32c": {"payload"},
+    "ml_dtypes": {"dtypes"},
+    "typer": {"cli"},
+    "rich": {"cli", "inspect", "progress"},
+}
+PACKAGE = Path(__file__).parent.parent / "mzstore"
+
+
+def imports(path: Path) -> set[str]:
+    """What ``path`` imports of the package; what only type checkers see counts as well."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "mzstore":
+            base = node.module.removeprefix("mzstore").lstrip(".")
+            for name in node.names:
+                inner = f"{base}.{name.name}".lstrip(".")
+                here = PACKAGE / inner.replace(".", "/")
+                found.add(inner if here.with_suffix(".py").exists() or here.is_dir() else base or "__init__")
+        elif isinstance(node, ast.Import):
+            found |= {name.name.removeprefix("mzstore.") for name in node.names if name.name.startswith("mzstore.")}
+    return found
+
+
+def others(path: Path) -> set[str]:
+    """What ``path`` imports of other projects, at any place in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.partition(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_only_what_its_row_allows(module):
+    assert imports(MODULES[module]) <= set(ALLOWED[module].split()), "add to its row, or turn the import around"
+
+
+def test_the_table_has_no_row_too_many():
+    assert ALLOWED.keys() == MODULES.keys()
+    for module, row in ALLOWED.items():
+        assert set(row.split()) <= imports(MODULES[module]), "it imports less than its row says: shorten the row"
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    below = {module.removesuffix("/__init__").replace("/", "."): set(row.split()) for module, row in ALLOWED.items()}
+    below |= {module: below[module] for module in ("formats", "encodings", "kernels")}
+    order: list[str] = []
+    while len(order) < len(below):
+        free = [module for module, row in below.items() if module not in order and row <= set(order)]
+        assert free, f"a circle among {sorted(below.keys() - set(order))}"
+        order += free
+
+
+@pytest.mark.parametrize("project", THE_ONLY_DOORS)
+def test_each_outside_thing_has_one_door(project):
+    assert {module for module, path in MODULES.items() if project in others(path)} == THE_ONLY_DOORS[project]

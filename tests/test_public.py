@@ -1,0 +1,53 @@
+"""Changing the public surface is a decision, so it shows up in a diff."""
+
+import inspect
+
+import pytest
+
+import mzstore
+
+
+def test_public_names():
+    assert sorted(mzstore.__all__) == [
+        "CorruptError", "FormatError", "Model", "MzError", "StorageError", "Tensor", "UnsupportedError",
+        "__version__", "convert", "diff", "open", "save", "verify",
+    ]  # fmt: skip
+    for name in mzstore.__all__:
+        assert hasattr(mzstore, name)
+
+
+@pytest.mark.parametrize(
+    ("function", "signature"),
+    [
+        (mzstore.open, "(location, *, storage_options=None)"),
+        (
+            mzstore.save,
+            "(location, tensors, *, metadata=None, assets=None, level='balanced', kind=None, threads=None, "
+            "show_progress=None, storage_options=None)",
+        ),
+        (mzstore.Model.load, "(self, names=None, *, framework='numpy', threads=None, show_progress=None)"),
+        (mzstore.Model.names, "(self, patterns=None)"),
+        (mzstore.Tensor.read, "(self, out=None, *, threads=1)"),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_signatures(function, signature):
+    found = inspect.signature(function)
+    bare = [p.replace(annotation=inspect.Parameter.empty) for p in found.parameters.values()]
+    assert str(found.replace(parameters=bare, return_annotation=inspect.Signature.empty)) == signature
+
+
+def test_public_attributes():
+    def names(cls: type) -> list[str]:
+        return sorted(name for name in vars(cls) if not name.startswith("_"))
+
+    assert names(mzstore.Tensor) == [
+        "dtype", "encoding", "name", "nbytes", "ndim", "read", "sha256", "shape", "size", "stored_nbytes",
+    ]  # fmt: skip
+    assert names(mzstore.Model) == ["assets", "close", "load", "metadata", "names", "nbytes", "sources", "url", "zarr"]
+
+
+def test_every_error_is_one_of_ours():
+    for error in (mzstore.FormatError, mzstore.UnsupportedError, mzstore.CorruptError, mzstore.StorageError):
+        assert issubclass(error, mzstore.MzError)
+        assert error.__bases__ == (mzstore.MzError,)
