@@ -85,15 +85,15 @@ def join(
     table  the top field for each value in ``top``, of the word type; None: the value itself, of 8 bits
     out    words, of the shape that ``source`` (step 1) cuts; contiguous along its last axis
     """
-    use_kernels = kernels.pays(out.nbytes)
+    step = _join_compiled if kernels.pays(out.nbytes) else _join_numpy
+    planes = (top.reshape(-1), low.reshape(len(low), top.size), fields, table, _flat(out))
+    if out.size == top.size and out.flags.c_contiguous:  # a whole chunk into a place of its own: one row
+        step(*planes, _Walk(0, 0, 1, top.size, top.size, top.size))
+        return
     strides = [s // out.itemsize for s in out.strides]
     first = sum(cut.start * stride for cut, stride in zip(source, top.strides, strict=True))
     for start, out_start, *rest in _rows(list(out.shape), list(top.strides), strides):
-        walk = _Walk(first + start, out_start, *rest)
-        if use_kernels:
-            _join_compiled(top.reshape(-1), low.reshape(-1), fields, table, _flat(out), walk)
-        else:
-            _join_numpy(top.reshape(-1), low.reshape(len(low), top.size), fields, table, _flat(out), walk)
+        step(*planes, _Walk(first + start, out_start, *rest))
 
 
 def expand_ranks(ranks: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
@@ -176,7 +176,7 @@ def _join_compiled(
     top: np.ndarray, low: np.ndarray, fields: Fields, table: np.ndarray | None, out: np.ndarray, walk: _Walk
 ) -> None:
     kernel = kernels.load()
-    source = (top, walk.start, walk.row, low, walk.start, walk.row, top.size)
+    source = (top, walk.start, walk.row, low.reshape(-1), walk.start, walk.row, top.size)
     target = (out, walk.out_start, walk.out_row, walk.rows, walk.cols)
     if table is None and fields.rotate and fields.word_bits == 16:
         kernel.join2(*source, *target)
