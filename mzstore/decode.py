@@ -40,6 +40,10 @@ def jobs(entry: TensorEntry, spans: tuple[Span, ...], out: np.ndarray) -> Iterat
         yield Job(entry, piece, out)
 
 
+def missing_chunk(key: str, *, where: str) -> CorruptError:
+    return CorruptError(f"the chunk {key!r} is missing; restore the file from a copy", where=where, clause="payload-4")
+
+
 def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None = None) -> None:
     """Carry out all jobs; ``done`` is told the bytes of each when it is finished. The first error ends the rest."""
     todo = iter(todo)
@@ -83,9 +87,7 @@ def _decode(reader: Reader, job: Job) -> int:
         key = f"{entry.node}/{chunk_path(part, component, piece.chunk)}"
         payload = reader.read_chunk(key, component.name)
         if payload is None:
-            raise CorruptError(
-                f"the chunk {key!r} is missing; restore the file from a copy", where=where, clause="payload-4"
-            )
+            raise missing_chunk(key, where=where)
         return read_chunk(component, payload, where=where)
 
     stepped = any(cut.step != 1 for cut in piece.source)

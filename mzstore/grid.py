@@ -1,6 +1,5 @@
 """Grid: how an array of words is cut into chunks (FORMAT.md section 7.1). Pure."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -58,24 +57,34 @@ class Grid:
             return
         axis = self.block_axis
         below = math.prod(self.shape[axis + 1 :])
-        for block in itertools.product(*map(range, self.counts[: axis + 1])):
+        for block in _positions(self.counts[: axis + 1]):
             box = self.box((*block, *[0] * (len(self.shape) - len(block))))
             start = 0
             for cut, length in zip(box[: axis + 1], self.shape[: axis + 1], strict=True):
                 start = start * length + cut.start
             shape = (*(cut.stop - cut.start for cut in box[: axis + 1]), *self.shape[axis + 1 :])
-            chunks = [(*block, *rest) for rest in itertools.product(*map(range, self.counts[axis + 1 :]))]
+            chunks = [(*block, *rest) for rest in _positions(self.counts[axis + 1 :])]
             yield start * below, shape, chunks
 
     def chunks(self) -> Iterator[tuple[int, ...]]:
         """All chunk positions, in row-major order."""
-        return itertools.product(*map(range, self.counts))
+        return _positions(self.counts)
 
     def box(self, chunk: tuple[int, ...]) -> tuple[slice, ...]:
         """The part of the array that lies in ``chunk``: full size, or less at the far edges."""
         return tuple(
             slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(chunk, self.chunk_shape, self.shape, strict=True)
         )
+
+
+def _positions(counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """As itertools.product, which would first make lists of the ranges, however long they are."""
+    if not counts:
+        yield ()
+        return
+    for i in range(counts[0]):
+        for rest in _positions(counts[1:]):
+            yield (i, *rest)
 
 
 @dataclass(frozen=True, slots=True)

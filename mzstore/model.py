@@ -13,7 +13,7 @@ import numpy as np
 
 from mzstore import frameworks, kernels
 from mzstore.container import Reader, open_reader, read_model
-from mzstore.decode import jobs, run
+from mzstore.decode import jobs, missing_chunk, run
 from mzstore.documents import Asset, ModelDocument, TensorEntry
 from mzstore.errors import CorruptError
 from mzstore.frameworks import Framework
@@ -91,11 +91,11 @@ class Tensor:
 
     @property
     def stored_nbytes(self) -> int:
-        """Bytes of the tensor's chunks in the container; 0 if the values are stored with another tensor."""
-        part = self._entry.part
-        if part is None:
-            return 0
-        return sum(self._model.reader.nbytes(key) or 0 for key in self._entry.chunk_keys())
+        """Bytes of the tensor's chunks in the container; 0 if the values are stored with another tensor.
+
+        Raises CorruptError if a chunk is missing.
+        """
+        return sum(self._chunk_nbytes(key) for key in self._entry.chunk_keys())
 
     def read(self, out: Any = None, *, threads: int = 1) -> Any:
         """All values: a new array, or ``out`` filled (an array of this shape and dtype with any strides, or a
@@ -132,6 +132,12 @@ class Tensor:
 
     def __repr__(self) -> str:
         return f"<mzstore.Tensor {self.name!r}: {self._entry.spec.dtype.name} {list(self.shape)}, {self.encoding}>"
+
+    def _chunk_nbytes(self, key: str) -> int:
+        nbytes = self._model.reader.nbytes(key)
+        if nbytes is None:
+            raise missing_chunk(key, where=f"{self._model.url}, tensor {self.name!r}")
+        return nbytes
 
     def _fill(self, words: np.ndarray, threads: int) -> None:
         spans = tuple(Span(0, n) for n in self._entry.spec.word_shape)

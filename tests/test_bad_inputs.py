@@ -81,6 +81,15 @@ def test_chunks_without_number(kind, threads, forged, tmp_path):
         model.load("raw", threads=threads)
 
 
+def test_the_size_of_chunks_without_number(forged, tmp_path):
+    nodes.shapes("raw", [1 << 60], [1])(forged)
+    with (
+        mzstore.open(forged.tree(tmp_path)) as model,
+        pytest.raises(mzstore.CorruptError, match="the chunk 'raw/c/3' is missing"),
+    ):
+        _ = model["raw"].stored_nbytes
+
+
 def test_more_values_than_memory(forged, tmp_path):
     nodes.shapes("raw", [1 << 61], [1 << 26])(forged)
     with mzstore.open(forged.tree(tmp_path)) as model, pytest.raises(MemoryError, match="2305843009213693952 bytes"):

@@ -90,6 +90,13 @@ def test_chunks_that_do_not_fit(shape, chunk_shape):
         Grid(shape, chunk_shape)
 
 
+def test_chunks_come_one_after_the_other():
+    grid = Grid((2**60, 2**60), (1, 1))
+    assert next(grid.chunks()) == (0, 0)
+    constant = Grid((2**60,), choose_chunk_shape((2**60,), 1))
+    assert next(constant.row_blocks()) == (0, (SINGLE_CHUNK_NBYTES,), [(0,)])
+
+
 def test_a_scalar_is_one_chunk():
     grid = Grid((), ())
     assert (grid.n_chunks, list(grid.chunks()), grid.box(())) == (1, [()], ())

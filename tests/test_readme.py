@@ -25,7 +25,9 @@ def with_a_model(tmp_path, monkeypatch):
     """A directory with the files that README's examples start from."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    weights = {f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 32)).astype(np.float16) for i in range(2)}
+    weights = {
+        f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 32)).astype(np.float16) for i in range(2)
+    }
     (tmp_path / "my-model").mkdir()
     safetensors.numpy.save_file(weights, tmp_path / "my-model" / "model.safetensors")
     (tmp_path / "my-model" / "config.json").write_text("{}")
@@ -49,7 +51,11 @@ def test_shell(with_a_model):
 def test_the_file_tree_is_whole():
     (tree,) = re.findall(r"```text\n(.*?)```", README[README.index("## The files") :], re.S)
     listed = {line.split()[0] for line in tree.splitlines() if line.strip()}
-    paths = {p.relative_to(ROOT).as_posix() for p in (ROOT / "mzstore").rglob("*.py") if p.name != "__init__.py" or p.parent.name == "mzstore"}
+    paths = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "mzstore").rglob("*.py")
+        if p.name != "__init__.py" or p.parent.name == "mzstore"
+    }
     paths |= {p.relative_to(ROOT).as_posix() for p in (ROOT / "tools").glob("*.py")}
     assert {name for name in listed if name.endswith(".py") and name.startswith(("mzstore/", "tools/"))} == paths
     assert all((ROOT / name).exists() for name in listed)

@@ -154,6 +154,12 @@ def test_almost_a_constant():
     assert_round_trips({"w": values})
 
 
+@pytest.mark.parametrize("shape", [(0, 10_000_000), (10_000_000, 0), (3, 0, 1 << 40), (1 << 30, 0, 5)])
+@pytest.mark.parametrize("name", ["float32", "uint4", "complex64"])
+def test_empty_tensors_with_long_axes(shape, name):
+    assert_round_trips({"w": np.empty(shape, DTYPES[name].numpy)})
+
+
 def test_tied_tensors_are_stored_once():
     values = weights((200, 300), 1, "bfloat16")
     archive = assert_round_trips({"a": values, "b": values.copy(), "c": values.reshape(300, 200), "d": values})
