@@ -28,7 +28,7 @@ CONVENTION = {
     "name": "mzstore",
     "description": "Model tensors as Zarr arrays, or as groups of component arrays",
 }
-MAX_DOCUMENT_NBYTES = 1 << 30
+MAX_DOCUMENT_NBYTES = 1 << 28
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

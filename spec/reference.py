@@ -227,7 +227,7 @@ def check_local_header(header: bytes, key: str, method: int, crc32: int, stored:
 
 def content(data: bytes, key: str, method: int, crc32: int, size: int) -> bytes:
     if method == 8:
-        need(size <= 1 << 30, "document-3", f"{key!r} is too long")
+        need(size <= 1 << 28, "document-3", f"{key!r} is too long")
         inflate = zlib.decompressobj(-15)
         try:
             data = inflate.decompress(data, size + 1)
@@ -255,8 +255,8 @@ def open_tree(prefix: Path) -> dict[str, Object]:
 
 
 def load(data: bytes) -> dict[str, Any]:
-    # > A document has at most 2^30 bytes; a reader refuses a longer one as format.
-    need(len(data) <= 1 << 30, "document-3", "the document is too long")
+    # > A document has at most 2^28 bytes; a reader refuses a longer one as format.
+    need(len(data) <= 1 << 28, "document-3", "the document is too long")
 
     # > No object in it has two members of the same name, and no
     # > number is beyond the range of binary64.

@@ -21,6 +21,15 @@ _lock = threading.Lock()
 _done_by_numpy = 0
 
 
+def _after_fork() -> None:
+    """A lock that another thread held when the process forked would never be released."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 def pays(nbytes: int) -> bool:
     """Whether to use the Numba kernels for ``nbytes`` more bytes of values: counts them, so call it once for each."""
     global _done_by_numpy
