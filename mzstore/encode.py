@@ -88,7 +88,7 @@ def choose(source: TensorSource, level: Level) -> Choice:
         return stored * grid.n_chunks + documents
 
     best = Choice(raw, Coding())
-    least = cost(best)
+    least = float(array.chunk_nbytes * grid.n_chunks + len(dump(raw.to_json())))
     limit = least * (1 - (LEAST_GAIN[level] if spec.nbytes > SMALL_NBYTES else 0))
     for choice in _candidates(survey, raw, dtype, grid, level):
         found = cost(choice)
