@@ -184,7 +184,7 @@ def get(
 
     import mzstore
     from mzstore.get import find, preview, write_npy
-    from mzstore.model import default_threads
+    from mzstore.model import check_threads
 
     with mzstore.open(location) as model:
         tensor, index = find(model, name)
@@ -192,7 +192,7 @@ def get(
             width = os.get_terminal_size().columns if sys.stdout.isatty() else 80
             _print(preview(tensor, index, width))
             return
-        values = tensor.read(threads=default_threads()) if index is ... else np.asarray(tensor[index])
+        values = tensor.read(threads=check_threads(None)) if index is ... else np.asarray(tensor[index])
         bits = write_npy(sys.stdout.buffer if output == "-" else output, values)
     if bits:
         print(f"mzstore: saved as {bits}, the raw bits: a .npy file has no {tensor.dtype.name}", file=sys.stderr)

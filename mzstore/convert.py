@@ -11,7 +11,7 @@ from mzstore import kernels
 from mzstore.documents import check_relative
 from mzstore.encode import Level
 from mzstore.formats import open_source, safetensors
-from mzstore.model import default_threads
+from mzstore.model import check_threads
 from mzstore.progress import progress
 from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks
 from mzstore.storage import FileObjectSink, Options, Sink, create, create_folder
@@ -44,7 +44,7 @@ def convert(
     """
     if to is not None and to not in get_args(To):
         raise ValueError(f"target kind {to!r} is none of {', '.join(get_args(To))}")
-    threads = threads or default_threads()
+    threads = check_threads(threads)
     with open_source(source, storage_options, threads=threads) as model:
         kernels.expect(model.nbytes)
         to = to or _kind(target, model)
@@ -90,6 +90,9 @@ def _write_directory(
 ) -> None:
     tensors = {tensor.spec.name: tensor for tensor in model.tensors}
     files = [(layout.path, _checked(layout, tensors), layout.prefix) for layout in model.layouts]
+    covered = {prefix + name for _, header, prefix in files for name in header.tensors}
+    if files and (left := tensors.keys() - covered):
+        raise ValueError(f"no layout has tensor {min(left)!r}; convert to an archive or a safetensors file instead")
     if not files and tensors:
         files = [(MAIN_FILE, _new_header(model, tensors), "")]
     with create_folder(target, options) as folder:
@@ -108,7 +111,8 @@ def _own_header(model: ModelSource, tensors: Mapping[str, TensorSource]) -> safe
     """The header of the one file that the model came from; None if it came from several, or from none."""
     if len(model.layouts) != 1 or model.layouts[0].prefix:
         return None
-    return _checked(model.layouts[0], tensors)
+    header = _checked(model.layouts[0], tensors)
+    return header if header.tensors.keys() == tensors.keys() else None
 
 
 def _checked(layout: LayoutSource, tensors: Mapping[str, TensorSource]) -> safetensors.Header:

@@ -17,7 +17,7 @@ import numpy as np
 from mzstore import kernels
 from mzstore.formats import open_source
 from mzstore.grid import Grid, choose_chunk_shape
-from mzstore.model import StoredTensor, default_threads
+from mzstore.model import StoredTensor, check_threads
 from mzstore.progress import progress
 from mzstore.sources import FileSource, ModelSource, TensorSource
 from mzstore.storage import Location, Options
@@ -176,7 +176,7 @@ def diff(
     Raises what ``open`` raises, and CorruptError where values that have to be compared cannot be decoded.
     """
     with open_source(a, storage_options) as source_a, open_source(b, storage_options) as source_b:
-        return _diff(source_a, source_b, threads or default_threads(), show_progress)
+        return _diff(source_a, source_b, check_threads(threads), show_progress)
 
 
 def _diff(a: ModelSource, b: ModelSource, threads: int, show_progress: bool | None) -> Difference:

@@ -41,6 +41,9 @@ class DType:
         for name, value in (("packed", self.bits == 4), ("parts", parts), ("word_bits", word_bits), ("word", word)):
             object.__setattr__(self, name, value)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_by_name, (self.name,))
+
     def word_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of the words of a tensor of ``shape``."""
         if self.parts == 2:
@@ -106,6 +109,10 @@ def _table() -> Mapping[str, DType]:
 DTYPES = _table()
 BY_SAFETENSORS = MappingProxyType({d.safetensors: d for d in DTYPES.values() if d.safetensors})
 BY_NUMPY = MappingProxyType({d.numpy: d for d in DTYPES.values()})
+
+
+def _by_name(name: str) -> DType:
+    return DTYPES[name]
 
 
 def of_array(array: np.ndarray) -> DType:

@@ -127,12 +127,14 @@ def _candidates(survey: "_Survey", raw: Raw, dtype: DType, grid: Grid, level: Le
             yield Choice(ranked, Coding())
     if level == "max":
         finest = Fields(dtype.word_bits, min(16, dtype.exponent_bits + MANTISSA_BITS[-1]), rotate=True)
-        present = survey.counts(dtype, grid, finest).sum(axis=0) > 0
+        present: np.ndarray = np.zeros(1 << finest.top_bits, bool)
+        for counts in survey.counts(dtype, grid, finest):
+            np.logical_or(present, counts, out=present)
         for bits in MANTISSA_BITS:
             top_bits = dtype.exponent_bits + bits
             if top_bits > finest.top_bits:
                 break
-            merged = present.reshape(1 << top_bits, -1).any(axis=1)
+            merged: np.ndarray = present.reshape(1 << top_bits, -1).max(axis=1)
             if merged.sum() <= MAX_SYMBOLS:
                 yield Choice(Planes.new(dtype, grid, Fields(dtype.word_bits, top_bits, rotate=True), merged), Coding())
 
@@ -168,25 +170,24 @@ class _Survey:
         rows = chunk.reshape(-1, chunk.shape[-1])
         return rows[: max(1, most // rows.shape[1]), :most]
 
-    def counts(self, dtype: DType, grid: Grid, fields: Fields) -> np.ndarray:
-        """How often each top field occurs (int64[chunks, 2 ** top_bits]), what pads the edges included."""
-        found = np.zeros((grid.n_chunks, 1 << fields.top_bits), np.int64)
-        at = iter(found)
+    def counts(self, dtype: DType, grid: Grid, fields: Fields) -> Iterator[np.ndarray]:
+        """For every chunk, how often each top field occurs (int64[2 ** top_bits]), what pads the edges included."""
         for start, shape, chunks in grid.row_blocks():
             block = self._source.read(start, start + math.prod(shape)).reshape(shape)
             for chunk in chunks:
                 words = cut(block, chunk, grid, self._source.spec.dtype, dtype).reshape(-1)
                 if kernels.pays(words.nbytes):
-                    kernels.load().count_tops(words, fields.rotate, fields.word_bits, fields.top_shift, next(at))
+                    found = np.zeros(1 << fields.top_bits, np.int64)
+                    kernels.load().count_tops(words, fields.rotate, fields.word_bits, fields.top_shift, found)
                 else:
-                    next(at)[:] = np.bincount(tops(words, fields), minlength=1 << fields.top_bits)
-        return found
+                    found = np.bincount(tops(words, fields), minlength=1 << fields.top_bits)
+                yield found
 
     def ranked(self, dtype: DType, grid: Grid, fields: Fields) -> Planes | None:
         """``planes`` with 16 frequent top fields as ranks; None if too many others occur."""
         if grid.chunk_size < RANKED_WORDS or (grid.chunk_shape[-1] % 2 and grid.counts[-1] > 1):
             return None
-        counts = self.counts(dtype, grid, fields)
+        counts = np.array(list(self.counts(dtype, grid, fields)))
         present = np.zeros(counts.shape[1], bool)
         # The best 16 neighbours, not the best 16: the decoder then adds where it would have to look up.
         sums = np.convolve(counts.sum(axis=0), np.ones(MAX_RANKS, np.int64), mode="valid")

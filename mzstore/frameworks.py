@@ -41,7 +41,7 @@ def allocate(spec: TensorSpec, framework: Framework) -> tuple[np.ndarray, Callab
 
 
 def is_torch(value: object) -> bool:
-    return type(value).__module__.partition(".")[0] == "torch"
+    return any(c.__module__.partition(".")[0] == "torch" for c in type(value).__mro__)
 
 
 def count_nbytes(value: Any) -> int:
@@ -59,6 +59,8 @@ def as_words(name: str, value: Any) -> tuple[TensorSpec, np.ndarray]:
     try:
         if is_torch(value):
             return _torch_words(name, value)
+        if isinstance(value, np.ma.MaskedArray):
+            raise ValueError("a masked array; fill it first: array.filled()")
         array = np.asarray(value)
         dtype = of_array(array)
         if array.dtype.byteorder == ">":
@@ -117,6 +119,8 @@ def _viewed(out: np.ndarray, dtype: DType) -> np.ndarray:
     )
 
 
-def physical_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def check_memory(nbytes: int) -> None:
+    """Raises MemoryError for more than this machine has, before the system would kill the process for it."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if nbytes > physical:
+        raise MemoryError(f"the values take {nbytes} bytes, this machine has {physical}")

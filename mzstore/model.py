@@ -43,7 +43,15 @@ def open(location: Location, *, storage_options: Options = None) -> "Model":  # 
 
 def default_threads() -> int:
     """As many as this process may use processors, up to 16."""
-    return min(16, len(os.sched_getaffinity(0)))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(16, usable or 1)
+
+
+def check_threads(threads: int | None) -> int:
+    """The number of threads to use. Raises ValueError for less than one."""
+    if threads is not None and threads < 1:
+        raise ValueError(f"{threads} threads; at least 1 is needed")
+    return threads or default_threads()
 
 
 class Tensor:
@@ -130,6 +138,9 @@ class Tensor:
             raise TypeError("len() of a tensor without dimensions")
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
     def __repr__(self) -> str:
         return f"<mzstore.Tensor {self.name!r}: {self._entry.spec.dtype.name} {list(self.shape)}, {self.encoding}>"
 
@@ -153,7 +164,7 @@ class Tensor:
             spans, counts = (*spans[:-1], words_span), (*counts[:-1], 2 * words_span.count)
         elif dtype.parts == 2:
             spans = (*spans, Span(0, 2))
-        _check_memory(math.prod(counts) * dtype.numpy.itemsize)
+        frameworks.check_memory(math.prod(counts) * dtype.numpy.itemsize)
         words = np.empty(tuple(span.count for span in spans), dtype.word)
         run(self._model.reader, jobs(self._stored, spans, words), threads)
         values = dtype.from_words(words, counts)
@@ -191,6 +202,7 @@ class StoredTensor:
         row = math.prod(shape[axis + 1 :])  # words below one position of that axis
         length = shape[axis] if shape else 1
         first, last = start // row if row else 0, -(-stop // row) if row else 0
+        frameworks.check_memory((last - first) * row * self.spec.dtype.word.itemsize)
         words = np.empty((last - first, *shape[axis + 1 :]), self.spec.dtype.word)
         at = first
         while at < last:
@@ -253,6 +265,9 @@ class Model(Mapping[str, Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self.document.tensors
 
+    __eq__ = object.__eq__  # not that of Mapping, which would read and compare all values
+    __hash__ = object.__hash__
+
     def __repr__(self) -> str:
         return f"<mzstore.Model {self.url!r}: {len(self)} tensors, {self.nbytes} bytes>"
 
@@ -289,7 +304,7 @@ class Model(Mapping[str, Tensor]):
         frameworks.check_framework(framework)
         chosen = [self[name] for name in self.names(names)]
         total = sum(tensor.nbytes for tensor in chosen)
-        _check_memory(total)
+        frameworks.check_memory(total)
         kernels.expect(total)
         finishers, todo = {}, []
         for tensor in chosen:
@@ -297,7 +312,7 @@ class Model(Mapping[str, Tensor]):
             words, finishers[tensor.name] = frameworks.allocate(spec, framework)
             todo.append(jobs(tensor._stored, tuple(Span(0, n) for n in spec.word_shape), words))
         with progress("load", total, show_progress) as done:
-            run(self.reader, (job for group in todo for job in group), threads or default_threads(), done)
+            run(self.reader, (job for group in todo for job in group), check_threads(threads), done)
         return {name: finish() for name, finish in finishers.items()}
 
     def sources(self, threads: int = 1) -> list[StoredTensor]:
@@ -376,8 +391,3 @@ def _reopen(location: Location, options: Options) -> Model:
 
 def _has_ellipsis(index: Index) -> bool:
     return index is Ellipsis or (isinstance(index, tuple) and any(item is Ellipsis for item in index))
-
-
-def _check_memory(nbytes: int) -> None:
-    if nbytes > frameworks.physical_memory():
-        raise MemoryError(f"the tensors take {nbytes} bytes, this machine has {frameworks.physical_memory()}")

@@ -5,6 +5,7 @@ Opening for reading gives a ``Blob`` (one object) or a ``Folder`` (objects under
 """
 
 import contextlib
+import errno
 import io
 import os
 import secrets
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, Protocol, Self
 
 from mzstore.errors import StorageError
 from mzstore.workspace import buffer
@@ -199,13 +200,24 @@ class LocalFolder(Folder):
 
     def walk(self) -> Iterator[str]:
         with storage_errors(self.url, "list"):
-            for path in sorted(self._path.rglob("*")):
-                if not path.is_dir():
-                    yield path.relative_to(self._path).as_posix()
+            for path in sorted(_files(self._path, ())):
+                yield path.relative_to(self._path).as_posix()
 
     def sizes(self) -> dict[str, int]:
         with storage_errors(self.url, "list"):
             return {key: (self._path / key).lstat().st_size for key in self.walk()}
+
+
+def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """All below ``folder`` that is no directory; links are followed, but not into a folder that they lie in."""
+    real = folder.resolve()
+    if real in above:
+        raise StorageError(f"cannot list {str(folder)!r}: the link leads to a folder that it lies in")
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path, (*above, real))
+        else:
+            yield path
 
 
 class RemoteFolder(Folder):
@@ -252,15 +264,19 @@ class Sink(Protocol):
     ) -> None: ...
 
 
-def create(location: str | os.PathLike[str] | BinaryIO, options: Options = None) -> Sink:
+def create(location: "str | os.PathLike[str] | Writable", options: Options = None) -> Sink:
     """A Sink for ``location``: a path, a URL, or a binary file object (which the caller keeps)."""
     if not isinstance(location, (str, os.PathLike)):
         return FileObjectSink(location)
     return LocalSink(local_path(location)) if is_local(location) else RemoteSink(os.fspath(location), options)
 
 
+class Writable(Protocol):
+    def write(self, data: bytes | memoryview, /) -> int: ...
+
+
 class FileObjectSink:
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: Writable) -> None:
         self._file = file
 
     def write(self, data: bytes | memoryview) -> None:
@@ -296,6 +312,10 @@ class LocalSink:
             if self._target.exists() and not self._target.is_file():  # the new file would replace a FIFO or a device
                 raise FileExistsError(17, "it is not a regular file")
             self._file = open(self._temporary, "xb", buffering=WRITE_BUFFER)  # noqa: SIM115  closed on exit
+            with contextlib.suppress(
+                FileNotFoundError
+            ):  # who may read the old file may read the new one, and nobody else
+                os.fchmod(self._file.fileno(), stat.S_IMODE(self._target.stat().st_mode))
 
     def write(self, data: bytes | memoryview) -> None:
         with storage_errors(self.url, "write"):
@@ -358,7 +378,7 @@ class FolderSink(Protocol):
 
     def write(self, key: str, data: bytes | memoryview) -> None: ...
 
-    def open(self, key: str) -> AbstractContextManager[BinaryIO]:
+    def open(self, key: str) -> AbstractContextManager[Writable]:
         """A file to write ``key`` piece by piece."""
 
     def __enter__(self) -> Self: ...
@@ -372,6 +392,32 @@ def create_folder(location: str | os.PathLike[str], options: Options = None) -> 
     return (
         LocalFolderSink(local_path(location)) if is_local(location) else RemoteFolderSink(os.fspath(location), options)
     )
+
+
+class _NewFile:
+    """A file of a LocalFolderSink; its own errors are StorageErrors, those of the code that fills it are not."""
+
+    def __init__(self, path: Path, url: str) -> None:
+        self._url = url
+        self._file = open(path, "xb", buffering=WRITE_BUFFER)  # noqa: SIM115  closed on exit
+
+    def write(self, data: bytes | memoryview) -> int:
+        with storage_errors(self._url, "write"):
+            return self._file.write(data)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind:
+            with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+                self._file.close()
+            return
+        with storage_errors(self._url, "write"), self._file:
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
 
 class LocalFolderSink:
@@ -392,16 +438,15 @@ class LocalFolderSink:
             file.write(data)
 
     @contextlib.contextmanager
-    def open(self, key: str) -> Iterator[BinaryIO]:
+    def open(self, key: str) -> "Iterator[_NewFile]":
         path = self._temporary / key
         with storage_errors(f"{self.url}/{key}", "write"):
             if path.parent not in self._folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._folders |= {p for p in path.parents if p.is_relative_to(self._temporary)}
-            with open(path, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
+            file = _NewFile(path, f"{self.url}/{key}")
+        with file:
+            yield file
 
     def __enter__(self) -> Self:
         return self
@@ -421,20 +466,24 @@ class LocalFolderSink:
 
 
 class RemoteFolderSink:
-    """Objects under a prefix, each put whole. The caller writes last what makes the rest count."""
+    """Objects under a prefix, each put whole. The caller writes last what makes the rest count: after a failure there
+    are objects below the prefix, but no model.
+    """
 
     def __init__(self, url: str, options: Options) -> None:
         self.url = url.rstrip("/")
         with storage_errors(url, "write"):
             self._fs, path = _filesystem(url, options)
-        self._path = path.rstrip("/")
+            self._path = path.rstrip("/")
+            if self._fs.exists(f"{self._path}/zarr.json"):  # new chunks would be read by the old documents
+                raise FileExistsError(17, "it holds a model; remove it first, or choose another name")
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         with storage_errors(f"{self.url}/{key}", "write"):
             self._fs.pipe_file(f"{self._path}/{key}", bytes(data))
 
     @contextlib.contextmanager
-    def open(self, key: str) -> Iterator[BinaryIO]:
+    def open(self, key: str) -> Iterator[Writable]:
         with io.BytesIO() as file:
             yield file
             self.write(key, file.getvalue())
@@ -448,9 +497,12 @@ class RemoteFolderSink:
 
 
 def sync_directory(path: Path) -> None:
-    """Make renames in ``path`` durable."""
+    """Make renames in ``path`` durable, where the file system can do that for a directory."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(fd)

@@ -7,6 +7,7 @@ component of the chunk is looked at on its own, so that the report names all tha
 import contextlib
 import hashlib
 import json
+import math
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,8 +26,9 @@ from mzstore.encodings import chunk_path, read_chunk
 from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError, FormatError, MzError
 from mzstore.formats import MAX_LAYOUT_NBYTES, safetensors
+from mzstore.frameworks import check_memory
 from mzstore.grid import Grid, Piece
-from mzstore.model import asset_blocks, default_threads
+from mzstore.model import asset_blocks, check_threads
 from mzstore.payload import unseal
 from mzstore.progress import progress
 from mzstore.storage import Location, Options
@@ -117,7 +119,7 @@ def verify(
         name = "<memory>" if isinstance(location, (bytes, bytearray, memoryview)) else str(location)
         return Report(name, (_problem("container", error),))
     with contextlib.closing(reader):
-        return _Verifier(reader, threads or default_threads(), show_progress).report()
+        return _Verifier(reader, check_threads(threads), show_progress).report()
 
 
 def _problem(
@@ -291,6 +293,7 @@ class _Verifier:
         for _, shape, chunks in part.grid.row_blocks():
             if self._stop.is_set():
                 return findings
+            check_memory(math.prod(shape) * entry.spec.dtype.word.itemsize)
             block = np.empty(shape, entry.spec.dtype.word)
             for chunk in chunks:
                 job = Job(entry, _whole(part.grid, chunk), block)

@@ -7,8 +7,9 @@ encode the chunks in threads, write the payloads in order. The documents follow 
 import hashlib
 import math
 import os
+import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,20 +18,30 @@ from typing import Any, BinaryIO, get_args
 import numpy as np
 
 from mzstore.container import Kind, Writer, create_writer, kind_for
-from mzstore.documents import DOCUMENT, Asset, Layout, ModelDocument, TensorEntry, check_paths, dump, load
+from mzstore.documents import (
+    DOCUMENT,
+    MAX_DOCUMENT_NBYTES,
+    Asset,
+    Layout,
+    ModelDocument,
+    TensorEntry,
+    check_paths,
+    dump,
+    load,
+)
 from mzstore.dtypes import DType
 from mzstore.encode import Choice, Level, Payload, check_level, choose, payloads
 from mzstore.encodings.raw import Raw
 from mzstore.errors import FormatError
-from mzstore.model import default_threads
+from mzstore.model import check_threads
 from mzstore.nodes import LAYOUTS, Namer
 from mzstore.progress import progress
-from mzstore.sources import ModelSource, TensorSource, from_arrays
+from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays
 from mzstore.storage import Options
 from mzstore.version import __version__
 
 PREFIX_NBYTES = 64 << 10  # two tensors that differ at all mostly differ here
-BLOCK_NBYTES = 1 << 20
+MAX_METADATA_DEPTH = 400  # FORMAT.md lets a reader refuse 500, and the root document adds some
 
 Target = str | os.PathLike[str] | BinaryIO
 
@@ -55,7 +66,8 @@ def save(
     kind      ``archive`` or ``tree``; None: a tree if the name ends in ``.zarr`` or a slash, else an archive
     threads   None: one for each processor
 
-    Nothing appears at ``location``, and what was there stays, until all is written. Raises ValueError or TypeError
+    The arrays must not change meanwhile. Nothing appears at ``location``, and what was there stays, until all is
+    written (a remote tree must not be there before). Raises ValueError or TypeError
     for what cannot be stored, naming the tensor; StorageError if writing fails.
     """
     source = from_arrays(tensors, metadata or {}, assets or {})
@@ -76,7 +88,7 @@ def write(
 ) -> None:
     """Write any source; see ``save``."""
     check_level(level)
-    threads = threads or default_threads()
+    threads = check_threads(threads)
     kind = kind or kind_for(location)
     if kind not in get_args(Kind):
         raise ValueError(f"kind {kind!r} is none of {', '.join(get_args(Kind))}")
@@ -105,11 +117,26 @@ def _check_readable(source: ModelSource) -> None:
     if not isinstance(source.metadata, Mapping):
         raise TypeError(f"metadata is a mapping, not {type(source.metadata).__name__}")
     try:
-        load(dump(source.metadata), where="the metadata")
+        _check_json(source.metadata, MAX_METADATA_DEPTH)
+        load(dump(dict(source.metadata)), where="the metadata")
         check_paths([file.path for file in source.assets], where="the assets")
         check_paths([layout.path for layout in source.layouts], where="the layouts")
     except FormatError as error:
         raise ValueError(str(error)) from error
+
+
+def _check_json(value: object, depth: int) -> None:
+    """Raises what ``_check_readable`` raises for nesting beyond ``depth``, and for what JSON would turn into something else."""
+    if depth == 0:
+        raise ValueError(f"the metadata are nested deeper than {MAX_METADATA_DEPTH}")
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"a key in the metadata is {key!r:.100}, not a string")
+            _check_json(inner, depth - 1)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _check_json(inner, depth - 1)
 
 
 def _threads(count: int) -> ThreadPoolExecutor:
@@ -141,6 +168,7 @@ class _ModelWriter:
         self._writer, self._level, self._workers, self._hasher = writer, level, workers, hasher
         self._most, self._done = most, done
         self._pending: deque[tuple[str, Future[list[Payload]]]] = deque()
+        self._hashing: deque[Future[None]] = deque()
         self._namer = Namer()
         self._written: dict[str, _Written] = {}
         self._by_prefix: dict[object, list[_Written]] = {}
@@ -176,14 +204,11 @@ class _ModelWriter:
         """Encode and write the chunks of ``source``; returns what gives its digest."""
         dtype, part = source.spec.dtype, choice.part
         digest = hashlib.sha256()
-        last: Future[None] | None = None
         constant = isinstance(part, Raw) and part.constant
+        hashed: Callable[[], None] = lambda: None  # noqa: E731  of a tensor without words
         for i, (start, shape, chunks) in enumerate(part.grid.row_blocks()):
             block = source.read(start, start + math.prod(shape)).reshape(shape)
-            if self._hasher:
-                last = self._hasher.submit(digest.update, _bytes(block))
-            else:
-                digest.update(_bytes(block))
+            hashed = self._hash(digest, block)
             if constant:
                 if i == 0:
                     self._encode(
@@ -195,11 +220,21 @@ class _ModelWriter:
             self._done(block.nbytes)
 
         def finished() -> str:
-            if last:
-                last.result()  # the hasher works in order: the last block is done after all others
+            hashed()  # the hasher works in order: the last block is done after all others
             return digest.hexdigest()
 
         return finished
+
+    def _hash(self, digest: "hashlib._Hash", block: np.ndarray) -> Callable[[], None]:
+        """Add ``block`` to ``digest``, in the background; returns what waits for it."""
+        if self._hasher is None:
+            digest.update(_bytes(block))
+            return lambda: None
+        while len(self._hashing) > 1:  # each holds a row block in memory
+            self._hashing.popleft().result()
+        future = self._hasher.submit(digest.update, _bytes(block))
+        self._hashing.append(future)
+        return future.result
 
     def _encode(self, node: str, choice: Choice, block: np.ndarray, chunk: tuple[int, ...], dtype: DType) -> None:
         if self._workers is None:
@@ -223,7 +258,7 @@ class _ModelWriter:
         for file in source.assets:
             key = namer.path(file.path)
             nbytes, crc, sha256 = file.survey()
-            self._writer.write_file(key, nbytes, crc, file.blocks())
+            self._writer.write_file(key, nbytes, crc, _as_surveyed(file, nbytes, crc))
             assets.append(Asset(file.path, key, nbytes, sha256))
         layouts = []
         for i, layout in enumerate(source.layouts):
@@ -233,7 +268,10 @@ class _ModelWriter:
         tensors = {name: written.settle() for name, written in self._written.items()}
         model = ModelDocument(tensors, source.metadata, tuple(assets), tuple(layouts), f"mzstore {__version__}")
         for key, doc in model.documents():
-            self._writer.write_document(f"{key}/{DOCUMENT}" if key else DOCUMENT, dump(doc))
+            data = dump(doc)
+            if len(data) > MAX_DOCUMENT_NBYTES:
+                raise ValueError(f"the documents take {len(data)} bytes, at most {MAX_DOCUMENT_NBYTES} are allowed")
+            self._writer.write_document(f"{key}/{DOCUMENT}" if key else DOCUMENT, data)
 
 
 def _bytes(words: np.ndarray) -> memoryview:
@@ -241,8 +279,17 @@ def _bytes(words: np.ndarray) -> memoryview:
 
 
 def _digest(source: TensorSource) -> str:
-    digest, step = hashlib.sha256(), BLOCK_NBYTES
-    size = math.prod(source.spec.word_shape)
-    for start in range(0, size, step):
-        digest.update(_bytes(source.read(start, min(start + step, size))))
+    digest = hashlib.sha256()
+    for block in blocks(source):
+        digest.update(_bytes(block))
     return digest.hexdigest()
+
+
+def _as_surveyed(file: FileSource, nbytes: int, crc32: int) -> Iterator[bytes | memoryview]:
+    """The blocks of ``file``. Raises ValueError if they are not what they were when it was surveyed."""
+    count, crc = 0, 0
+    for block in file.blocks():
+        count, crc = count + len(block), zlib.crc32(block, crc)
+        yield block
+    if (count, crc) != (nbytes, crc32):
+        raise ValueError(f"asset {file.path!r} changed while it was read")

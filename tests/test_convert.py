@@ -2,6 +2,7 @@
 
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -14,7 +15,9 @@ import torch
 import mzstore
 import mzstore.dtypes
 from mzstore.formats import open_source
-from mzstore.sources import blocks
+from mzstore.frameworks import as_words
+from mzstore.sources import ArraySource, blocks
+from mzstore.writer import write
 
 
 def tensors(seed: int = 0) -> dict[str, np.ndarray]:
@@ -272,3 +275,28 @@ def test_the_new_header_sorts_as_the_library_does(tmp_path):
     mzstore.save(tmp_path / "m.mz", held)
     mzstore.convert(tmp_path / "m.mz", tmp_path / "ours.safetensors")
     assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+def test_a_folder_behind_a_link_travels_along(tmp_path):
+    source = hugging_face(tmp_path / "in")
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "vocab.json").write_text("{}")
+    (source / "tokenizer").symlink_to(tmp_path / "shared", target_is_directory=True)
+    mzstore.convert(source, tmp_path / "m.mz")
+    with mzstore.open(tmp_path / "m.mz") as model:
+        assert model.assets["tokenizer/vocab.json"] == b"{}"
+    (source / "loop").symlink_to(source, target_is_directory=True)
+    with pytest.raises(mzstore.StorageError, match="a folder that it lies in"):
+        mzstore.convert(source, tmp_path / "m2.mz")
+
+
+def test_tensors_that_no_layout_has_are_not_lost(tmp_path):
+    source = tmp_path / "in.safetensors"
+    safetensors.numpy.save_file(tensors(), source)
+    with open_source(source) as model:
+        more = ArraySource(*as_words("more", np.arange(5)))
+        write(tmp_path / "m.mz", replace(model, tensors=[*model.tensors, more]))
+    mzstore.convert(tmp_path / "m.mz", tmp_path / "out.safetensors")
+    assert safetensors.numpy.load_file(tmp_path / "out.safetensors").keys() == tensors().keys() | {"more"}
+    with pytest.raises(ValueError, match="no layout has tensor 'more'"):
+        mzstore.convert(tmp_path / "m.mz", tmp_path / "out")

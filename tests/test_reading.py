@@ -6,12 +6,15 @@ import multiprocessing
 import os
 import pickle
 import re
+import subprocess
+import sys
 import threading
 import uuid
 
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -229,8 +232,6 @@ def test_out_of_the_other_byte_order(model):
 
 
 def test_read_into_torch(model):
-    import torch
-
     out = torch.empty(1600, 2400, dtype=torch.bfloat16)
     assert model["big"].read(out) is out
     assert out.view(torch.int16).numpy().tobytes() == BIG.tobytes()
@@ -245,8 +246,6 @@ def test_read_into_torch(model):
 
 
 def test_torch_out_that_does_not_fit(model):
-    import torch
-
     for out, text in (
         (torch.empty(2400, 1600, dtype=torch.bfloat16).T, "contiguous"),
         (torch.empty(1600, 2400, dtype=torch.float16), "'out' is float16"),
@@ -259,8 +258,6 @@ def test_torch_out_that_does_not_fit(model):
 
 def test_out_must_not_be_a_lazy_conjugate(model):
     """Its memory holds other values than it shows."""
-    import torch
-
     out = torch.zeros(8, 9, dtype=torch.complex64).conj()
     with pytest.raises(ValueError, match="'phase'"):
         model["phase"].read(out)
@@ -519,3 +516,67 @@ def test_zarr_sees_the_components(tmp_path):
             group = model.zarr()
             assert group["w"].shape == (4, 90, 80)
             assert group["w"].dtype == np.uint8
+
+
+def test_a_model_is_equal_only_to_itself(model, archive):
+    with mzstore.open(archive) as other:
+        assert model == model
+        assert model != other
+        assert {model: 1}[model] == 1
+
+
+def test_a_scalar_cannot_be_walked():
+    with mzstore.open(saved({"s": np.float32(1), "v": np.arange(3)})) as model:
+        with pytest.raises(TypeError):
+            list(model["s"])
+        assert list(model["v"]) == [0, 1, 2]
+
+
+def test_a_pickled_tensor_reads_into_torch(tmp_path):
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    mzstore.save(tmp_path / "m.mz", {"w": values})
+    with mzstore.open(tmp_path / "m.mz") as model:
+        tensor = pickle.loads(pickle.dumps(model["w"]))
+        out = torch.empty(3, 4)
+        assert tensor.read(out=out) is out
+    assert (out.numpy() == values).all()
+
+
+def test_a_subclass_of_a_torch_tensor_is_one():
+    class Mine(torch.Tensor):
+        pass
+
+    held = torch.ones(3, dtype=torch.bfloat16).as_subclass(Mine)
+    with mzstore.open(saved({"w": held})) as model:
+        assert torch.equal(model.load(framework="torch")["w"], torch.ones(3, dtype=torch.bfloat16))
+
+
+def test_a_process_forked_while_the_kernels_are_imported():
+    """The import lock that the parent held is never released in the child, which must do without the kernels."""
+    code = """
+import os, sys, threading, time
+import numpy as np
+import mzstore
+from mzstore import kernels
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "numba":
+            started.set()
+            time.sleep(1)
+started = threading.Event()
+sys.meta_path.insert(0, Slow())
+import io
+file = io.BytesIO()
+mzstore.save(file, {"w": np.arange(100000, dtype=np.float32)}, threads=1)
+thread = threading.Thread(target=kernels.load)
+thread.start()
+started.wait()
+child = os.fork()
+if child == 0:
+    with mzstore.open(file.getvalue()) as model:
+        kernels.expect(1 << 40)
+        os._exit(0 if model["w"][5] == 5 else 1)
+thread.join()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 0

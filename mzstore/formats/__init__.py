@@ -27,7 +27,9 @@ def open_source(
     with ExitStack() as stack:
         if isinstance(location, (str, os.PathLike)) and os.fspath(location).endswith(huggingface.INDEX_SUFFIX):
             path, _, name = os.fspath(location).replace(os.sep, "/").rpartition("/")
-            folder = storage.open_location(f"{path or '.'}/" if "://" in path else path or ".", options)
+            if "://" not in path:
+                path = os.path.dirname(os.fspath(location)) or "."
+            folder = storage.open_location(f"{path}/", options)
             if not isinstance(folder, storage.Folder):
                 raise FormatError("not a directory", where=path)
             yield huggingface.open_index(folder, name, options, stack)

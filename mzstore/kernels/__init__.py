@@ -7,7 +7,6 @@ starts with NumPy and changes over once it has done that much work (or knows tha
 
 import importlib
 import os
-import sys
 import threading
 from types import ModuleType
 
@@ -15,16 +14,19 @@ from types import ModuleType
 PAYS_FROM_NBYTES = 768 << 20
 
 # With this set, Numba leaves the kernels to the interpreter, where they are slower than NumPy by far.
-_INTERPRETED = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
+_never = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 _lock = threading.Lock()
 _done_by_numpy = 0
+_kernels: ModuleType | None = None
+_loading = False
 
 
 def _after_fork() -> None:
-    """A lock that another thread held when the process forked would never be released."""
-    global _lock
+    """What another thread held when the process forked is never released: our lock, and the import of the kernels."""
+    global _lock, _never
     _lock = threading.Lock()
+    _never = _never or (_loading and _kernels is None)
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -33,9 +35,9 @@ os.register_at_fork(after_in_child=_after_fork)
 def pays(nbytes: int) -> bool:
     """Whether to use the Numba kernels for ``nbytes`` more bytes of values: counts them, so call it once for each."""
     global _done_by_numpy
-    if _INTERPRETED:
+    if _never:
         return False
-    if "mzstore.kernels.planes" in sys.modules:
+    if _kernels is not None:
         return True
     with _lock:
         _done_by_numpy += nbytes
@@ -44,11 +46,15 @@ def pays(nbytes: int) -> bool:
 
 def expect(nbytes: int) -> None:
     """Load the kernels now if so much work is ahead that they will pay."""
-    if nbytes >= PAYS_FROM_NBYTES and not _INTERPRETED:
+    if nbytes >= PAYS_FROM_NBYTES and not _never:
         load()
 
 
 def load() -> ModuleType:
     """The module of the kernels; imports Numba the first time."""
+    global _kernels, _loading
     with _lock:
-        return importlib.import_module("mzstore.kernels.planes")
+        if _kernels is None:
+            _loading = True
+            _kernels = importlib.import_module("mzstore.kernels.planes")
+        return _kernels
