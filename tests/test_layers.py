@@ -43,7 +43,7 @@ ALLOWED = {
     "tensors": "dtypes",
     "text": "",
     "tree": "errors payload storage",
-    "verify": "archive container decode documents encodings encodings.raw errors formats formats.safetensors grid kernels model payload progress storage",
+    "verify": "archive container decode documents encodings encodings.raw errors frameworks formats formats.safetensors grid kernels model payload progress storage",
     "version": "",
     "workspace": "",
     "writer": "container documents dtypes encode encodings.raw errors model nodes progress sources storage version",
