@@ -4,6 +4,7 @@ The steps of one job: fetch its payloads, check them, decompress, decode. Jobs a
 """
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,9 @@ from mzstore.narrow import widen
 from mzstore.selection import Span
 from mzstore.workspace import buffer
 
-JOBS_AHEAD = 16  # for each thread: enough that a slow chunk stops none of them
+# Of values. Threads take turns in Python between the steps of a job, which in small jobs is most of the time.
+BATCH_NBYTES = 1 << 20
+BATCHES_AHEAD = 4  # for each thread: enough that a slow one stops none of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,12 @@ class Job:
     entry: TensorEntry
     piece: Piece
     out: np.ndarray  # of the whole read; the piece's target is cut from it
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the words that it fills."""
+        words: int = math.prod(cut.stop - cut.start for cut in self.piece.target)
+        return words * self.out.itemsize
 
 
 def jobs(entry: TensorEntry, spans: tuple[Span, ...], out: np.ndarray) -> Iterator[Job]:
@@ -45,13 +54,13 @@ def missing_chunk(key: str, *, where: str) -> CorruptError:
 
 
 def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None = None) -> None:
-    """Carry out all jobs; ``done`` is told the bytes of each when it is finished. The first error ends the rest."""
-    todo = iter(todo)
-    first = list(itertools.islice(todo, 2))
-    todo = itertools.chain(first, todo)
+    """Carry out all jobs; ``done`` is told the bytes of each batch when it is finished. The first error ends the rest."""
+    batches = _batches(todo)
+    first = list(itertools.islice(batches, 2))
+    batches = itertools.chain(first, batches)
     if threads == 1 or len(first) < 2:  # starting threads takes as long as decoding a small tensor
-        for job in todo:
-            nbytes = _decode(reader, job)
+        for batch in batches:
+            nbytes = _decode_all(reader, batch)
             if done:
                 done(nbytes)
         return
@@ -65,16 +74,35 @@ def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int],
                 done(nbytes)
 
     try:
-        for job in todo:  # not all at once: there may be millions
-            pending.append(pool.submit(_decode, reader, job))
-            finish(JOBS_AHEAD * threads)
+        for batch in batches:  # not all at once: there may be millions
+            pending.append(pool.submit(_decode_all, reader, batch))
+            finish(BATCHES_AHEAD * threads)
         finish(0)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _decode(reader: Reader, job: Job) -> int:
-    """Carry out one job; returns the bytes filled."""
+def _batches(todo: Iterable[Job]) -> Iterator[list[Job]]:
+    """Jobs in groups that are worth handing to a thread."""
+    batch: list[Job] = []
+    nbytes = 0
+    for job in todo:
+        batch.append(job)
+        nbytes += job.nbytes
+        if nbytes >= BATCH_NBYTES:
+            yield batch
+            batch, nbytes = [], 0
+    if batch:
+        yield batch
+
+
+def _decode_all(reader: Reader, batch: list[Job]) -> int:
+    for job in batch:
+        _decode(reader, job)
+    return sum(job.nbytes for job in batch)
+
+
+def _decode(reader: Reader, job: Job) -> None:
     entry, piece = job.entry, job.piece
     part = entry.part
     assert part is not None
@@ -95,7 +123,7 @@ def _decode(reader: Reader, job: Job) -> int:
     gapped = target.ndim > 0 and target.shape[-1] > 1 and target.strides[-1] != target.itemsize
     if not (stepped or narrower or gapped or any(s < 0 or s % target.itemsize for s in target.strides)):
         part.decode(read, piece.source, target, where)
-        return target.nbytes
+        return
     source = tuple(slice(cut.start, cut.stop) for cut in piece.source)
     shape = tuple(cut.stop - cut.start for cut in source)
     whole = (
@@ -109,4 +137,3 @@ def _decode(reader: Reader, job: Job) -> int:
         widen(taken, part.dtype, target)
     else:
         target[...] = taken
-    return target.nbytes
