@@ -24,6 +24,7 @@ from mzstore.workspace import buffer
 
 # Of values. Threads take turns in Python between the steps of a job, which in small jobs is most of the time.
 BATCH_NBYTES = 1 << 20
+BATCH_JOBS = 64  # a document may claim any number of chunks of a byte
 BATCHES_AHEAD = 4  # for each thread: enough that a slow one stops none of them
 
 
@@ -89,7 +90,7 @@ def _batches(todo: Iterable[Job]) -> Iterator[list[Job]]:
     for job in todo:
         batch.append(job)
         nbytes += job.nbytes
-        if nbytes >= BATCH_NBYTES:
+        if nbytes >= BATCH_NBYTES or len(batch) == BATCH_JOBS:
             yield batch
             batch, nbytes = [], 0
     if batch:
