@@ -89,7 +89,7 @@ def create_writer(location: str | os.PathLike[str] | BinaryIO, kind: Kind, optio
     if kind == "tree":
         if not isinstance(location, (str, os.PathLike)):
             raise TypeError("a tree is written to a path or a URL, not to a file object")
-        with create_folder(location, options) as folder:
+        with create_folder(location, options, DOCUMENT) as folder:
             tree = TreeWriter(folder)
             yield tree
             tree.finish()

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mzstore import kernels
-from mzstore.documents import check_relative
+from mzstore.documents import DOCUMENT, check_relative
 from mzstore.encode import Level
 from mzstore.formats import open_source, safetensors
 from mzstore.model import check_threads
@@ -95,7 +95,7 @@ def _write_directory(
         raise ValueError(f"no layout has tensor {min(left)!r}; convert to an archive or a safetensors file instead")
     if not files and tensors:
         files = [(MAIN_FILE, _new_header(model, tensors), "")]
-    with create_folder(target, options) as folder:
+    with create_folder(target, options, DOCUMENT) as folder:
         for asset in model.assets:
             check_relative(asset.path, where=os.fspath(target))
             with folder.open(asset.path) as file:

@@ -19,13 +19,11 @@ from mzstore.errors import CorruptError
 from mzstore.frameworks import Framework
 from mzstore.progress import progress
 from mzstore.selection import Index, Selection, Span, resolve
-from mzstore.storage import Location, Options
+from mzstore.storage import BLOCK_NBYTES, Location, Options
 from mzstore.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import zarr
-
-BLOCK_NBYTES = 1 << 20
 
 
 def open(location: Location, *, storage_options: Options = None) -> "Model":  # noqa: A001  what a user types is mzstore.open

@@ -14,9 +14,8 @@ import numpy as np
 
 from mzstore.frameworks import as_words, count_nbytes
 from mzstore.grid import Grid, choose_chunk_shape
+from mzstore.storage import BLOCK_NBYTES
 from mzstore.tensors import TensorSpec
-
-BLOCK_NBYTES = 1 << 20
 
 
 class TensorSource(Protocol):

@@ -25,6 +25,7 @@ from mzstore.workspace import buffer
 Location = str | os.PathLike[str] | bytes | bytearray | memoryview
 Options = Mapping[str, Any] | None
 WRITE_BUFFER = 1 << 20
+BLOCK_NBYTES = 1 << 20  # by which files are copied and digested
 
 
 class Blob(Protocol):
@@ -312,9 +313,8 @@ class LocalSink:
             if self._target.exists() and not self._target.is_file():  # the new file would replace a FIFO or a device
                 raise FileExistsError(17, "it is not a regular file")
             self._file = open(self._temporary, "xb", buffering=WRITE_BUFFER)  # noqa: SIM115  closed on exit
-            with contextlib.suppress(
-                FileNotFoundError
-            ):  # who may read the old file may read the new one, and nobody else
+            # Who may read the old file may read the new one, and nobody else.
+            with contextlib.suppress(FileNotFoundError):
                 os.fchmod(self._file.fileno(), stat.S_IMODE(self._target.stat().st_mode))
 
     def write(self, data: bytes | memoryview) -> None:
@@ -388,10 +388,11 @@ class FolderSink(Protocol):
     ) -> None: ...
 
 
-def create_folder(location: str | os.PathLike[str], options: Options = None) -> FolderSink:
-    return (
-        LocalFolderSink(local_path(location)) if is_local(location) else RemoteFolderSink(os.fspath(location), options)
-    )
+def create_folder(location: str | os.PathLike[str], options: Options, marker: str) -> FolderSink:
+    """A FolderSink for ``location``. Where folders cannot be replaced whole, none is written over one that has ``marker``."""
+    if is_local(location):
+        return LocalFolderSink(local_path(location))
+    return RemoteFolderSink(os.fspath(location), options, marker)
 
 
 class _NewFile:
@@ -470,12 +471,12 @@ class RemoteFolderSink:
     are objects below the prefix, but no model.
     """
 
-    def __init__(self, url: str, options: Options) -> None:
+    def __init__(self, url: str, options: Options, marker: str) -> None:
         self.url = url.rstrip("/")
         with storage_errors(url, "write"):
             self._fs, path = _filesystem(url, options)
             self._path = path.rstrip("/")
-            if self._fs.exists(f"{self._path}/zarr.json"):  # new chunks would be read by the old documents
+            if self._fs.exists(f"{self._path}/{marker}"):  # new chunks would be read by the old documents
                 raise FileExistsError(17, "it holds a model; remove it first, or choose another name")
 
     def write(self, key: str, data: bytes | memoryview) -> None:

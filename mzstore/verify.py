@@ -31,9 +31,7 @@ from mzstore.grid import Grid, Piece
 from mzstore.model import asset_blocks, check_threads
 from mzstore.payload import unseal
 from mzstore.progress import progress
-from mzstore.storage import Location, Options
-
-BLOCK_NBYTES = 1 << 20
+from mzstore.storage import BLOCK_NBYTES, Location, Options
 
 
 @dataclass(frozen=True, slots=True)

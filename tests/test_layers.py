@@ -38,7 +38,7 @@ ALLOWED = {
     "payload": "errors grid",
     "progress": "",
     "selection": "",
-    "sources": "frameworks grid tensors",
+    "sources": "frameworks grid storage tensors",
     "storage": "errors workspace",
     "tensors": "dtypes",
     "text": "",

@@ -11,11 +11,10 @@ from mzstore import documents
 from mzstore.errors import FormatError, StorageError
 from mzstore.formats import safetensors
 from mzstore.sources import FileSource, LayoutSource, ModelSource, TensorSource
-from mzstore.storage import Blob, Folder, Options, open_location
+from mzstore.storage import BLOCK_NBYTES, Blob, Folder, Options, open_location
 
 INDEX_SUFFIX = ".safetensors.index.json"
 SUFFIX = ".safetensors"
-BLOCK_NBYTES = 1 << 20
 LEFT_OUT = (".git/", ".cache/")  # what a clone or a download keeps for itself
 
 
