@@ -60,47 +60,47 @@ def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int],
     first = list(itertools.islice(batches, 2))
     batches = itertools.chain(first, batches)
     if threads == 1 or len(first) < 2:  # starting threads takes as long as decoding a small tensor
-        for batch in batches:
-            nbytes = _decode_all(reader, batch)
+        for batch, nbytes in batches:
+            _decode_all(reader, batch)
             if done:
                 done(nbytes)
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="mzstore-decode")
-    pending: deque[Future[int]] = deque()
+    pending: deque[tuple[Future[None], int]] = deque()
 
     def finish(most: int) -> None:
         while len(pending) > most:
-            nbytes = pending.popleft().result()
+            future, nbytes = pending.popleft()
+            future.result()
             if done:
                 done(nbytes)
 
     try:
-        for batch in batches:  # not all at once: there may be millions
-            pending.append(pool.submit(_decode_all, reader, batch))
+        for batch, nbytes in batches:  # not all at once: there may be millions
+            pending.append((pool.submit(_decode_all, reader, batch), nbytes))
             finish(BATCHES_AHEAD * threads)
         finish(0)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _batches(todo: Iterable[Job]) -> Iterator[list[Job]]:
-    """Jobs in groups that are worth handing to a thread."""
+def _batches(todo: Iterable[Job]) -> Iterator[tuple[list[Job], int]]:
+    """Jobs in groups that are worth handing to a thread, with the bytes of each."""
     batch: list[Job] = []
     nbytes = 0
     for job in todo:
         batch.append(job)
         nbytes += job.nbytes
         if nbytes >= BATCH_NBYTES or len(batch) == BATCH_JOBS:
-            yield batch
+            yield batch, nbytes
             batch, nbytes = [], 0
     if batch:
-        yield batch
+        yield batch, nbytes
 
 
-def _decode_all(reader: Reader, batch: list[Job]) -> int:
+def _decode_all(reader: Reader, batch: list[Job]) -> None:
     for job in batch:
         _decode(reader, job)
-    return sum(job.nbytes for job in batch)
 
 
 def _decode(reader: Reader, job: Job) -> None:

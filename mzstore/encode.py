@@ -12,10 +12,10 @@ from mzstore.arrays import Array
 from mzstore.documents import dump
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Coding, Part, chunk_path
-from mzstore.encodings.planes import MAX_RANKS, MAX_SYMBOLS, Planes
+from mzstore.encodings.planes import MAX_RANKED_WORDS, MAX_SYMBOLS, N_RANKS, Planes
 from mzstore.encodings.raw import Raw, constant_array
 from mzstore.grid import Grid, choose_chunk_shape
-from mzstore.interleave import Fields, tops
+from mzstore.interleave import Fields, count_beyond, tops
 from mzstore.narrow import NARROWER, fits, narrow
 from mzstore.payload import seal
 from mzstore.sources import TensorSource
@@ -23,7 +23,6 @@ from mzstore.sources import TensorSource
 Level = Literal["fast", "balanced", "max"]
 
 SAMPLE_WORDS = 1 << 19  # of one chunk; choices are measured on it
-DOCUMENTS_NBYTES = 600  # what every further component costs: documents, and their entries
 SMALL_NBYTES = 64 << 10  # below this, how fast a tensor decodes does not matter, and any gain is taken
 QUICK_SAMPLE_WORDS = 1 << 15  # of a tensor of one chunk, where a larger sample costs as much as the encoding itself
 # Decoding costs time: below these gains (parts of the raw size) a tensor stays raw.
@@ -41,10 +40,10 @@ FURTHER: dict[str, tuple[tuple[dict[str, Any], float], ...]] = {
         *BLOCKS,
     ),
 }
-FAST_MAY_COST = 1.01  # what the level "fast" may add in size for its speed
-RANKED_WORDS = 1 << 18  # in smaller chunks, two more components cost more time than ranks save
+RANKED_WORDS = 1 << 14  # in smaller chunks, the Huffman table over pairs costs more than ranks save
+RANKED = Coding(block_nbytes=64 << 10)  # as many weights as in the largest block of plain planes
 MANTISSA_BITS = (1, 2, 3, 4)  # how many bits of the mantissa may join the exponent in a symbol
-MOST_ESCAPES = 1 / 256  # of the words of a chunk
+MOST_ESCAPES = 1 / 512  # of the words of a chunk: 0.06 bits each
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +83,13 @@ def choose(source: TensorSource, level: Level) -> Choice:
         """Bytes of the tensor, from what the sample takes."""
         part = choice.part if sample.shape == grid.shape else _resized(choice.part, sample.shape)
         stored = sum(len(body) for body in part.encode(sample, choice.coding)) * whole / max(sample.size, 1)
-        documents = DOCUMENTS_NBYTES * (len(part.components) - 1) + len(dump(choice.part.to_json()))
-        return stored * grid.n_chunks + documents
+        return stored * grid.n_chunks + len(dump(choice.part.to_json()))
 
     best = Choice(raw, Coding())
     least = float(array.chunk_nbytes * grid.n_chunks + len(dump(raw.to_json())))
     limit = least * (1 - (LEAST_GAIN[level] if spec.nbytes > SMALL_NBYTES else 0))
-    for choice in _candidates(survey, raw, dtype, grid, level):
+    for choice in _candidates(survey, raw, grid, sample, level):
         found = cost(choice)
-        if level == "fast" and len(choice.part.components) > 1 and found < min(least * FAST_MAY_COST, limit):
-            return choice  # ranks: they decode faster
         if found < min(least, limit):
             best, least = choice, found
     if best.part is raw or not thorough:
@@ -108,7 +104,8 @@ def choose(source: TensorSource, level: Level) -> Choice:
     return best
 
 
-def _candidates(survey: "_Survey", raw: Raw, dtype: DType, grid: Grid, level: Level) -> Iterator[Choice]:
+def _candidates(survey: "_Survey", raw: Raw, grid: Grid, sample: np.ndarray, level: Level) -> Iterator[Choice]:
+    dtype = raw.dtype
     if dtype.word_bits == 8 or not dtype.exponent_bits:
         compressed = replace(raw, array=replace(raw.array, zstd=True))
         yield Choice(compressed, Coding())
@@ -117,14 +114,15 @@ def _candidates(survey: "_Survey", raw: Raw, dtype: DType, grid: Grid, level: Le
         return
     fields = Fields(dtype.word_bits, 8, rotate=dtype.exponent_bits > 0)
     plain = Planes.new(dtype, grid, fields)
-    yield Choice(plain, Coding())
     if not dtype.exponent_bits:
+        yield Choice(plain, Coding())
         yield Choice(plain, Coding("matches"))
         return
-    if level == "fast":
-        ranked = survey.ranked(dtype, grid, fields)
-        if ranked is not None:
-            yield Choice(ranked, Coding())
+    ranked = survey.ranked(dtype, grid, fields, sample)
+    if ranked is not None:
+        yield Choice(ranked, RANKED)
+    if ranked is None or level == "max":  # with so few escapes, ranks are faster and hardly ever larger
+        yield Choice(plain, Coding())
     if level == "max":
         finest = Fields(dtype.word_bits, min(16, dtype.exponent_bits + MANTISSA_BITS[-1]), rotate=True)
         present: np.ndarray = np.zeros(1 << finest.top_bits, bool)
@@ -136,7 +134,8 @@ def _candidates(survey: "_Survey", raw: Raw, dtype: DType, grid: Grid, level: Le
                 break
             merged: np.ndarray = present.reshape(1 << top_bits, -1).max(axis=1)
             if merged.sum() <= MAX_SYMBOLS:
-                yield Choice(Planes.new(dtype, grid, Fields(dtype.word_bits, top_bits, rotate=True), merged), Coding())
+                symbols = Fields(dtype.word_bits, top_bits, rotate=True)
+                yield Choice(Planes.new(dtype, grid, symbols, present=merged), Coding())
 
 
 class _Survey:
@@ -170,32 +169,38 @@ class _Survey:
         rows = chunk.reshape(-1, chunk.shape[-1])
         return rows[: max(1, most // rows.shape[1]), :most]
 
-    def counts(self, dtype: DType, grid: Grid, fields: Fields) -> Iterator[np.ndarray]:
-        """For every chunk, how often each top field occurs (int64[2 ** top_bits]), what pads the edges included."""
+    def _chunks(self, grid: Grid, dtype: DType) -> Iterator[np.ndarray]:
+        """The words of every chunk, what pads the edges included."""
         for start, shape, chunks in grid.row_blocks():
             block = self._source.read(start, start + math.prod(shape)).reshape(shape)
             for chunk in chunks:
-                words = cut(block, chunk, grid, self._source.spec.dtype, dtype).reshape(-1)
-                if kernels.pays(words.nbytes):
-                    found = np.zeros(1 << fields.top_bits, np.int64)
-                    kernels.load().count_tops(words, fields.rotate, fields.word_bits, fields.top_shift, found)
-                else:
-                    found = np.bincount(tops(words, fields), minlength=1 << fields.top_bits)
-                yield found
+                yield cut(block, chunk, grid, self._source.spec.dtype, dtype).reshape(-1)
 
-    def ranked(self, dtype: DType, grid: Grid, fields: Fields) -> Planes | None:
+    def counts(self, dtype: DType, grid: Grid, fields: Fields) -> Iterator[np.ndarray]:
+        """For every chunk, how often each top field occurs (int64[2 ** top_bits])."""
+        for words in self._chunks(grid, dtype):
+            if kernels.pays(words.nbytes):
+                found = np.zeros(1 << fields.top_bits, np.int64)
+                kernels.load().count_tops(words, fields.rotate, fields.word_bits, fields.top_shift, found)
+            else:
+                found = np.bincount(tops(words, fields), minlength=1 << fields.top_bits)
+            yield found
+
+    def ranked(self, dtype: DType, grid: Grid, fields: Fields, sample: np.ndarray) -> Planes | None:
         """``planes`` with 16 frequent top fields as ranks; None if too many others occur."""
-        if grid.chunk_size < RANKED_WORDS or (grid.chunk_shape[-1] % 2 and grid.counts[-1] > 1):
+        if not RANKED_WORDS <= grid.chunk_size <= MAX_RANKED_WORDS:
             return None
-        counts = np.array(list(self.counts(dtype, grid, fields)))
-        present = np.zeros(counts.shape[1], bool)
-        # The best 16 neighbours, not the best 16: the decoder then adds where it would have to look up.
-        sums = np.convolve(counts.sum(axis=0), np.ones(MAX_RANKS, np.int64), mode="valid")
-        present[int(sums.argmax()) :][:MAX_RANKS] = True
-        longest = int(counts[:, ~present].sum(axis=1).max())
-        if longest > grid.chunk_size * MOST_ESCAPES:
+        counts = np.bincount(tops(sample.reshape(-1), fields), minlength=256)
+        sums = np.convolve(counts, np.ones(N_RANKS, np.int64), mode="valid")
+        first, most = int(sums.argmax()), int(grid.chunk_size * MOST_ESCAPES)
+        if sample.size - int(sums[first]) > most:
             return None
-        return Planes.new(dtype, grid, fields, present, ranks=True, escapes=longest)
+        longest = 0
+        for words in self._chunks(grid, dtype):
+            longest = max(longest, count_beyond(words, fields, first, N_RANKS))
+            if longest > most:
+                return None
+        return Planes.new(dtype, grid, fields, ranks=first, escapes=longest)
 
 
 def cut(block: np.ndarray, chunk: tuple[int, ...], grid: Grid, dtype: DType, stored: DType) -> np.ndarray:
@@ -245,15 +250,4 @@ def _resized(part: Part, shape: tuple[int, ...]) -> Part:
     if isinstance(part, Raw):
         return replace(part, shape=shape, array=replace(part.array, shape=shape, chunk_shape=shape))
     assert isinstance(part, Planes)
-    present = None
-    if part.table is not None:
-        present = np.zeros(1 << part.fields.top_bits, bool)
-        present[part.table] = True
-    return Planes.new(
-        part.dtype,
-        grid,
-        part.fields,
-        present,
-        ranks=part.ranks is not None,
-        escapes=part.escapes.shape[-1] if part.escapes else 0,
-    )
+    return part.over(grid)

@@ -57,8 +57,10 @@ class TensorSummary:
         words = ["constant" if self.details.get("constant") else self.encoding]
         if self.details.get("zstd"):
             words.append("zstd")
+        if self.details.get("ranks"):
+            words.append("ranks")
         if symbols := self.details.get("symbols"):
-            words.append(f"{symbols} {'ranks' if self.details['ranks'] else 'symbols'}")
+            words.append(f"{symbols} symbols")
         if stored := self.details.get("stored_dtype"):
             words.append(f"as {stored}")
         return ", ".join(words)
@@ -157,8 +159,8 @@ def _details(entry: TensorEntry) -> dict[str, Any]:
     constant      raw: whether one word stands for all
     top_bits      planes: bits of a word that are coded together, its exponent and perhaps more
     symbols       planes: how many values of these occur; absent if they are coded as they are
-    ranks         planes: whether the symbols are packed in pairs
-    escapes       planes: how many other values a chunk can have
+    ranks         planes: whether these values are packed in pairs, as ranks
+    escapes       planes, with ranks: how many others a chunk can have
     """
     part = entry.part
     if part is None:
@@ -172,8 +174,8 @@ def _details(entry: TensorEntry) -> dict[str, Any]:
         details |= {"top_bits": part.fields.top_bits, "ranks": part.ranks is not None}
         if part.symbols is not None:
             details["symbols"] = sum(count for _, count in part.symbols)
-        if part.escapes:
-            details["escapes"] = part.escapes.shape[-1]
+        if part.ranks is not None:
+            details["escapes"] = part.n_escapes
     return details
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from mzstore import kernels
 from mzstore.workspace import buffer
 
+NO_ESCAPE = 0xFFFF_FFFF  # fills the rest of a chunk's escapes
+FREQUENT_AMONG = 1 << 12  # ranks among which a frequent one is looked for
 BLOCK = 1 << 16  # words in one NumPy step: temporaries stay in the second-level cache
 
 
@@ -52,12 +54,23 @@ def tops(words: np.ndarray, fields: Fields) -> np.ndarray:
     return top.astype(np.uint16)
 
 
-def split(words: np.ndarray, fields: Fields, ranks: np.ndarray | None, planes: np.ndarray) -> None:
+def count_beyond(words: np.ndarray, fields: Fields, first: int, count: int) -> int:
+    """How many of ``words`` (n, contiguous) have a top field that is none of ``count`` from ``first`` on."""
+    word, found = fields.word.type, 0
+    for start in range(0, words.size, BLOCK):
+        # A sign that is shifted out instead of rotated to the end changes no top field.
+        r = words[start : start + BLOCK] << word(fields.rotate)
+        r -= word(first << fields.top_shift)
+        found += int(np.count_nonzero(r >= word(count << fields.top_shift)))
+    return found
+
+
+def split(words: np.ndarray, fields: Fields, symbols: np.ndarray | None, planes: np.ndarray) -> None:
     """Fill ``planes`` (uint8[1 + low planes, n], contiguous) from ``words`` (n, contiguous).
 
-    ``ranks`` (uint8[2 ** top_bits]) is what stands for each top field; None: the field itself, of 8 bits.
+    ``symbols`` (uint8[2 ** top_bits]) is what stands for each top field; None: the field itself, of 8 bits.
     """
-    if ranks is None and fields.rotate and fields.word_bits in (16, 32) and kernels.pays(words.nbytes):
+    if symbols is None and fields.rotate and fields.word_bits in (16, 32) and kernels.pays(words.nbytes):
         kernel = kernels.load()
         (kernel.split2 if fields.word_bits == 16 else kernel.split4)(words, planes)
         return
@@ -65,7 +78,7 @@ def split(words: np.ndarray, fields: Fields, ranks: np.ndarray | None, planes: n
         part = slice(start, start + BLOCK)
         r = _rotated_left(words[part], fields)
         top = r >> fields.word.type(fields.top_shift)
-        planes[0, part] = top if ranks is None else ranks[top]
+        planes[0, part] = top if symbols is None else symbols[top]
         for k, (bits, shift) in enumerate(zip(fields.low_bits, fields.low_shifts, strict=True), 1):
             planes[k, part] = (r >> fields.word.type(shift)) & fields.word.type((1 << bits) - 1)
 
@@ -96,29 +109,45 @@ def join(
         step(*planes, _Walk(first + start, out_start, *rest))
 
 
-def expand_ranks(ranks: np.ndarray, table: np.ndarray, out: np.ndarray) -> None:
-    """Fill ``out`` (uint8[*chunk]) with table[rank], two ranks of 4 bits to a byte of ``ranks``, low one first."""
-    cols = out.shape[-1] if out.ndim else 1
-    if cols % 2 == 0:  # then rows go on without a gap, and are one
-        cols = out.size
-    out2, ranks2 = out.reshape(-1, cols), ranks.reshape(-1, (cols + 1) // 2)
+def expand_ranks(packed: np.ndarray, first: int, escapes: np.ndarray, out: np.ndarray) -> bool:
+    """Fill ``out`` (uint8[n]) with top fields: the inverse of ``pack_ranks``. Whether ``escapes`` were as they have to be.
+
+    packed   uint8[ceil(n / 2)]; each rank stands for the top field ``first + rank``
+    escapes  uint32: position * 256 + top field, ascending, then NO_ESCAPE
+    """
     if kernels.pays(out.size):
-        kernels.load().expand_ranks(ranks2, table, out2)
-        return
-    pairs = np.empty((256, 2), np.uint8)
-    pairs[:, 0], pairs[:, 1] = table[np.arange(256) & 15], table[np.arange(256) >> 4]
-    for row, target in zip(ranks2, out2, strict=True):
-        for j in range(0, row.size, BLOCK):
-            part = pairs[row[j : j + BLOCK]].reshape(-1)
-            target[2 * j : 2 * (j + BLOCK)] = part[: cols - 2 * j]
+        valid: bool = kernels.load().expand_ranks(packed, first, escapes, NO_ESCAPE, out)
+        return valid
+    for start in range(0, packed.size, BLOCK):
+        part = packed[start : start + BLOCK]
+        pairs = buffer("ranks", 2 * part.size).view("<u2")  # a pair of bytes at a time
+        np.copyto(pairs, part)
+        np.bitwise_or(pairs, pairs << 4, out=pairs)
+        np.bitwise_and(pairs, 0x0F0F, out=pairs)
+        np.add(pairs, np.uint16(first * 0x0101), out=pairs)
+        target = out[2 * start : 2 * (start + BLOCK)]
+        np.copyto(target, pairs.view(np.uint8)[: target.size])
+    used = escapes[: np.count_nonzero(escapes != NO_ESCAPE)]
+    at = used >> 8
+    if used.size and (
+        int(at[-1]) >= out.size or (at[1:] <= at[:-1]).any()
+    ):  # a NO_ESCAPE among them breaks one of the two
+        return False
+    out[at] = used & 255
+    return True
 
 
-def pack_ranks(ranks: np.ndarray) -> np.ndarray:
-    """Two ranks (uint8[*chunk], below 16) to a byte along the last axis; the inverse of ``expand_ranks``."""
-    if ranks.shape[-1] % 2:
-        ranks = np.concatenate([ranks, np.zeros((*ranks.shape[:-1], 1), np.uint8)], axis=-1)
-    packed: np.ndarray = ranks[..., 0::2] | (ranks[..., 1::2] << 4)
-    return packed
+def pack_ranks(top: np.ndarray, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Top fields (uint8[n]) as ranks, two of 4 bits to a byte, the first one low; and those that are none of ``count``
+    from ``first`` on as escapes (uint32: position * 256 + top field). Their ranks are arbitrary: a frequent one.
+    """
+    ranks = top - np.uint8(first)
+    at = np.flatnonzero(ranks >= count)
+    if at.size:
+        ranks[at] = np.bincount(ranks[:FREQUENT_AMONG], minlength=count)[:count].argmax()
+    pairs = (ranks if ranks.size % 2 == 0 else np.append(ranks, np.uint8(0))).view("<u2")
+    packed: np.ndarray = (pairs | pairs >> 4).astype(np.uint8)
+    return packed, (at * 256 + top[at]).astype("<u4")
 
 
 def _rotated_left(words: np.ndarray, fields: Fields) -> np.ndarray:

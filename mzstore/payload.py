@@ -14,6 +14,7 @@ from mzstore.errors import CorruptError, FormatError
 from mzstore.grid import MAX_CHUNK_NBYTES
 
 CRC_NBYTES = 4
+MAX_BLOCK_NBYTES = 128 << 10  # the content of a zstd block
 MAX_PAYLOAD_NBYTES = 2 * MAX_CHUNK_NBYTES  # zstd adds far less to what it cannot compress
 LEVEL_IN_DOCUMENTS = 1  # the zstd level that documents state; it binds neither writer nor reader
 
@@ -38,27 +39,37 @@ CODERS = {
 _local = threading.local()
 
 
-def compress(planes: Sequence[np.ndarray], *, coder: str, block_nbytes: int) -> bytes:
+def compress(
+    planes: Sequence[np.ndarray], *, coder: str, block_nbytes: int, stored: Sequence[np.ndarray] = ()
+) -> bytes:
     """One zstd frame over ``planes`` (uint8, contiguous), one after the other, by one of CODERS.
 
     A zstd block is ended behind every plane, because a block has one Huffman table and two planes have little
     in common, and within a plane after ``block_nbytes`` at the latest (zstd itself stops at 128 KiB).
+    ``stored`` follows without compression: what is known not to shrink, or to be one byte again and again.
     """
     held = _local.__dict__  # a thread's coders and decoder are made once
     if coder not in held:
         held[coder] = zstandard.ZstdCompressor(compression_params=CODERS[coder])
-    stream = held[coder].compressobj(size=sum(plane.size for plane in planes))
+    stream = held[coder].compressobj(size=sum(plane.size for planes_ in (planes, stored) for plane in planes_))
     pieces = []
     for plane in planes:
         blocks = max(1, -(-plane.size // block_nbytes))
         step = max(1, -(-plane.size // blocks))  # of equal size: a short one at the end hardly pays for its table
         pieces += [plane[start : start + step] for start in range(0, plane.size, step)]
-    out = []
-    for piece in pieces[:-1]:
+    raw = [plane[i : i + MAX_BLOCK_NBYTES] for plane in stored for i in range(0, plane.size, MAX_BLOCK_NBYTES)]
+    out: list[bytes | memoryview] = []
+    for i, piece in enumerate(pieces):
         out.append(stream.compress(piece))
-        out.append(stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-    out += [stream.compress(piece) for piece in pieces[-1:]]
-    out.append(stream.flush())
+        if raw or i + 1 < len(pieces):
+            out.append(stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    if not raw:
+        out.append(stream.flush())
+    for i, piece in enumerate(raw):  # blocks as in RFC 8878, section 3.1.1.2
+        last = int(i + 1 == len(raw))
+        repeated = int(piece[0] == piece[-1] and (piece == piece[0]).all())
+        out.append((last | repeated << 1 | piece.size << 3).to_bytes(3, "little"))
+        out.append(piece[:1].data if repeated else piece.data)
     return b"".join(out)
 
 

@@ -337,88 +337,79 @@ def planes_vectors() -> Iterator[tuple[str, Json]]:
     ):
         yield f"planes/{name}", v([clause, "planes-1"], part, arrays, plain, error="format")
 
-    ranks = ["uint8", [2], [2]]
-    low = ["uint8", [1, 3], [1, 3]]
-    escapes = ["uint32", [1, 2], [1, 2]]
-    some = rotate | {"symbols": [[126, 2]]}
-    three = rotate | {"symbols": [[126, 3]]}
-    pair = {"ranks": ranks, "planes": low}
-    triple = {"ranks": ranks, "escapes": escapes, "planes": low}
-    lows = {"planes/c/0/0": "00 01 00"}
-    yield "planes/ranks-alone", v(["planes-5", "planes-6"], three, pair, lows | {"ranks/c/0": "21 00"}, words=ONE)
-    all16 = rotate | {"symbols": [[120, 16]]}
+    def ranked(first: Any = 126, chunk_shape: Any = (3,), **more: Any) -> Json:
+        chunks = list(chunk_shape) if isinstance(chunk_shape, tuple) else chunk_shape
+        return rotate | {"ranks": first, "chunk_shape": chunks} | more
+
+    none, two_ = ({"": ["uint8", [1, 5 + 4 * m], [1, 5 + 4 * m]]} for m in (0, 2))
+    yield "planes/ranks-alone", v(["planes-5"], ranked(), none, {"c/0/0": "21 00 00 01 00"}, words=ONE)
+    yield "planes/ranks-of-15", v(["planes-5"], ranked(113), none, {"c/0/0": "fe 0d 00 01 00"}, words=ONE)
     yield (
-        "planes/16-ranks",
-        v(["planes-6"], all16, pair, lows | {"ranks/c/0": "87 f6"}, words=ONE),
+        "planes/ranks-from-240",
+        v(["planes-5"], ranked(240), none, {"c/0/0": "f0 00 00 01 00"}, words="0078 80ff 0078"),
     )
-    rows = {"ranks": ["uint8", [2, 1], [2, 1]], "planes": ["uint8", [1, 2, 1], [1, 2, 1]]}
+    yield "planes/ranks-unused-bits", v(["planes-5"], ranked(), none, {"c/0/0": "21 f0 00 01 00"}, words=ONE)
     yield (
-        "planes/ranks-rows-begin-a-byte",
-        v(["planes-6"], three, rows, {"ranks/c/0/0": "01 02", "planes/c/0/0/0": "00 01"}, shape=[2, 1], words="803f 00c0"),
+        "planes/ranks-across-rows",
+        v(["planes-5"], ranked(126, (2, 1)), {"": ["uint8", [1, 1, 3], [1, 1, 3]]}, {"c/0/0/0": "21 00 01"}, shape=[2, 1], words="803f 00c0"),
     )  # fmt: skip
-    chunks = {"ranks": ["uint8", [2], [1]], "escapes": ["uint32", [2, 1], [1, 1]], "planes": ["uint8", [1, 3], [1, 2]]}
-    bodies = {"ranks/c/0": "01", "ranks/c/1": "00", "escapes/c/0/0": "80 01 00 00", "escapes/c/1/0": "ff ff ff ff"}
-    bodies |= {"planes/c/0/0": "00 01", "planes/c/0/1": "00 00"}
-    yield "planes/ranks-in-two-chunks", v(["planes-1", "planes-7"], some, chunks, bodies, words=ONE)
-    lows |= {"ranks/c/0": "01 00"}
     yield (
-        "planes/fewer-escapes-than-room",
-        v(["planes-7"], some, triple, lows | {"escapes/c/0/0": "80 01 00 00 ff ff ff ff"}, words=ONE),
+        "planes/ranks-of-a-scalar",
+        v(["planes-5"], ranked(126, ()), {"": ["uint8", [2], [2]]}, {"c/0": "01 00"}, shape=[], words="803f"),
     )
     yield (
-        "planes/escape-of-a-symbol",
-        v(["planes-7"], some, triple, lows | {"escapes/c/0/0": "80 01 00 00 7e 02 00 00"}, words=ONE),
+        "planes/ranks-of-no-words",
+        v(["planes-5"], ranked(), {"": ["uint8", [0, 5], [1, 5]]}, {}, shape=[0], words=""),
     )
-    for name, clause, bodies in (
-        ("rank-of-nothing", "planes-6", {"ranks/c/0": "21 00", "escapes/c/0/0": "ff" * 8}),
-        ("rank-of-nothing-in-the-low-bits", "planes-6", {"ranks/c/0": "02 00", "escapes/c/0/0": "ff" * 8}),
-        ("rank-of-nothing-in-the-rest-of-a-row", "planes-6", {"ranks/c/0": "01 20", "escapes/c/0/0": "ff" * 8}),
-        ("escape-beyond-the-chunk", "planes-7", {"escapes/c/0/0": "80 03 00 00 ff ff ff ff"}),
-        ("escape-far-beyond-the-chunk", "planes-7", {"escapes/c/0/0": "fe ff ff ff ff ff ff ff"}),
-        ("escape-twice", "planes-7", {"escapes/c/0/0": "80 01 00 00 81 01 00 00"}),
-        ("escapes-descend", "planes-7", {"escapes/c/0/0": "80 02 00 00 80 01 00 00"}),
-        ("escape-behind-the-last", "planes-7", {"escapes/c/0/0": "ff ff ff ff 80 01 00 00"}),
-        ("escapes-missing", "payload-4", {}),
+    yield (
+        "planes/ranks-of-bytes",
+        v(["planes-5"], ranked(2), {"": ["uint8", [1, 2], [1, 2]]}, {"c/0/0": "20 01"}, dtype="uint8", words="010281"),
+    )
+    yield (
+        "planes/ranks-of-32-bits",
+        v(["planes-5"], ranked(126, (1,)), {"": ["uint8", [1, 4], [1, 4]]}, {"c/0/0": "01 00 00 01"}, dtype="float32", shape=[1], words="000080bf"),
+    )  # fmt: skip
+    chunks = {"": ["uint8", [2, 7], [1, 7]]}
+    bodies = {"c/0/0": "01 00 01 80 01 00 00", "c/1/0": "00 00 00 ff ff ff ff"}
+    yield "planes/ranks-in-two-chunks", v(["planes-1", "planes-6"], ranked(126, (2,)), chunks, bodies, words=ONE)
+    fewer = {"c/0/0": "01 00 00 01 00 80 01 00 00 ff ff ff ff"}
+    yield "planes/fewer-escapes-than-room", v(["planes-6"], ranked(), two_, fewer, words=ONE)
+    all_ = {"c/0/0": "01 00 00 01 00 80 01 00 00 7e 02 00 00"}
+    yield "planes/escape-of-a-rank", v(["planes-6"], ranked(), two_, all_, words=ONE)
+    for name, escapes in (
+        ("escape-beyond-the-chunk", "80 03 00 00 ff ff ff ff"),
+        ("escape-far-beyond-the-chunk", "fe ff ff ff ff ff ff ff"),
+        ("escape-twice", "80 01 00 00 81 01 00 00"),
+        ("escapes-descend", "80 02 00 00 80 01 00 00"),
+        ("escape-behind-the-last", "ff ff ff ff 80 01 00 00"),
     ):
-        yield f"planes/{name}", v([clause], some, triple, lows | bodies, error="corrupt")
+        yield f"planes/{name}", v(["planes-6"], ranked(), two_, {"c/0/0": f"01 00 00 01 00 {escapes}"}, error="corrupt")
     for name, part, arrays, more in (
-        ("ranks-without-symbols", rotate, pair, {}),
-        ("ranks-of-9-bits", nine, pair, {}),
-        (
-            "ranks-of-7-bits",
-            {"rotate": True, "top_bits": 7, "symbols": [[1, 2]]},
-            {"ranks": ranks, "planes": two[""]},
-            {},
-        ),
-        ("17-ranks", rotate | {"symbols": [[110, 17]]}, pair, {}),
-        ("ranks-of-bytes", some, pair, {"dtype": "uint8"}),
-        ("ranks-of-a-scalar", some, {"ranks": ["uint8", [], []], "planes": ["uint8", [1], [1]]}, {"shape": []}),
-        ("ranks-not-halved", some, {"ranks": ["uint8", [3], [3]], "planes": low}, {}),
-        (
-            "ranks-across-chunks",
-            some,
-            {"ranks": ["uint8", [3], [2]], "planes": ["uint8", [1, 5], [1, 3]]},
-            {"shape": [5]},
-        ),
-        ("ranks-with-the-first-plane", some, {"ranks": ranks, "planes": two[""]}, {}),
-        ("escapes-without-ranks", some, {"escapes": escapes, "planes": two[""]}, {}),
-        ("escapes-without-planes", some, {"escapes": escapes, "ranks": ranks}, {}),
-        ("escapes-of-16-bits", some, triple | {"escapes": ["uint16", [1, 2], [1, 2]]}, {}),
-        ("escapes-in-pieces", some, triple | {"escapes": ["uint32", [1, 2], [1, 1]]}, {}),
-        ("escapes-without-axes", some, triple | {"escapes": ["uint32", [], []]}, {}),
-        ("escapes-of-other-chunks", some, triple | {"escapes": ["uint32", [2, 2], [1, 2]]}, {}),
-        (
-            "escapes-of-too-large-a-chunk",
-            some,
-            {
-                "ranks": ["uint8", [1 << 23], [1 << 23]],
-                "escapes": escapes,
-                "planes": ["uint8", [1, 1 << 24], [1, 1 << 24]],
-            },
-            {"shape": [1 << 24]},
-        ),
-    ):
-        yield f"planes/{name}", v(["planes-1", "planes-4"], part, arrays, error="format", **more)
+        ("ranks-and-symbols", ranked(symbols=[[126, 3]]), none, {}),
+        ("ranks-of-9-bits", ranked(top_bits=9), none, {}),
+        ("ranks-of-7-bits", ranked(top_bits=7), none, {}),
+        ("ranks-from-241", ranked(241), none, {}),
+        ("ranks-negative", ranked(-1), none, {}),
+        ("ranks-are-true", ranked(True), none, {}),
+        ("ranks-are-null", ranked(None), none, {}),
+        ("ranks-are-a-list", ranked([126, 3]), none, {}),
+        ("ranks-without-chunk-shape", rotate | {"ranks": 126}, none, {}),
+        ("ranks-of-chunks-of-0", ranked(126, (0,)), none, {}),
+        ("ranks-of-chunks-of-more-axes", ranked(126, (3, 1)), none, {}),
+        ("ranks-of-other-chunks", ranked(126, (2,)), none, {}),
+        ("ranks-of-negative-chunks", ranked(126, (-3,)), none, {}),
+        ("ranks-of-overflowing-chunks", ranked(126, (2**64 + 3,)), none, {}),
+        ("ranks-of-too-large-a-chunk", ranked(126, (1 << 24,)), {"": ["uint8", [1, 3 << 23], [1, 3 << 23]]}, {"shape": [1 << 24]}),
+        ("ranks-without-the-low-plane", ranked(), {"": ["uint8", [1, 2], [1, 2]]}, {}),
+        ("ranks-in-plain-planes", ranked(), two, {}),
+        ("ranks-without-axes", ranked(), {"": ["uint8", [], []]}, {}),
+        ("ranks-without-a-last-axis", ranked(), {"": ["uint8", [5], [5]]}, {}),
+        ("ranks-of-16-bits", ranked(), {"": ["uint16", [1, 5], [1, 5]]}, {}),
+        ("ranks-in-pieces", ranked(), {"": ["uint8", [1, 5], [1, 3]]}, {}),
+        ("ranks-of-too-many-chunks", ranked(), {"": ["uint8", [2, 5], [1, 5]]}, {}),
+        ("escapes-of-3-bytes", ranked(), {"": ["uint8", [1, 8], [1, 8]]}, {}),
+    ):  # fmt: skip
+        yield f"planes/{name}", v(["planes-1"], part, arrays, error="format", **more)
 
 
 def narrow_vectors() -> Iterator[tuple[str, Json]]:
@@ -448,22 +439,19 @@ def narrow_vectors() -> Iterator[tuple[str, Json]]:
 def good_root() -> tuple[Json, dict[str, str]]:
     """A model of a stored tensor, one equal to it, one in planes and ranks, an asset and a layout."""
     about = {"dtype": "uint8", "shape": [3], "sha256": hashlib.sha256(b"\1\2\3").hexdigest()}
-    ranks = {"encoding": "planes", "rotate": True, "symbols": [[126, 3]]}
+    ranks = {"encoding": "planes", "rotate": True, "ranks": 126, "chunk_shape": [3]}
     other = {"dtype": "bfloat16", "shape": [3], "sha256": hashlib.sha256(unhex(ONE)).hexdigest(), "parts": [ranks]}
     nodes = {
         "w": array("uint8", [3], [3], about=about | {"parts": [{"encoding": "raw"}]}),
         "again": group(about | {"name": "w/again", "same_as": "w"}),
-        "r": group(other),
-        "r/ranks": array("uint8", [2], [2]),
-        "r/planes": array("uint8", [1, 3], [1, 3]),
+        "r": array("uint8", [1, 5], [1, 5], about=other),
     }
     asset = {"path": "sub/a.txt", "key": "assets/sub/a.txt", "nbytes": 2, "sha256": hashlib.sha256(b"hi").hexdigest()}
     layout = {"path": "m.safetensors", "key": "layouts/0", "format": "safetensors"}
     header = b'{"w":{"dtype":"U8","shape":[3],"data_offsets":[0,3]}}'
     objects = {
         "w/c/0": seal(b"\1\2\3").hex(),
-        "r/ranks/c/0": seal(unhex("21 00")).hex(),
-        "r/planes/c/0/0": seal(unhex("00 01 00")).hex(),
+        "r/c/0/0": seal(unhex("21 00 00 01 00")).hex(),
         "assets/sub/a.txt": b"hi".hex(),
         "layouts/0": (struct.pack("<Q", len(header)) + header).hex(),
     }
@@ -533,7 +521,6 @@ def document_vectors() -> Iterator[tuple[str, Json]]:
         ("other-attributes", "document-2", "format", ("attributes",), {"ours": {}}),
         ("mzstore-is-a-list", "document-2", "format", mz, []),
         ("node-is-a-list", "document-2", "format", ("node", "w"), []),
-        ("component-is-a-list", "document-2", "format", ("node", "r/ranks"), []),
         ("node-of-another-type", "document-2", "format", ("node", "r", "node_type"), "folder"),
         ("node-without-mzstore", "document-2", "format", ("node", "w", "attributes"), {}),
         ("unused-member-of-the-root", "document-2", "", ("more",), {"must_understand": False}),
@@ -646,7 +633,6 @@ def tensor_vectors() -> Iterator[tuple[str, Json]]:
         ("parts-are-an-object", "tensor-4", "unsupported", (*w, "parts"), raw),
         ("unknown-encoding", "tensor-4", "unsupported", (*w, "parts"), [{"encoding": "sparse"}]),
         ("array-below-an-array", "tensor-4", "format", ("node", "w/planes"), array("uint8", [3], [3])),
-        ("group-of-one-array", "tensor-4", "format", ("node", "r/ranks"), ABSENT),
         ("group-of-nothing", "tensor-4", "format", ("node", "w"), group({"dtype": "uint8", "shape": [3], "sha256": "0" * 64, "parts": [raw]})),
         ("reference-to-nothing", "tensor-5", "format", (*again, "same_as"), "v"),
         ("reference-to-itself", "tensor-5", "format", (*again, "same_as"), "again"),
@@ -667,6 +653,12 @@ def tensor_vectors() -> Iterator[tuple[str, Json]]:
 
     yield "tensor/reference-to-a-reference", changed(["tensor-5"], "format", chain)
 
+    def lone(doc: Json, nodes: Json, objects: dict[str, str]) -> None:
+        nodes["r/planes"] = nodes["r"] | {"attributes": {}}
+        nodes["r"] = group(nodes["r"]["attributes"]["mzstore"])
+
+    yield "tensor/group-of-one-array", changed(["tensor-4"], "format", lone)
+
 
 def array_vectors() -> Iterator[tuple[str, Json]]:
     w = ("node", "w")
@@ -674,14 +666,12 @@ def array_vectors() -> Iterator[tuple[str, Json]]:
     zstd = {"name": "zstd", "configuration": {"level": 1, "checksum": False}}
     grid = ("chunk_grid", "configuration", "chunk_shape")
     for name, clause, error, path, value in (
-        ("component-is-a-group", "array-1", "format", ("node", "r/ranks", "node_type"), "group"),
-        ("component-of-zarr-v2", "array-1", "format", ("node", "r/ranks", "zarr_format"), 2),
         ("other-chunk-keys", "array-1", "format", (*w, "chunk_key_encoding"), {"name": "v2"}),
         ("dotted-chunk-keys", "array-1", "format", (*w, "chunk_key_encoding"), {"name": "default", "configuration": {"separator": "."}}),
         ("unknown-member", "array-1", "unsupported", (*w, "storage_transformers"), []),
         ("no-fill-value", "array-1", "", (*w, "fill_value"), ABSENT),
         ("other-fill-value", "array-1", "", (*w, "fill_value"), 7),
-        ("attributes-of-a-component", "array-1", "", ("node", "r/ranks", "attributes"), {"more": 1}),
+        ("more-attributes", "array-1", "", (*w, "attributes", "more"), 1),
         ("no-shape", "array-2", "format", (*w, "shape"), ABSENT),
         ("negative-shape", "array-2", "format", (*w, "shape"), [-3]),
         ("no-grid", "array-2", "format", (*w, "chunk_grid"), ABSENT),
@@ -691,7 +681,7 @@ def array_vectors() -> Iterator[tuple[str, Json]]:
         ("chunk-of-fractions", "array-2", "format", (*w, *grid), [3.0]),
         ("chunk-too-large", "array-2", "format", (*w, *grid), [2**26 + 1]),
         ("chunk-of-overflow", "array-2", "format", (*w, *grid), [2**64 + 3]),
-        ("35-axes", "array-2", "format", ("node", "r/planes", "shape"), [1] * 35),
+        ("35-axes", "array-2", "format", ("node", "r", "shape"), [1] * 35),
         ("unknown-data-type", "array-2", "format", (*w, "data_type"), "float8_e5m2"),
         ("data-type-is-an-object", "array-2", "format", (*w, "data_type"), {"name": "uint8"}),
         ("no-codecs", "array-3", "unsupported", (*w, "codecs"), ABSENT),

@@ -727,45 +727,36 @@ def low_planes(w: int, top_bits: int) -> list[int]:
 def check_planes(part: dict[str, Any], dtype: str, shape: tuple[int, ...], arrays: Mapping[str, Array]) -> None:
     w, top_bits = DTYPES[dtype][0], part.get("top_bits", 8)
     need(is_integer(top_bits) and isinstance(part.get("rotate"), bool), "planes-1", "no top_bits, or no rotate")
-    # > The components are arrays as in this table, each with or without `zstd`: `planes` alone; `ranks` and `planes`; or all three.
-    names = set(arrays) if "" not in arrays else {"planes"}
-    need(names in ({"planes"}, {"ranks", "planes"}, {"ranks", "escapes", "planes"}), "planes-1", "other components")
-    ranks = "ranks" in names
-    # > `top_bits` is at
-    # > most 16 and at most the word size `w`; it is 8 if there are no `symbols` or if there are `ranks`.
+    need(list(arrays) == [""], "planes-1", "several arrays")
+    # > `top_bits` is at most 16 and at most the word size `w`; it is 8 if there are no `symbols`. There are not both `symbols` and `ranks`.
     need(1 <= top_bits <= min(16, w), "planes-1", "a wrong top_bits")
-    need(top_bits == 8 or ("symbols" in part and not ranks), "planes-1", "a wrong top_bits")
-    # > `ranks` need `symbols`, `w > 8`, at least one axis
-    need(not ranks or ("symbols" in part and w > 8 and len(shape) > 0), "planes-1", "ranks without what they need")
+    need(top_bits == 8 or "symbols" in part, "planes-1", "a wrong top_bits")
+    need("symbols" not in part or "ranks" not in part, "planes-1", "both symbols and ranks")
     if "symbols" in part:
-        check_symbols(part["symbols"], top_bits, 16 if ranks else 256)
-    planes = arrays.get("planes") or arrays[""]
-    p = len(low_planes(w, top_bits)) + (0 if ranks else 1)
-    need(len(planes.shape) == len(shape) + 1, "planes-1", "planes of other dimensions")
-    chunk = planes.chunk[1:]
-    expected = {"planes": ("uint8", (p, *shape), (p, *chunk))}
-    if ranks:
-        # > if there are two
-        # > or more chunks on the last axis, chunks of even length there.
-        need(chunk[-1] % 2 == 0 or ceil(shape[-1], chunk[-1]) < 2, "planes-1", "ranks across chunks")
-        expected["ranks"] = (
-            "uint8", (*shape[:-1], ceil(shape[-1], 2)), (*chunk[:-1], ceil(chunk[-1], 2))
-        )  # fmt: skip
-    if "escapes" in names:
-        # > With `escapes`, a chunk has less than 2^24 words.
-        need(math.prod(chunk) < 1 << 24, "planes-1", "escapes of large chunks")
-        need(len(arrays["escapes"].shape) == len(shape) + 1, "planes-1", "escapes of other dimensions")
-        m = arrays["escapes"].shape[-1]
+        check_symbols(part["symbols"], top_bits)
+    p = len(low_planes(w, top_bits))
+    if "ranks" in part:
+        # > `ranks` is 0 to 240, `chunk_shape` has an extent >= 1 for each axis of the word shape, and a chunk has less than 2^24 words.
+        need(is_integer(part["ranks"]) and 0 <= part["ranks"] <= 240, "planes-1", "wrong ranks")
+        chunk = part.get("chunk_shape")
+        need(is_integers(chunk) and len(chunk) == len(shape) and all(c >= 1 for c in chunk), "planes-1", "no chunks")
+        n = math.prod(chunk)
+        need(n < 1 << 24, "planes-1", "ranks of large chunks")
+        # > `k = ceil(n / 2) + n * p + 4 * m`, where `m >= 0` is the most escapes that a chunk can have.
+        k = arrays[""].shape[-1] if arrays[""].shape else -1
+        rest = k - ceil(n, 2) - n * p
+        need(rest >= 0 and rest % 4 == 0, "planes-1", "chunks of another size")
         counts = tuple(ceil(s, c) for s, c in zip(shape, chunk, strict=True))
-        expected["escapes"] = ("uint32", (*counts, m), (*(1 for _ in counts), m))
-    for name, wanted in expected.items():
-        array = planes if name == "planes" else arrays[name]
-        need((array.data_type, array.shape, array.chunk) == wanted, "planes-1", f"the array {name!r} does not fit")
+        expected = ("uint8", (*counts, k), (*(1 for _ in counts), k))
+    else:
+        expected = ("uint8", (1 + p, *shape), (1 + p, *arrays[""].chunk[1:]))
+    found = (arrays[""].data_type, arrays[""].shape, arrays[""].chunk)
+    need(found == expected, "planes-1", "the array does not fit")
 
 
-def check_symbols(symbols: object, top_bits: int, most: int) -> None:
+def check_symbols(symbols: object, top_bits: int) -> None:
     # > `symbols` is a list of pairs `[first, count]`, with `count >= 1`, in ascending order and without overlap, of top fields below `2^top_bits`; there are
-    # > 1 to 256 top fields in all, or 1 to 16 if there are `ranks`.
+    # > 1 to 256 top fields in all.
     pairs = isinstance(symbols, list) and all(is_integers(pair) and len(pair) == 2 for pair in symbols)
     need(pairs, "planes-4", "symbols are no pairs")
     assert isinstance(symbols, list)
@@ -773,31 +764,29 @@ def check_symbols(symbols: object, top_bits: int, most: int) -> None:
     for first, count in symbols:
         need(first >= end and count >= 1, "planes-4", "symbols do not ascend")
         end = first + count
-    need(end <= 1 << top_bits and 1 <= sum(n for _, n in symbols) <= most, "planes-4", "too many symbols, or none")
+    need(end <= 1 << top_bits and 1 <= sum(n for _, n in symbols) <= 256, "planes-4", "too many symbols, or none")
 
 
 def read_planes(objects: Mapping[str, Object], node: Node, shape: tuple[int, ...], word: np.dtype) -> np.ndarray:
     assert node.part is not None
     assert node.arrays is not None
-    one_array = "" in node.arrays
-    planes_array = node.arrays[""] if one_array else node.arrays["planes"]
     w, top_bits = 8 * word.itemsize, node.part.get("top_bits", 8)
     low_bits = low_planes(w, top_bits)
-    chunk_shape = planes_array.chunk[1:]
+    ranks = "ranks" in node.part
+    chunk_shape = tuple(node.part["chunk_shape"]) if ranks else node.arrays[""].chunk[1:]
     words = np.empty(shape, word)
     for position in positions(tuple(ceil(s, c) for s, c in zip(shape, chunk_shape, strict=True))):
-        planes = read_chunk(objects, node.key if one_array else f"{node.key}/planes", planes_array, (0, *position))
-        planes = planes.astype(np.uint64)
-        if one_array:
-            top, low = planes[0], planes[1:]
-            if "symbols" in node.part:
-                table = symbol_table(node.part["symbols"])
-                # > A reader refuses as corrupt a symbol that stands for nothing, also beyond the edges of the tensor.
-                need(int(top.max()) < len(table), "planes-4", "a symbol stands for nothing", CorruptRefused)
-                top = table[top]
+        if ranks:
+            body = read_chunk(objects, node.key, node.arrays[""], (*position, 0)).reshape(-1)
+            top, low = read_ranks(body, node.part["ranks"], math.prod(chunk_shape), len(low_bits))
         else:
-            # > if there is a component `ranks`, it holds the symbols, and `planes` holds only the low planes.
-            top, low = read_ranks(objects, node, position, chunk_shape), planes
+            planes = read_chunk(objects, node.key, node.arrays[""], (0, *position)).astype(np.uint64)
+            top, low = planes[0], planes[1:]
+        if "symbols" in node.part:
+            table = symbol_table(node.part["symbols"])
+            # > A reader refuses as corrupt a symbol that stands for nothing, also beyond the edges of the tensor.
+            need(int(top.max()) < len(table), "planes-4", "a symbol stands for nothing", CorruptRefused)
+            top = table[top]
         # > The *top field* is the
         # > `top_bits` most significant bits of `r`.
         shift = w - top_bits
@@ -809,7 +798,7 @@ def read_planes(objects: Mapping[str, Object], node: Node, shape: tuple[int, ...
         if node.part["rotate"]:
             # > let `r` be the word rotated left by one bit: `(word << 1 | word >> (w - 1))`, kept to `w` bits
             r = r >> np.uint64(1) | (r & np.uint64(1)) << np.uint64(w - 1)
-        put(words, position, r.astype(word))
+        put(words, position, r.astype(word).reshape(chunk_shape))
     return words
 
 
@@ -818,34 +807,24 @@ def symbol_table(symbols: list[list[int]]) -> np.ndarray:
     return np.array([top for first, count in symbols for top in range(first, first + count)], np.uint64)
 
 
-def read_ranks(
-    objects: Mapping[str, Object], node: Node, position: tuple[int, ...], chunk_shape: tuple[int, ...]
-) -> np.ndarray:
-    """The top fields of one chunk."""
-    assert node.part is not None
-    assert node.arrays is not None
-    table = symbol_table(node.part["symbols"])
-    packed = read_chunk(objects, f"{node.key}/ranks", node.arrays["ranks"], position)
-    # > A byte of `ranks` holds two symbols of one row of the chunk, the first in bits 0 to 3, the second in bits 4 to 7; every row of the chunk begins a byte.
-    pairs = np.stack([packed & 15, packed >> 4], axis=-1)
-    # > A reader refuses
-    # > as corrupt bits that stand for no symbol, also where a row of odd length leaves bits 4 to 7 over.
-    need(int(pairs.max()) < len(table), "planes-6", "a rank stands for nothing", CorruptRefused)
-    top = table[pairs.reshape(*packed.shape[:-1], -1)[..., : chunk_shape[-1]]].reshape(-1)
-    if "escapes" in node.arrays:
-        numbers = (
-            read_chunk(objects, f"{node.key}/escapes", node.arrays["escapes"], (*position, 0)).reshape(-1).tolist()
-        )
-        # > The numbers come first, their positions ascending and below the number of words in the chunk; the rest of the chunk is `ffffffff`.
-        while numbers and numbers[-1] == 0xFFFFFFFF:
-            numbers.pop()
-        at = [e >> 8 for e in numbers]
-        ascending = all(a < b for a, b in itertools.pairwise(at))
-        need(ascending and (not at or at[-1] < top.size), "planes-7", "escapes out of order", CorruptRefused)
-        for e in numbers:
-            # > the word at position `e >> 8` of the chunk, counted in row-major order from 0, has the top field `e & 255`
-            top[e >> 8] = e & 255
-    return top.reshape(chunk_shape)
+def read_ranks(body: np.ndarray, first: int, n: int, p: int) -> tuple[np.ndarray, np.ndarray]:
+    """The top fields and the low planes of the words of one chunk."""
+    # > The chunk begins with `ceil(n / 2)` bytes of ranks: bits 0 to 3 of byte `i` are the rank of word `2 i`, bits 4 to 7 that
+    # > of word `2 i + 1`
+    packed, low, rest = np.split(body, [ceil(n, 2), ceil(n, 2) + n * p])
+    # > A rank stands for the top field `ranks + rank`.
+    top = (np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1)[:n] + first).astype(np.uint64)
+    # > The numbers come first, their positions ascending and below `n`; the rest is `ffffffff`.
+    numbers = rest.view("<u4").tolist()
+    while numbers and numbers[-1] == 0xFFFFFFFF:
+        numbers.pop()
+    at = [e >> 8 for e in numbers]
+    ascending = all(a < b for a, b in itertools.pairwise(at))
+    need(ascending and (not at or at[-1] < n), "planes-6", "escapes out of order", CorruptRefused)
+    for e in numbers:
+        # > A number `e` says that the word at position `e >> 8` of the chunk, counted from 0, has the top field `e & 255`,
+        top[e >> 8] = e & 255
+    return top, low.reshape(p, n).astype(np.uint64)
 
 
 # Section 8.3: narrow storage.

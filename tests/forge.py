@@ -21,7 +21,7 @@ from mzstore.arrays import Array
 from mzstore.documents import Asset, ModelDocument, TensorEntry, dump
 from mzstore.encode import Choice, payloads
 from mzstore.encodings import Coding, Part
-from mzstore.encodings.planes import Planes
+from mzstore.encodings.planes import N_RANKS, Planes
 from mzstore.encodings.raw import Raw, constant_array
 from mzstore.frameworks import as_words
 from mzstore.grid import Grid
@@ -113,7 +113,7 @@ def forge(
 
 
 def planes(chunk_shape: tuple[int, ...], top_bits: int = 8, **options: Any) -> Callable[[Any, np.ndarray], Part]:
-    """``planes`` in chunks of ``chunk_shape``; with ``symbols=True`` or ``ranks=True``."""
+    """``planes`` in chunks of ``chunk_shape``; with ``symbols=True`` or ``ranks=top field of rank 0``."""
 
     def part(spec: Any, words: np.ndarray) -> Planes:
         fields = Fields(spec.dtype.word_bits, top_bits, spec.dtype.exponent_bits > 0)
@@ -121,12 +121,11 @@ def planes(chunk_shape: tuple[int, ...], top_bits: int = 8, **options: Any) -> C
         if not options:
             return Planes.new(spec.dtype, grid, fields)
         count = np.bincount(tops(words.reshape(-1), fields), minlength=1 << top_bits)
-        if "ranks" not in options:
-            return Planes.new(spec.dtype, grid, fields, count > 0)
-        frequent = np.zeros(1 << top_bits, bool)
-        frequent[np.argsort(-count, kind="stable")[: options["ranks"]]] = True
-        escapes = int(count[~frequent].sum())
-        return Planes.new(spec.dtype, grid, fields, frequent & (count > 0), ranks=True, escapes=escapes)
+        if "ranks" in options:
+            first = options["ranks"]
+            escapes = int(count[:first].sum() + count[first + N_RANKS :].sum())
+            return Planes.new(spec.dtype, grid, fields, ranks=first, escapes=escapes)
+        return Planes.new(spec.dtype, grid, fields, present=count > 0)
 
     return part
 
@@ -160,7 +159,7 @@ def every_kind() -> Forged:
             "narrow": (weights((3, 4), 1, "bfloat16").astype(np.float32), narrow((3, 4), "bfloat16")),
             "planes": (weights((4, 6), 3, "bfloat16"), planes((2, 6))),
             "symbols": (weights((3, 4), 4), planes((3, 4), 10, symbols=True)),
-            "ranked": (ranked, planes((2, 6), ranks=4)),
+            "ranked": (ranked, planes((2, 6), ranks=112)),
             "four": (np.arange(7, dtype=np.uint8).view(ml_dtypes.uint4), raw((4,))),
         },
         {"config.json": b'{"layers": 1}'},

@@ -80,9 +80,8 @@ def test_json(forged, tmp_path):
     assert tensors["narrow"]["details"]["stored_dtype"] == "bfloat16"
     assert tensors["symbols"]["details"]["top_bits"] == 10
     assert tensors["ranked"]["details"]["ranks"] is True
-    assert tensors["ranked"]["details"]["symbols"] >= 4
-    assert tensors["ranked"]["chunks"] == 2 * 3
-    assert tensors["ranked"]["details"]["escapes"] > 0
+    assert tensors["ranked"]["chunks"] == 2
+    assert tensors["ranked"]["details"]["escapes"] == 1
     tied = tensors["tied"]
     assert (tied["encoding"], tied["same_as"], tied["stored_nbytes"], tied["chunks"]) == ("same", "constant", 0, 0)
 
@@ -97,7 +96,7 @@ def test_the_encoding_in_words(forged):
         "constant": "constant",
         "narrow": "raw, as bfloat16",
         "planes": "planes",
-        "ranked": "planes, 4 ranks",
+        "ranked": "planes, ranks",
         "four": "raw",
         "tied": "same as constant",
     }

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mzstore import kernels
-from mzstore.interleave import Fields, expand_ranks, join, pack_ranks, split, tops
+from mzstore.interleave import NO_ESCAPE, Fields, count_beyond, expand_ranks, join, pack_ranks, split, tops
 
 ALL_FIELDS = [
     Fields(bits, top, rotate)
@@ -53,14 +53,14 @@ def random_words(fields: Fields, count: int, seed: int = 0) -> np.ndarray:
 
 
 def symbols_for(words: np.ndarray, fields: Fields) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray]:
-    """(rank of each top field, table of top fields, words whose top fields all have a rank)."""
+    """(symbol of each top field, table of top fields, words whose top fields all have a symbol)."""
     if fields.top_bits == 8:
         return None, None, words
     table = np.unique(tops(words, fields))[:256]
     words = words[np.isin(tops(words, fields), table)]
-    ranks = np.zeros(1 << fields.top_bits, np.uint8)
-    ranks[table] = np.arange(table.size)
-    return ranks, table, words
+    symbols = np.zeros(1 << fields.top_bits, np.uint8)
+    symbols[table] = np.arange(table.size)
+    return symbols, table, words
 
 
 @pytest.mark.parametrize("fields", ALL_FIELDS, ids=str)
@@ -69,19 +69,19 @@ def test_fields_are_those_of_the_format(fields):
         top, *low = cut_by_hand(word, fields)
         assert tops(np.array([word], fields.word), fields).tolist() == [top]
         assert len(low) == len(fields.low_bits)
-        ranks, _, _ = symbols_for(np.array([word], fields.word), fields)
+        symbols, _, _ = symbols_for(np.array([word], fields.word), fields)
         planes = np.empty((1 + len(low), 1), np.uint8)
-        split(np.array([word], fields.word), fields, ranks, planes)
+        split(np.array([word], fields.word), fields, symbols, planes)
         assert planes[1:, 0].tolist() == low
-        assert planes[0, 0] == (top if ranks is None else 0)
+        assert planes[0, 0] == (top if symbols is None else 0)
 
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.parametrize("fields", ALL_FIELDS, ids=str)
 def test_join_undoes_split(fields, way):
-    ranks, table, words = symbols_for(random_words(fields, 5000), fields)
+    symbols, table, words = symbols_for(random_words(fields, 5000), fields)
     planes = np.empty((1 + len(fields.low_bits), words.size), np.uint8)
-    split(words, fields, ranks, planes)
+    split(words, fields, symbols, planes)
     out = np.empty_like(words)
     join(planes[0], planes[1:], (slice(0, words.size),), fields, table, out)
     np.testing.assert_array_equal(out, words)
@@ -118,10 +118,10 @@ def boxes(draw):
 def test_any_box_into_any_memory(case, fields):
     """``join`` writes the box, and nothing beside it, by NumPy and by Numba."""
     shape, box, margins, steps, order = case
-    ranks, table, words = symbols_for(random_words(fields, 40), fields)
+    symbols, table, words = symbols_for(random_words(fields, 40), fields)
     words = np.resize(words, shape)
     planes = np.empty((1 + len(fields.low_bits), words.size), np.uint8)
-    split(words.reshape(-1), fields, ranks, planes)
+    split(words.reshape(-1), fields, symbols, planes)
     expected = words[box]
     for compiled in (False, True):
         with pytest.MonkeyPatch.context() as patch:
@@ -147,25 +147,55 @@ def test_a_scalar():
 
 
 @pytest.mark.parametrize("way", WAYS, indirect=True)
-@pytest.mark.parametrize(
-    "shape", [(1,), (2,), (7,), (3, 5), (3, 4), (2, 3, 9), (1, 1), (70, 999), (70, 1000), (200_001,)]
-)
-@pytest.mark.parametrize("first", [None, 0, 100, 240])
-def test_ranks(shape, first, way):
-    """``first``: the table is a run that starts there."""
+@pytest.mark.parametrize("n", [1, 2, 7, 100, 131_071, 131_072, 200_001])
+@pytest.mark.parametrize("first", [0, 100, 240])
+@pytest.mark.parametrize("spare", [0, 5])
+def test_ranks(n, first, spare, way):
     rng = np.random.default_rng(1)
-    ranks = rng.integers(0, 16, shape, dtype=np.uint8)
-    table = (
-        rng.permutation(256).astype(np.uint8)[:16] if first is None else np.arange(first, first + 16, dtype=np.uint8)
-    )
-    packed = pack_ranks(ranks)
-    assert packed.shape == (*shape[:-1], (shape[-1] + 1) // 2)
-    if shape[-1] % 2:
-        assert not (packed[..., -1] >> 4).any(), "what is left over is 0"
-    assert ((packed & 15) == ranks[..., ::2]).all(), "the low half is the first"
-    out = np.full(shape, 99, np.uint8)
-    expand_ranks(packed, table, out)
-    np.testing.assert_array_equal(out, table[ranks])
+    top = rng.integers(first, first + 16, n, dtype=np.uint8)
+    others = np.unique(rng.integers(0, n, n // 50))
+    top[others] = (first + 16 + rng.integers(0, 240, others.size)) % 256
+    packed, escapes = pack_ranks(top, first, 16)
+    assert packed.dtype == np.uint8
+    assert packed.shape == ((n + 1) // 2,)
+    assert escapes.tolist() == [at * 256 + int(top[at]) for at in others]
+    if n % 2:
+        assert packed[-1] < 16, "what is left over is 0"
+    if not others.size:
+        assert ((packed & 15) == (top[::2] - first)).all(), "the low half is the first"
+    escapes = np.append(escapes, np.full(spare, NO_ESCAPE, np.uint32))
+    out = np.full(n, 99, np.uint8)
+    assert expand_ranks(packed, first, escapes, out)
+    np.testing.assert_array_equal(out, top)
+
+
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+@pytest.mark.parametrize(
+    "escapes",
+    [
+        [5 * 256 + 1, 5 * 256 + 2],
+        [6 * 256 + 1, 5 * 256 + 1],
+        [NO_ESCAPE, 5 * 256 + 1],
+        [5 * 256, NO_ESCAPE, 6 * 256],
+        [1200 * 256],
+        [NO_ESCAPE - 1],
+        [NO_ESCAPE - 255],
+    ],
+    ids=["twice", "descending", "behind the end", "behind the end of some", "beyond", "far away", "last position"],
+)
+def test_escapes_out_of_order(escapes, way):
+    out = np.zeros(1200, np.uint8)
+    assert not expand_ranks(np.zeros(600, np.uint8), 100, np.array(escapes, np.uint32), out)
+
+
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize("rotate", [True, False])
+@pytest.mark.parametrize("first", [0, 17, 240])
+def test_count_beyond(bits, rotate, first):
+    fields = Fields(bits, 8, rotate)
+    words = random_words(fields, (1 << 16) + 99)
+    top = tops(words, fields)
+    assert count_beyond(words, fields, first, 16) == int(((top < first) | (top >= first + 16)).sum())
 
 
 @pytest.mark.parametrize(("word_bits", "top_bits"), [(16, 0), (16, 17), (8, 9), (16, -1), (24, 8), (128, 8), (32, 17)])

@@ -17,7 +17,7 @@ from mzstore.documents import DOCUMENT, ModelDocument, TensorEntry, dump
 from mzstore.dtypes import of_array
 from mzstore.encode import Choice, payloads
 from mzstore.encodings import Coding, chunk_path, read_chunk
-from mzstore.encodings.planes import Planes
+from mzstore.encodings.planes import N_RANKS, Planes
 from mzstore.grid import Grid
 from mzstore.interleave import Fields, tops
 from mzstore.model import Model
@@ -110,19 +110,17 @@ def run(title: str, group: zarr.Group) -> np.ndarray:
     return names["words"]
 
 
-def stored(
-    path: Path, array: np.ndarray, chunk: tuple[int, ...], top_bits: int, symbols: int, escapes: bool
-) -> zarr.Group:
-    """``array`` in ``planes``, in a form that a writer would not choose for so little, as zarr-python opens it."""
+def stored(path: Path, array: np.ndarray, chunk: tuple[int, ...], top_bits: int, ranks: int | None) -> zarr.Group:
+    """``array`` in ``planes`` with ranks or symbols, which a writer would not choose for so little, as zarr-python opens it."""
     spec = TensorSpec("w", of_array(array), array.shape)
     words = spec.dtype.to_words(array)
     grid, fields = Grid(spec.word_shape, chunk), Fields(16, top_bits, rotate=True)
     counts = np.bincount(tops(words.reshape(-1), fields), minlength=1 << top_bits)
-    present = np.zeros(1 << top_bits, bool)
-    present[np.argsort(-counts, kind="stable")[:symbols]] = True
-    part = Planes.new(
-        spec.dtype, grid, fields, present, ranks=symbols <= 16, escapes=int(counts[~present].sum()) if escapes else 0
-    )
+    if ranks is None:
+        part = Planes.new(spec.dtype, grid, fields, present=counts > 0)
+    else:
+        others = int(counts[:ranks].sum() + counts[ranks + N_RANKS :].sum())
+        part = Planes.new(spec.dtype, grid, fields, ranks=ranks, escapes=others + 3)
     with create_writer(path, "archive") as writer:
         assert isinstance(writer, ArchiveWriter)
         for start, shape, chunks in grid.row_blocks():
@@ -164,14 +162,16 @@ def test_plain_planes_in_numpy(tmp_path):
 def test_planes_with_symbols_in_numpy(tmp_path, top_bits):
     """[planes-4]"""
     array = bfloat16(100, 60)
-    group = stored(tmp_path / "model.mz", array, (30, 60), top_bits, 256, escapes=False)
+    group = stored(tmp_path / "model.mz", array, (30, 60), top_bits, None)
     assert run("`planes` with symbols", group).tobytes() == array.tobytes()
 
 
 @pytest.mark.parametrize("columns", [60, 61])
 def test_planes_with_ranks_in_numpy(tmp_path, columns):
-    """[planes-5] [planes-6] [planes-7]"""
-    array = bfloat16(100, columns)
-    group = stored(tmp_path / "model.mz", array, array.shape, 8, 6, escapes=True)
-    assert (group["w/escapes"][...] != 0xFFFFFFFF).any()
+    """[planes-5] [planes-6]"""
+    array = bfloat16(99, columns)
+    top = (array.view(np.uint16) << 1 >> 8).max()
+    group = stored(tmp_path / "model.mz", array, array.shape, 8, int(top) - N_RANKS - 1)
+    escapes = group["w"][...].ravel()[-(99 * columns + 1) // 2 - 99 * columns :]
+    assert (escapes != 0xFF).any()
     assert run("`planes` with ranks", group).tobytes() == array.tobytes()

@@ -89,15 +89,16 @@ def test_several_chunks(dtype, shape, level):
 
 @pytest.mark.parametrize("shape", [(1000, 1100), (701, 999), (4200, 4160)])
 @pytest.mark.parametrize("spoilt", [0, 1, 500])
-def test_ranks_of_the_level_fast(shape, spoilt):
+def test_ranks(shape, spoilt):
     """Words with rare exponents are escapes."""
     values = weights(shape, 8, "bfloat16")
     at = np.random.default_rng(1).integers(0, values.size, spoilt)
     values.view(np.uint16).reshape(-1)[at] = np.arange(spoilt) * 131 + 0x7F00
-    archive = assert_round_trips({"w": values}, level="fast")
+    archive = assert_round_trips({"w": values})
     with mzstore.open(archive) as model:
-        names = [component.name for component in model["w"]._entry.part.components]
-        assert names == (["ranks", "escapes", "planes"] if "escapes" in names else ["ranks", "planes"])
+        part = model["w"]._entry.part
+        assert part.ranks is not None
+        assert part.n_escapes >= spoilt / 100
         for index in np.s_[5:9, ::-3], np.s_[-1], np.s_[:, 7]:
             assert bits(model["w"][index]) == bits(values[index])
 

@@ -95,7 +95,7 @@ def test_all_problems_are_reported_at_once(whole, tmp_path):
     """Each in its own place, and none hides another."""
     del whole.payloads["raw/c/1"]
     whole.payloads["planes/c/0/0/0"] = whole.payloads["planes/c/0/0/0"][:-1] + b"!"
-    whole.payloads["ranked/ranks/c/0/0"] = whole.payloads["ranked/planes/c/0/0/0"] = b"12345678"
+    whole.payloads["ranked/c/0/0/0"] = b"12345678"
     whole.payloads["assets/config.json"] = b"other"
     whole.payloads["left/over"] = b"x"
     whole.documents["symbols/zarr.json"] = {"zarr_format": 3}
@@ -106,8 +106,7 @@ def test_all_problems_are_reported_at_once(whole, tmp_path):
         assert found == {
             ("missing", "raw/c/1", "raw", (1,), "payload-4"),
             ("chunk", "planes/c/0/0/0", "planes", (0, 0), "payload-3"),
-            ("chunk", "ranked/ranks/c/0/0", "ranked", (0, 0), "payload-3"),
-            ("chunk", "ranked/planes/c/0/0/0", "ranked", (0, 0), "payload-3"),
+            ("chunk", "ranked/c/0/0/0", "ranked", (0, 0), "payload-3"),
             ("asset", "assets/config.json", None, None, "asset-3"),
             ("stray", "left/over", None, None, "key-3"),
             ("document", "symbols/zarr.json", None, None, "document-4"),

@@ -19,7 +19,7 @@ from mzstore.documents import DOCUMENT, FORMAT, Asset, Layout, ModelDocument, Te
 from mzstore.dtypes import DTYPES
 from mzstore.encode import Choice, payloads
 from mzstore.encodings import Coding, Part
-from mzstore.encodings.planes import Planes
+from mzstore.encodings.planes import N_RANKS, Planes
 from mzstore.encodings.raw import Raw, constant_array
 from mzstore.grid import Grid
 from mzstore.interleave import Fields, tops
@@ -96,12 +96,13 @@ class Lossless:
         yield "planes/plain float32", weights, self._planes("float32", weights, (40, 50), 8)
         yield "planes/plain float64", weights.astype(np.float64), self._planes("float64", weights, (8, 50), 8)
         yield "planes/plain integers", np.arange(300, dtype=np.int64), self._planes("int64", weights, (128,), 8, (300,))
-        yield "planes/symbols", brain, self._planes("bfloat16", brain, (16, 20), 10, symbols=256)
-        yield "planes/symbols float32", weights, self._planes("float32", weights, (16, 20), 11, symbols=256)
-        yield "planes/ranks", brain, self._planes("bfloat16", brain, (40, 50), 8, symbols=16, escapes=False)
-        yield "planes/ranks and escapes", brain, self._planes("bfloat16", brain, (16, 20), 8, symbols=6)
+        yield "planes/symbols", brain, self._planes("bfloat16", brain, (16, 20), 10, symbols=True)
+        yield "planes/symbols float32", weights, self._planes("float32", weights, (16, 20), 11, symbols=True)
+        yield "planes/ranks", brain, self._planes("bfloat16", brain, (40, 50), 8, ranks=0)
+        yield "planes/ranks and escapes", brain, self._planes("bfloat16", brain, (16, 20), 8, ranks=6)
         odd = brain[:, :49]
-        yield "planes/ranks of odd rows", odd, self._planes("bfloat16", odd, (16, 49), 8, symbols=6)
+        yield "planes/ranks of odd rows", odd, self._planes("bfloat16", odd, (15, 49), 8, ranks=6)
+        yield "planes/ranks float32", weights, self._planes("float32", weights, (16, 20), 8, ranks=6)
         complex_ = (weights + 1j * weights[::-1]).astype(np.complex64)
         yield (
             "planes/complex",
@@ -166,22 +167,21 @@ class Lossless:
 
     def _planes(
         self, dtype: str, values: np.ndarray, chunk: tuple[int, ...], top_bits: int, shape: tuple[int, ...] | None = None,
-        *, symbols: int = 0, escapes: bool = True,
+        *, symbols: bool = False, ranks: int | None = None,
     ) -> Planes:  # fmt: skip
-        """``symbols``: 0 for the plain form; up to 16 for ranks (with ``escapes`` for the rest); 256 for all there are."""
+        """``symbols``: for all top fields that occur; ``ranks``: for the largest that occurs, less so many, and below."""
         grid = Grid(values.shape if shape is None else shape, chunk)
         fields = Fields(DTYPES[dtype].word_bits, top_bits, rotate=DTYPES[dtype].exponent_bits > 0)
-        if not symbols:
+        if not symbols and ranks is None:
             return Planes.new(DTYPES[dtype], grid, fields)
         top = tops(DTYPES[dtype].to_words(values).reshape(-1), fields)
         counts = np.bincount(top, minlength=1 << top_bits)
-        present = np.zeros(1 << top_bits, bool)
-        present[np.argsort(-counts, kind="stable")[:symbols]] = True
-        present &= counts > 0
-        ranks = symbols <= 16
-        return Planes.new(
-            DTYPES[dtype], grid, fields, present, ranks=ranks, escapes=grid.chunk_size if ranks and escapes else 0
-        )
+        if symbols:
+            return Planes.new(DTYPES[dtype], grid, fields, present=counts > 0)
+        assert ranks is not None
+        first = int(top.max()) - ranks - N_RANKS + 1
+        others = counts.sum() - counts[first : first + N_RANKS].sum()
+        return Planes.new(DTYPES[dtype], grid, fields, ranks=first, escapes=min(int(others), grid.chunk_size))
 
 
 def main() -> None:

@@ -106,28 +106,27 @@ def split4(words, planes):
 
 
 @jit
-def expand_ranks(ranks, table, out):
-    """out[2 i], out[2 i + 1] = table[low 4 bits of ranks[i]], table[high 4 bits], in every row; the last may lack one.
-
-    ranks  uint8[rows, (cols + 1) // 2];  table  uint8[16];  out  uint8[rows, cols]
-    """
-    cols = out.shape[1]
-    first = table[0]
-    run = True  # then the table is a sum, which is vectorized, and not a load for every value
-    for k in range(16):
-        run &= table[k] == first + k
-    for i in range(out.shape[0]):
-        row, target = ranks[i], out[i]
-        if run:
-            for j in range(cols // 2):
-                target[2 * j] = first + (row[j] & 15)
-                target[2 * j + 1] = first + (row[j] >> 4)
-        else:
-            for j in range(cols // 2):
-                target[2 * j] = table[row[j] & 15]
-                target[2 * j + 1] = table[row[j] >> 4]
-        if cols % 2:
-            target[cols - 1] = table[row[cols // 2] & 15]
+def expand_ranks(packed, first, escapes, none, out):
+    """out[2 i], out[2 i + 1] = first + low 4 bits of packed[i], first + high 4 bits; then out[e >> 8] = e & 255 for
+    each of ``escapes`` in front of the first ``none``. False if their positions do not ascend below the size of ``out``,
+    or if anything but ``none`` follows."""
+    add = np.uint8(first)
+    for i in range(np.uint64(out.shape[0] // 2)):
+        out[2 * i] = add + (packed[i] & 15)
+        out[2 * i + 1] = add + (packed[i] >> 4)
+    if out.shape[0] % 2:
+        out[out.shape[0] - 1] = add + (packed[out.shape[0] // 2] & 15)
+    least, open_ = 0, True
+    for e in escapes:
+        if e == none:
+            open_ = False
+            continue
+        at = np.int64(e) >> 8
+        if at < least or at >= out.shape[0] or not open_:
+            return False
+        out[at] = e & 255
+        least = at + 1
+    return True
 
 
 @jit

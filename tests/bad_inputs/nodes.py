@@ -81,7 +81,7 @@ NO_NAME = "'name' is not a string, or 'sha256' not 64 hexadecimal digits"
 NO_INTEGERS = "is not a list of integers >= 0"
 NO_CODECS = "are not bytes, perhaps zstd, and crc32c; upgrade"
 NOT_EQUAL = "which is not a stored tensor equal to it"
-MISFIT = "the array 'planes' has"
+MISFIT = "an array of"
 
 CASES = [
     # Names of nodes
@@ -89,7 +89,7 @@ CASES = [
     Case("node of no name", moved("raw", ""), FormatError, NO_KEY),
     Case("node absolute", moved("raw", "/raw"), FormatError, NO_KEY),
     Case("node of three levels", moved("raw", "a/b/c"), FormatError, NO_KEY),
-    Case("node below ..", moved("ranked/planes", "ranked/.."), FormatError, NO_KEY),
+    Case("node below ..", copied("raw", "ranked/.."), FormatError, NO_KEY),
     Case("node with NUL", moved("raw", "r\0w"), FormatError, NO_KEY),
     Case("node with a backslash", moved("raw", "..\\raw"), FormatError, NO_KEY),
     Case("node of 201 characters", moved("raw", "r" * 201), FormatError, NO_KEY),
@@ -101,7 +101,7 @@ CASES = [
     Case("node called zarr.json", moved("raw", "zarr.json"), FormatError, NO_KEY),
     Case("node called Assets", moved("raw", "Assets"), FormatError, NO_KEY),
     Case("two nodes but for their case", copied("raw", "RAW"), FormatError, "differ only in upper and lower case"),
-    Case("component without a parent", copied("ranked/planes", "rankled/planes"), FormatError, "has no parent"),
+    Case("component without a parent", copied("raw", "rankled/planes"), FormatError, "has no parent"),
     Case("two nodes of one tensor", both(copied("raw", "more"), about("raw", "name", "raw")), FormatError, "two nodes"),
     Case("document a list", lambda f: f.nodes.update(raw=[]), FormatError, "document of 'raw' is not an object"),
     Case("document null", lambda f: f.nodes.update(raw=None), FormatError, "document of 'raw' is not an object"),
@@ -160,7 +160,7 @@ CASES = [
     Case("refers to no string", about("tied", "same_as", 3), FormatError, "or is not a string"),
     Case("refers to itself", about("tied", "same_as", "tied"), FormatError, NOT_EQUAL),
     Case("refers to a reference", refers_to_reference, FormatError, NOT_EQUAL),
-    Case("refers to a component", about("tied", "same_as", "ranked/planes"), FormatError, NOT_EQUAL),
+    Case("refers to a component", about("tied", "same_as", "ranked/values"), FormatError, NOT_EQUAL),
     Case("refers to another shape", about("tied", "shape", [9, 1]), FormatError, NOT_EQUAL),
     Case("refers to another dtype", about("tied", "dtype", "uint32"), FormatError, NOT_EQUAL),
     Case("refers to another digest", about("tied", "sha256", "0" * 64), FormatError, NOT_EQUAL),
@@ -168,8 +168,7 @@ CASES = [
     Case("refers and is an array", about("raw", "same_as", "zstd"), FormatError, "has parts or arrays"),
     Case("refers and has a child", copied("raw", "tied/values"), FormatError, "has parts or arrays"),
     # Arrays
-    Case("array of Zarr v2", doc("ranked/planes", "zarr_format", 2), FormatError, "zarr_format is 2, not 3"),
-    Case("component a group", doc("ranked/planes", "node_type", "group"), FormatError, "node_type is 'group'"),
+    Case("array of Zarr v2", doc("ranked", "zarr_format", 2), FormatError, "not a Zarr v3 array"),
     Case("no chunk keys", doc("raw", "chunk_key_encoding"), FormatError, "chunk_key_encoding is None"),
     Case("chunk keys of v2", doc("raw", "chunk_key_encoding", {"name": "v2"}), FormatError, "chunk_key_encoding is"),
     Case(
@@ -235,8 +234,17 @@ CASES = [
     Case("257 symbols", part("symbols", "symbols", [[0, 257]]), FormatError, "257 symbols up to 257: at most 256"),
     Case("2**62 symbols", part("symbols", "symbols", [[0, 2**62]]), FormatError, "symbols up to .*: at most 256"),
     Case("symbols beyond", part("symbols", "symbols", [[1020, 5]]), FormatError, "5 symbols up to 1025"),
-    Case("17 ranks", part("ranked", "symbols", [[0, 17]]), FormatError, "17 symbols up to 17: at most 16"),
-    Case("ranks without symbols", part("ranked", "symbols"), FormatError, "ranks without symbols"),
+    Case("ranks and symbols", part("ranked", "symbols", [[112, 16]]), FormatError, "both symbols and ranks"),
+    Case("ranks from 241", part("ranked", "ranks", 241), FormatError, "ranks from 241 on, where 0 to 240 will do"),
+    Case("ranks from -1", part("ranked", "ranks", -1), FormatError, NO_INTEGERS),
+    Case("ranks null", part("ranked", "ranks", None), FormatError, NO_INTEGERS),
+    Case("ranks a list", part("ranked", "ranks", [112]), FormatError, NO_INTEGERS),
+    Case("ranks without chunks", part("ranked", "chunk_shape"), FormatError, NO_INTEGERS),
+    Case("ranks of chunks of 0", part("ranked", "chunk_shape", [0, 6]), FormatError, "chunks of"),
+    Case("ranks of other chunks", part("ranked", "chunk_shape", [3, 6]), FormatError, "chunks of 22 bytes"),
+    Case("ranks of more chunks", part("ranked", "chunk_shape", [1, 6]), FormatError, "chunks of 22 bytes|an array of"),
+    Case("ranks of chunks of 3 axes", part("ranked", "chunk_shape", [2, 6, 1]), FormatError, "do not fit"),
+    Case("ranks of chunks of 2**62", part("ranked", "chunk_shape", [2**62, 6]), FormatError, "more than 16777215"),
     Case(
         "group without arrays",
         lambda f: f.nodes.update({"planes": _group(f, "planes")}),
@@ -244,22 +252,29 @@ CASES = [
         "a group with less than two",
     ),
     Case("array with a child", copied("raw", "raw/values"), FormatError, "an array with arrays below it"),
-    Case("raw in a group", both(part("ranked", "encoding", "raw")), FormatError, "'raw' is one array"),
-    Case("a component too many", copied("ranked/planes", "ranked/more"), FormatError, "'more' belongs to no component"),
-    Case("planes missing", lambda f: _drop(f, "ranked/planes"), FormatError, "the array 'planes' is missing"),
-    Case("ranks missing", lambda f: _drop(f, "ranked/ranks"), FormatError, "escapes without ranks"),
+    Case("raw in a group", lambda f: _split(f, "raw"), FormatError, "'raw' is one array"),
+    Case("planes in a group", lambda f: _split(f, "planes"), FormatError, "not one array"),
     Case(
-        "ranks and escapes missing",
-        lambda f: _drop(f, "ranked/ranks", "ranked/escapes"),
+        "room for 3 bytes of an escape",
+        both(doc("ranked", "shape", [2, 1, 21]), chunks("ranked", [1, 1, 21])),
         FormatError,
-        "a group with less than two",
+        "chunks of 21 bytes",
     ),
-    Case("ranks of other shape", doc("ranked/ranks", "shape", [4, 4]), FormatError, "the array 'ranks' has"),
-    Case("ranks of other chunks", chunks("ranked/ranks", [4, 3]), FormatError, "the array 'ranks' has"),
-    Case("ranks of other type", doc("ranked/ranks", "data_type", "int8"), FormatError, "the array 'ranks' has"),
-    Case("escapes of other shape", doc("ranked/escapes", "shape", [4, 1, 1]), FormatError, "the array 'escapes' has"),
-    Case("escapes of no dimension", doc("ranked/escapes", "shape", []), FormatError, "do not fit an array of"),
-    Case("escapes of nothing", both(doc("ranked/escapes", "shape", [2, 1, 0])), FormatError, "'escapes'|do not fit"),
+    Case(
+        "room for no low plane",
+        both(doc("ranked", "shape", [2, 1, 6]), chunks("ranked", [1, 1, 6])),
+        FormatError,
+        "chunks of 6 bytes",
+    ),
+    Case("ranks of other shape", doc("ranked", "shape", [3, 1, 22]), FormatError, "an array of"),
+    Case("ranks in pieces", chunks("ranked", [1, 1, 11]), FormatError, "an array of"),
+    Case("ranks of other type", doc("ranked", "data_type", "int8"), FormatError, "an array of"),
+    Case(
+        "ranks of no dimension",
+        both(doc("ranked", "shape", []), chunks("ranked", [])),
+        FormatError,
+        "chunks of 0 bytes",
+    ),
     Case("planes of other shape", doc("planes", "shape", [3, 4, 6]), FormatError, MISFIT),
     Case("planes apart", chunks("planes", [1, 2, 6]), FormatError, MISFIT),
     Case("planes of no dimension", both(doc("planes", "shape", []), chunks("planes", [])), FormatError, "do not fit"),
@@ -274,6 +289,8 @@ def _group(forged: Forged, node: str) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
 
 
-def _drop(forged: Forged, *nodes: str) -> None:
-    for node in nodes:
-        del forged.nodes[node]
+def _split(forged: Forged, node: str) -> None:
+    """Two arrays below a group, where one array is wanted."""
+    array = {name: value for name, value in forged.nodes[node].items() if name != "attributes"}
+    forged.nodes[node] = _group(forged, node)
+    forged.nodes.update({f"{node}/one": array, f"{node}/two": array})
