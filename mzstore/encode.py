@@ -12,10 +12,10 @@ from mzstore.arrays import Array
 from mzstore.documents import dump
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Coding, Part, chunk_path
-from mzstore.encodings.planes import MAX_RANKED_WORDS, MAX_SYMBOLS, N_RANKS, Planes
+from mzstore.encodings.planes import MAX_RANKED_WORDS, MAX_SYMBOLS, Planes
 from mzstore.encodings.raw import Raw, constant_array
 from mzstore.grid import Grid, choose_chunk_shape
-from mzstore.interleave import Fields, count_beyond, tops
+from mzstore.interleave import N_RANKS, Fields, count_beyond, tops
 from mzstore.narrow import NARROWER, fits, narrow
 from mzstore.payload import seal
 from mzstore.sources import TensorSource
@@ -24,7 +24,7 @@ Level = Literal["fast", "balanced", "max"]
 
 SAMPLE_WORDS = 1 << 19  # of one chunk; choices are measured on it
 SMALL_NBYTES = 64 << 10  # below this, how fast a tensor decodes does not matter, and any gain is taken
-QUICK_SAMPLE_WORDS = 1 << 15  # of a tensor of one chunk, where a larger sample costs as much as the encoding itself
+QUICK_SAMPLE_WORDS = 1 << 14  # of a tensor of one chunk, where a larger sample costs as much as the encoding itself
 # Decoding costs time: below these gains (parts of the raw size) a tensor stays raw.
 LEAST_GAIN = {"fast": 0.03, "balanced": 0.02, "max": 0.0}
 # What is tried on from the best candidate, each with the least gain that is worth it: the coders that find all
@@ -92,7 +92,7 @@ def choose(source: TensorSource, level: Level) -> Choice:
         found = cost(choice)
         if found < min(least, limit):
             best, least = choice, found
-    if best.part is raw or not thorough:
+    if best.part is raw or not thorough or (best.coding == RANKED and level != "max"):
         return best
     for change, least_gain in FURTHER[level]:  # search on from what is best
         if change.get("coder") == "matches-all" and best.coding.coder != "matches":
@@ -169,21 +169,15 @@ class _Survey:
         rows = chunk.reshape(-1, chunk.shape[-1])
         return rows[: max(1, most // rows.shape[1]), :most]
 
-    def _chunks(self, grid: Grid, dtype: DType) -> Iterator[np.ndarray]:
-        """The words of every chunk, what pads the edges included."""
-        for start, shape, chunks in grid.row_blocks():
-            block = self._source.read(start, start + math.prod(shape)).reshape(shape)
-            for chunk in chunks:
-                yield cut(block, chunk, grid, self._source.spec.dtype, dtype).reshape(-1)
-
     def counts(self, dtype: DType, grid: Grid, fields: Fields) -> Iterator[np.ndarray]:
-        """For every chunk, how often each top field occurs (int64[2 ** top_bits])."""
-        for words in self._chunks(grid, dtype):
+        """For every chunk, or all of a row block, how often each top field occurs (int64[2 ** top_bits])."""
+        for words in self._row_blocks_or_chunks(grid, dtype):
             if kernels.pays(words.nbytes):
                 found = np.zeros(1 << fields.top_bits, np.int64)
-                kernels.load().count_tops(words, fields.rotate, fields.word_bits, fields.top_shift, found)
+                flat = words.reshape(-1)
+                kernels.load().count_tops(flat, fields.rotate, fields.word_bits, fields.top_shift, found)
             else:
-                found = np.bincount(tops(words, fields), minlength=1 << fields.top_bits)
+                found = np.bincount(tops(words.reshape(-1), fields), minlength=1 << fields.top_bits)
             yield found
 
     def ranked(self, dtype: DType, grid: Grid, fields: Fields, sample: np.ndarray) -> Planes | None:
@@ -192,19 +186,29 @@ class _Survey:
             return None
         counts = np.bincount(tops(sample.reshape(-1), fields), minlength=256)
         sums = np.convolve(counts, np.ones(N_RANKS, np.int64), mode="valid")
-        first, most = int(sums.argmax()), int(grid.chunk_size * MOST_ESCAPES)
-        if sample.size - int(sums[first]) > most:
+        first = int(sums.argmax())
+        if sample.size - int(sums[first]) > sample.size * MOST_ESCAPES:
             return None
         longest = 0
-        for words in self._chunks(grid, dtype):
-            longest = max(longest, count_beyond(words, fields, first, N_RANKS))
-            if longest > most:
+        for words in self._row_blocks_or_chunks(grid, dtype):
+            found = count_beyond(words, fields, first)
+            if found > words.size * MOST_ESCAPES:
                 return None
+            longest = max(longest, found)
         return Planes.new(dtype, grid, fields, ranks=first, escapes=longest)
+
+    def _row_blocks_or_chunks(self, grid: Grid, dtype: DType) -> Iterator[np.ndarray]:
+        """The words of every chunk, many of them at once where no edge is padded."""
+        for start, shape, chunks in grid.row_blocks():
+            block = self._source.read(start, start + math.prod(shape)).reshape(shape)
+            if all(n % extent == 0 for n, extent in zip(shape, grid.chunk_shape, strict=True)):
+                yield block if dtype == self._source.spec.dtype else narrow(block, dtype)
+            else:
+                yield from (cut(block, chunk, grid, self._source.spec.dtype, dtype) for chunk in chunks)
 
 
 def cut(block: np.ndarray, chunk: tuple[int, ...], grid: Grid, dtype: DType, stored: DType) -> np.ndarray:
-    """The words of ``chunk``, contiguous and of full size, from its row block; as ``stored`` has them.
+    """The words of ``chunk``, of full size, from its row block (a view where that will do); as ``stored`` has them.
 
     Beyond the far edges the last values go on, which adds no value that the tensor does not have.
     """
@@ -216,7 +220,7 @@ def cut(block: np.ndarray, chunk: tuple[int, ...], grid: Grid, dtype: DType, sto
     if part.shape != grid.chunk_shape:
         missing = [(0, full - n) for full, n in zip(grid.chunk_shape, part.shape, strict=True)]
         part = np.pad(part, missing, mode="edge")
-    return np.ascontiguousarray(part).reshape(grid.chunk_shape)
+    return part
 
 
 @dataclass(frozen=True, slots=True)

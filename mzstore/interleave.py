@@ -12,8 +12,10 @@ import numpy as np
 from mzstore import kernels
 from mzstore.workspace import buffer
 
+N_RANKS = 16
+MIDDLE_RANK = 8  # stands where there is an escape
+SMALL_BLOCK = 256  # words that are searched one by one if there is an escape among them
 NO_ESCAPE = 0xFFFF_FFFF  # fills the rest of a chunk's escapes
-FREQUENT_AMONG = 1 << 12  # ranks among which a frequent one is looked for
 BLOCK = 1 << 16  # words in one NumPy step: temporaries stay in the second-level cache
 
 
@@ -54,33 +56,52 @@ def tops(words: np.ndarray, fields: Fields) -> np.ndarray:
     return top.astype(np.uint16)
 
 
-def count_beyond(words: np.ndarray, fields: Fields, first: int, count: int) -> int:
-    """How many of ``words`` (n, contiguous) have a top field that is none of ``count`` from ``first`` on."""
+def count_beyond(words: np.ndarray, fields: Fields, first: int) -> int:
+    """How many of ``words`` have a top field that has no rank if rank 0 is ``first``."""
     word, found = fields.word.type, 0
-    for start in range(0, words.size, BLOCK):
+    for block in _blocks(words):
         # A sign that is shifted out instead of rotated to the end changes no top field.
-        r = words[start : start + BLOCK] << word(fields.rotate)
+        r = block << word(fields.rotate)
         r -= word(first << fields.top_shift)
-        found += int(np.count_nonzero(r >= word(count << fields.top_shift)))
+        found += int(np.count_nonzero(r >= word(N_RANKS << fields.top_shift)))
     return found
 
 
 def split(words: np.ndarray, fields: Fields, symbols: np.ndarray | None, planes: np.ndarray) -> None:
-    """Fill ``planes`` (uint8[1 + low planes, n], contiguous) from ``words`` (n, contiguous).
+    """Fill ``planes`` (uint8[1 + low planes, n], contiguous) from the n ``words``.
 
-    ``symbols`` (uint8[2 ** top_bits]) is what stands for each top field; None: the field itself, of 8 bits.
+    ``words`` are contiguous along their last axis. ``symbols`` (uint8[2 ** top_bits]) is what stands for each top
+    field; None: the field itself, of 8 bits.
     """
     if symbols is None and fields.rotate and fields.word_bits in (16, 32) and kernels.pays(words.nbytes):
         kernel = kernels.load()
-        (kernel.split2 if fields.word_bits == 16 else kernel.split4)(words, planes)
+        step = kernel.split2 if fields.word_bits == 16 else kernel.split4
+        if words.flags.c_contiguous:
+            step(words.reshape(-1), 0, 0, 1, words.size, planes)
+        else:
+            rows = words.reshape(-1, words.shape[-1])  # a copy if the rows are not evenly apart
+            step(_flat(rows), 0, rows.strides[0] // words.itemsize, *rows.shape, planes)
         return
-    for start in range(0, words.size, BLOCK):
-        part = slice(start, start + BLOCK)
-        r = _rotated_left(words[part], fields)
+    start = 0
+    for block in _blocks(words):
+        r = _rotated_left(block, fields).reshape(-1)
+        part = slice(start, start + r.size)
+        start = part.stop
         top = r >> fields.word.type(fields.top_shift)
         planes[0, part] = top if symbols is None else symbols[top]
         for k, (bits, shift) in enumerate(zip(fields.low_bits, fields.low_shifts, strict=True), 1):
             planes[k, part] = (r >> fields.word.type(shift)) & fields.word.type((1 << bits) - 1)
+
+
+def _blocks(words: np.ndarray) -> Iterator[np.ndarray]:
+    """``words`` one after the other in pieces that stay in the cache."""
+    if words.flags.c_contiguous:
+        flat = words.reshape(-1)
+        yield from (flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK))
+    else:
+        rows = words.reshape(-1, words.shape[-1])
+        step = max(1, BLOCK // rows.shape[1])
+        yield from (rows[start : start + step] for start in range(0, len(rows), step))
 
 
 def join(
@@ -137,17 +158,30 @@ def expand_ranks(packed: np.ndarray, first: int, escapes: np.ndarray, out: np.nd
     return True
 
 
-def pack_ranks(top: np.ndarray, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Top fields (uint8[n]) as ranks, two of 4 bits to a byte, the first one low; and those that are none of ``count``
-    from ``first`` on as escapes (uint32: position * 256 + top field). Their ranks are arbitrary: a frequent one.
+def pack_ranks(top: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    """Top fields (uint8[n]) as ranks from ``first`` on, two of 4 bits to a byte, the first one low; and those that have
+    no rank as escapes (uint32: position * 256 + top field), for which the rank MIDDLE_RANK stands.
     """
-    ranks = top - np.uint8(first)
-    at = np.flatnonzero(ranks >= count)
-    if at.size:
-        ranks[at] = np.bincount(ranks[:FREQUENT_AMONG], minlength=count)[:count].argmax()
-    pairs = (ranks if ranks.size % 2 == 0 else np.append(ranks, np.uint8(0))).view("<u2")
-    packed: np.ndarray = (pairs | pairs >> 4).astype(np.uint8)
-    return packed, (at * 256 + top[at]).astype("<u4")
+    packed = np.empty((top.size + 1) // 2, np.uint8)
+    if kernels.pays(top.size):
+        escapes, ranks = np.empty(top.size, "<u4"), buffer("ranks", SMALL_BLOCK)
+        n_escapes = kernels.load().pack_ranks(top, first, MIDDLE_RANK, ranks, ranks.view("<u2"), packed, escapes)
+        return packed, escapes[:n_escapes]
+    found = [np.empty(0, "<u4")]
+    for start in range(0, top.size, BLOCK):
+        part = top[start : start + BLOCK]
+        even = part.size + part.size % 2
+        ranks, pairs = buffer("ranks", even), buffer("pairs", even).view("<u2")
+        ranks[-1] = 0
+        np.subtract(part, np.uint8(first), out=ranks[: part.size])
+        if ranks.max() >= N_RANKS:
+            at = np.flatnonzero(ranks >= N_RANKS)
+            found.append(((start + at) * 256 + part[at]).astype("<u4"))
+            ranks[at] = MIDDLE_RANK
+        np.right_shift(ranks.view("<u2"), 4, out=pairs)
+        np.bitwise_or(pairs, ranks.view("<u2"), out=pairs)
+        np.copyto(packed[start // 2 : (start + even) // 2], pairs, casting="unsafe")  # the lower byte of each
+    return packed, np.concatenate(found)
 
 
 def _rotated_left(words: np.ndarray, fields: Fields) -> np.ndarray:

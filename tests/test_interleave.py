@@ -113,6 +113,20 @@ def boxes(draw):
     return shape, tuple(box), margins, steps, (*order, len(shape) - 1)
 
 
+@pytest.mark.parametrize("way", WAYS, indirect=True)
+@pytest.mark.parametrize("box", [np.s_[:, 30:61], np.s_[3:40:2], np.s_[:, :1], np.s_[::2, 5:9, 3:8]])
+@pytest.mark.parametrize("bits", [16, 32])
+def test_split_of_a_part_of_an_array(box, bits, way):
+    fields = Fields(bits, 8, True)
+    shape = (40, 10, 12) if isinstance(box, tuple) and len(box) == 3 else (50, 96)
+    words = random_words(fields, int(np.prod(shape))).reshape(shape)[box]
+    planes, whole = (np.empty((1 + len(fields.low_bits), words.size), np.uint8) for _ in range(2))
+    split(words, fields, None, planes)
+    split(words.copy(), fields, None, whole)
+    np.testing.assert_array_equal(planes, whole)
+    assert count_beyond(words, fields, 30) == count_beyond(words.copy(), fields, 30)
+
+
 @settings(max_examples=150, deadline=None)
 @given(boxes(), st.sampled_from([Fields(8, 4, True), Fields(16, 8, True), Fields(32, 8, True), Fields(64, 11, False)]))
 def test_any_box_into_any_memory(case, fields):
@@ -155,7 +169,7 @@ def test_ranks(n, first, spare, way):
     top = rng.integers(first, first + 16, n, dtype=np.uint8)
     others = np.unique(rng.integers(0, n, n // 50))
     top[others] = (first + 16 + rng.integers(0, 240, others.size)) % 256
-    packed, escapes = pack_ranks(top, first, 16)
+    packed, escapes = pack_ranks(top, first)
     assert packed.dtype == np.uint8
     assert packed.shape == ((n + 1) // 2,)
     assert escapes.tolist() == [at * 256 + int(top[at]) for at in others]
@@ -195,7 +209,7 @@ def test_count_beyond(bits, rotate, first):
     fields = Fields(bits, 8, rotate)
     words = random_words(fields, (1 << 16) + 99)
     top = tops(words, fields)
-    assert count_beyond(words, fields, first, 16) == int(((top < first) | (top >= first + 16)).sum())
+    assert count_beyond(words, fields, first) == int(((top < first) | (top >= first + 16)).sum())
 
 
 @pytest.mark.parametrize(("word_bits", "top_bits"), [(16, 0), (16, 17), (8, 9), (16, -1), (24, 8), (128, 8), (32, 17)])

@@ -56,7 +56,8 @@ class Part(Protocol):
     def to_json(self) -> dict[str, object]: ...
 
     def encode(self, words: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
-        """The bodies of one chunk, one for each component; ``words`` has the chunk's shape and is contiguous."""
+        """The bodies of one chunk, one for each component; ``words`` has the chunk's shape
+        and is contiguous along its last axis."""
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Fill ``out`` (words, of the shape that ``source`` cuts from the chunk, last axis contiguous).

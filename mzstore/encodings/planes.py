@@ -19,13 +19,12 @@ from mzstore.dtypes import DType
 from mzstore.encodings import Coding, Component
 from mzstore.errors import CorruptError
 from mzstore.grid import Grid
-from mzstore.interleave import NO_ESCAPE, Fields, expand_ranks, join, pack_ranks, split
+from mzstore.interleave import N_RANKS, NO_ESCAPE, Fields, expand_ranks, join, pack_ranks, split
 from mzstore.payload import compress
 from mzstore.workspace import buffer
 
 DEFAULT_TOP_BITS = 8
 MAX_SYMBOLS = 256
-N_RANKS = 16
 ESCAPE_NBYTES = 4
 MAX_RANKED_WORDS = (1 << 24) - 1  # in a chunk: an escape is position * 256 + top field, and below NO_ESCAPE
 
@@ -71,10 +70,10 @@ class Planes:
             n_escapes, odd = divmod(nbytes - self._escapes_start, ESCAPE_NBYTES)
             if n_escapes < 0 or odd:
                 raise ValueError(f"chunks of {nbytes} bytes, where ranks and planes take {self._escapes_start}")
-        wanted = _array(self.grid, self.fields, n_escapes if self.ranks is not None else None)
-        if self.array != replace(wanted, zstd=self.array.zstd):
+        shape, chunk_shape = _shapes(self.grid, self.fields, n_escapes if self.ranks is not None else None)
+        if (self.array.data_type, self.array.shape, self.array.chunk_shape) != ("uint8", shape, chunk_shape):
             raise ValueError(
-                f"an array of {self.array.shape} in chunks of {self.array.chunk_shape}, not {wanted.shape} of {wanted.chunk_shape}"
+                f"an array of {self.array.shape} in chunks of {self.array.chunk_shape}, not {shape} of {chunk_shape}"
             )
         object.__setattr__(self, "components", (Component("planes", self.array),))
         runs = [np.arange(first, first + count, dtype=np.uint16) for first, count in self.symbols or ()]
@@ -154,17 +153,16 @@ class Planes:
         return replace(self, grid=grid, array=array)
 
     def encode(self, words: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
-        flat = words.reshape(-1)
-        planes = np.empty((1 + len(self.fields.low_bits), flat.size), np.uint8)
+        planes = np.empty((1 + len(self.fields.low_bits), words.size), np.uint8)
         symbol = None
         if self.table is not None:
             symbol = np.zeros(1 << self.fields.top_bits, np.uint8)
             symbol[self.table] = np.arange(self.table.size)
-        split(flat, self.fields, symbol, planes)
+        split(words, self.fields, symbol, planes)
         first, *low = planes
         escapes: tuple[np.ndarray, ...] = ()
         if self.ranks is not None:
-            first, numbers = pack_ranks(first, self.ranks, N_RANKS)
+            first, numbers = pack_ranks(first, self.ranks)
             rest = np.full(self.n_escapes - numbers.size, NO_ESCAPE, "<u4")
             escapes = (numbers.view(np.uint8), rest.view(np.uint8))
         return [compress([first, *low], coder=coding.coder, block_nbytes=coding.block_nbytes, stored=escapes)]
@@ -216,9 +214,13 @@ def _runs(present: np.ndarray) -> tuple[tuple[int, int], ...]:
 
 
 def _array(grid: Grid, fields: Fields, n_escapes: int | None) -> Array:
-    """The array of the planes; with room for ``n_escapes`` behind ranks and planes, or without ranks (None)."""
+    return Array(*_shapes(grid, fields, n_escapes), "uint8", zstd=True)
+
+
+def _shapes(grid: Grid, fields: Fields, n_escapes: int | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and chunk shape of the array: with room for ``n_escapes`` behind ranks and planes, or without ranks (None)."""
     n_low = len(fields.low_bits)
     if n_escapes is None:
-        return Array((1 + n_low, *grid.shape), (1 + n_low, *grid.chunk_shape), "uint8", zstd=True)
+        return (1 + n_low, *grid.shape), (1 + n_low, *grid.chunk_shape)
     nbytes = (grid.chunk_size + 1) // 2 + grid.chunk_size * n_low + n_escapes * ESCAPE_NBYTES
-    return Array((*grid.counts, nbytes), (*(1 for _ in grid.counts), nbytes), "uint8", zstd=True)
+    return (*grid.counts, nbytes), (*(1 for _ in grid.counts), nbytes)

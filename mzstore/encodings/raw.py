@@ -50,7 +50,7 @@ class Raw:
         return (0,) * len(chunk) if self.constant else chunk
 
     def encode(self, words: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
-        body = words.reshape(-1).view(np.uint8)
+        body = np.ascontiguousarray(words).reshape(-1).view(np.uint8)
         if not self.array.zstd:
             return [body.data]
         return [compress([body], coder=coding.coder, block_nbytes=coding.block_nbytes)]

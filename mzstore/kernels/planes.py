@@ -86,23 +86,59 @@ def join_any(
 
 
 @jit
-def split2(words, planes):
-    """16-bit words, rotated left by one, into planes[2, n]."""
-    for i in range(words.shape[0]):
-        r = (words[i] << 1) | (words[i] >> 15)
-        planes[0, i] = (r >> 8) & 0xFF
-        planes[1, i] = r & 0xFF
+def split2(words, start, row, rows, cols, planes):
+    """16-bit words, rotated left by one, into planes[2, rows * cols]."""
+    n = np.uint64(cols)
+    for i in range(rows):
+        a = np.uint64(start + i * row)
+        o = np.uint64(i * cols)
+        for j in range(n):
+            r = (words[a + j] << 1) | (words[a + j] >> 15)
+            planes[0, o + j] = (r >> 8) & 0xFF
+            planes[1, o + j] = r & 0xFF
 
 
 @jit
-def split4(words, planes):
-    """32-bit words, rotated left by one, into planes[4, n]."""
-    for i in range(words.shape[0]):
-        r = (words[i] << 1) | (words[i] >> 31)
-        planes[0, i] = (r >> 24) & 0xFF
-        planes[1, i] = (r >> 16) & 0xFF
-        planes[2, i] = (r >> 8) & 0xFF
-        planes[3, i] = r & 0xFF
+def split4(words, start, row, rows, cols, planes):
+    """32-bit words, rotated left by one, into planes[4, rows * cols]."""
+    n = np.uint64(cols)
+    for i in range(rows):
+        a = np.uint64(start + i * row)
+        o = np.uint64(i * cols)
+        for j in range(n):
+            r = (words[a + j] << 1) | (words[a + j] >> 31)
+            planes[0, o + j] = (r >> 24) & 0xFF
+            planes[1, o + j] = (r >> 16) & 0xFF
+            planes[2, o + j] = (r >> 8) & 0xFF
+            planes[3, o + j] = r & 0xFF
+
+
+@jit
+def pack_ranks(top, first, middle, ranks, pairs, packed, escapes):
+    """packed[i] = rank of top[2 i] | rank of top[2 i + 1] << 4, where a rank is top - first; the last may lack the second.
+
+    Where that is beyond 15, ``middle`` stands for it, and position * 256 + top field is put into ``escapes``, whose number
+    is returned. ``ranks`` (uint8) is room for a block of any even size, ``pairs`` the same memory in words of 16 bits.
+    """
+    less, found, size = np.uint8(first), 0, top.shape[0]
+    for begin in range(0, size, ranks.shape[0]):
+        n, o, h = min(ranks.shape[0], size - begin), np.uint64(begin), np.uint64(begin // 2)
+        for i in range(np.uint64(n)):
+            ranks[i] = top[o + i] - less
+        most = np.uint8(0)
+        for i in range(np.uint64(n)):
+            most = max(most, ranks[i])
+        if most > 15:
+            for i in range(n):
+                if ranks[i] > 15:
+                    ranks[i] = middle
+                    escapes[found] = (begin + i) * 256 + top[begin + i]
+                    found += 1
+        if n % 2:
+            ranks[n] = 0
+        for i in range(np.uint64((n + 1) // 2)):
+            packed[h + i] = pairs[i] | (pairs[i] >> 4)
+    return found
 
 
 @jit
