@@ -1,113 +1,21 @@
-"""Storage: bytes at a URL, on a local disk or over fsspec. Knows nothing of what the bytes mean.
-
-Opening for reading gives a ``Blob`` (one object) or a ``Folder`` (objects under a prefix); writing goes through a
-``Sink`` or a ``FolderSink``, which show nothing under the target's name until they are committed.
-"""
+"""Local storage: files, directories and memory. What is written shows under its name only when it is whole and durable."""
 
 import contextlib
 import errno
-import io
 import os
 import secrets
 import shutil
 import stat
-import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
 from mzstore.errors import StorageError
+from mzstore.storage.base import Folder, Writable, storage_errors
 from mzstore.workspace import buffer
 
-Location = str | os.PathLike[str] | bytes | bytearray | memoryview
-Options = Mapping[str, Any] | None
 WRITE_BUFFER = 1 << 20
-BLOCK_NBYTES = 1 << 20  # by which files are copied and digested
-
-
-class Blob(Protocol):
-    """One object that is open for reading, from any number of threads and from forked processes."""
-
-    url: str
-    nbytes: int
-
-    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
-        """Bytes ``[start, stop)``, valid until this thread's next read with the same ``slot``."""
-
-    def close(self) -> None: ...
-
-
-class Folder(ABC):
-    """Objects under a prefix."""
-
-    url: str
-
-    @abstractmethod
-    def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:
-        """The whole object, valid until this thread's next read with the same ``slot``; None if there is none.
-
-        Of a local one that is longer than ``limit``, one byte more than that.
-        """
-
-    @abstractmethod
-    def open(self, key: str) -> Blob | None:
-        """The object, to be read in parts; None if there is none."""
-
-    @abstractmethod
-    def walk(self) -> Iterator[str]:
-        """All objects below the prefix, in order; no read of a model asks for this."""
-
-    @abstractmethod
-    def sizes(self) -> dict[str, int]:
-        """Size of each object below the prefix, in order; nothing is read but the listing."""
-
-
-@contextlib.contextmanager
-def storage_errors(url: str, doing: str) -> Iterator[None]:
-    """Turn what the system or fsspec raises into a StorageError that names ``url``."""
-    try:
-        yield
-    except OSError as error:
-        raise StorageError(f"cannot {doing} {url!r}: {error.strerror or error or type(error).__name__}") from error
-
-
-def is_local(location: str | os.PathLike[str]) -> bool:
-    text = os.fspath(location)
-    return "://" not in text or text.startswith("file://")
-
-
-def local_path(location: str | os.PathLike[str]) -> Path:
-    return Path(os.fspath(location).removeprefix("file://"))
-
-
-def open_location(location: Location, options: Options = None) -> Blob | Folder:
-    """What lies at ``location``: a Blob, or a Folder if it is a directory (or a URL that ends in a slash)."""
-    if isinstance(location, (bytes, bytearray, memoryview)):
-        return Buffer(location)
-    if is_local(location):
-        path = local_path(location)
-        return LocalFolder(path) if path.is_dir() else LocalFile(path)
-    url = os.fspath(location)
-    with storage_errors(url, "open"):
-        fs, path_in_fs = _filesystem(url, options)
-        if url.endswith("/"):
-            return RemoteFolder(url, fs, path_in_fs)
-        try:
-            nbytes = fs.info(path_in_fs)["size"]
-        except (FileNotFoundError, IsADirectoryError):
-            nbytes = None
-        if nbytes is None or fs.info(path_in_fs)["type"] == "directory":
-            return RemoteFolder(url, fs, path_in_fs)
-        return RemoteFile(url, fs, path_in_fs, nbytes)
-
-
-def _filesystem(url: str, options: Options) -> tuple[Any, str]:
-    import fsspec.core  # 0.1 s, and only URLs need it
-
-    return fsspec.core.url_to_fs(url, **(options or {}))  # type: ignore[no-any-return]
 
 
 class Buffer:
@@ -162,24 +70,6 @@ class LocalFile:
             self.close()
 
 
-class RemoteFile:
-    """An object of an fsspec filesystem."""
-
-    def __init__(self, url: str, fs: Any, path: str, nbytes: int) -> None:
-        self.url, self.nbytes, self._fs, self._path = url, nbytes, fs, path
-
-    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
-        if start == stop:
-            return memoryview(b"")
-        with storage_errors(self.url, "read"):
-            data = self._fs.cat_file(self._path, start=start, end=stop)
-        if len(data) != stop - start:
-            raise StorageError(f"{self.url!r} gave {len(data)} bytes for the range {start} to {stop}")
-        return memoryview(data)
-
-    def close(self) -> None: ...
-
-
 class LocalFolder(Folder):
     def __init__(self, path: Path) -> None:
         self.url, self._path = str(path), path
@@ -219,61 +109,6 @@ def _files(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
             yield from _files(path, (*above, real))
         else:
             yield path
-
-
-class RemoteFolder(Folder):
-    def __init__(self, url: str, fs: Any, path: str) -> None:
-        self.url, self._fs, self._path = url, fs, path.rstrip("/")
-
-    def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:
-        with storage_errors(f"{self.url}/{key}", "read"):
-            try:
-                return memoryview(self._fs.cat_file(f"{self._path}/{key}"))
-            except FileNotFoundError:
-                return None
-
-    def open(self, key: str) -> "RemoteFile | None":
-        with storage_errors(f"{self.url}/{key}", "read"):
-            try:
-                about = self._fs.info(f"{self._path}/{key}")
-            except FileNotFoundError:
-                return None
-        if about["type"] != "file":
-            return None
-        return RemoteFile(f"{self.url}/{key}", self._fs, f"{self._path}/{key}", about["size"])
-
-    def walk(self) -> Iterator[str]:
-        with storage_errors(self.url, "list"):
-            for path in sorted(self._fs.find(self._path)):
-                yield path.removeprefix(self._path).lstrip("/")
-
-    def sizes(self) -> dict[str, int]:
-        with storage_errors(self.url, "list"):
-            found = sorted(self._fs.find(self._path, detail=True).items())
-            return {path.removeprefix(self._path).lstrip("/"): about["size"] for path, about in found}
-
-
-class Sink(Protocol):
-    """An object that is being written, front to back. Leaving the ``with`` block commits it, an exception aborts it."""
-
-    def write(self, data: bytes | memoryview) -> None: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-def create(location: "str | os.PathLike[str] | Writable", options: Options = None) -> Sink:
-    """A Sink for ``location``: a path, a URL, or a binary file object (which the caller keeps)."""
-    if not isinstance(location, (str, os.PathLike)):
-        return FileObjectSink(location)
-    return LocalSink(local_path(location)) if is_local(location) else RemoteSink(os.fspath(location), options)
-
-
-class Writable(Protocol):
-    def write(self, data: bytes | memoryview, /) -> int: ...
 
 
 class FileObjectSink:
@@ -348,53 +183,6 @@ class LocalSink:
         self._temporary.unlink(missing_ok=True)
 
 
-class RemoteSink:
-    """An object of an fsspec filesystem: collected in a temporary file and put in one piece at the end."""
-
-    def __init__(self, url: str, options: Options) -> None:
-        self.url = url
-        with storage_errors(url, "write"):
-            self._fs, self._path = _filesystem(url, options)
-            self._file = tempfile.NamedTemporaryFile(prefix="mzstore-", buffering=WRITE_BUFFER)  # noqa: SIM115
-
-    def write(self, data: bytes | memoryview) -> None:
-        with storage_errors(self.url, "write"):
-            self._file.write(data)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._file, storage_errors(self.url, "write"):
-            if not kind:
-                self._file.flush()
-                self._fs.put_file(self._file.name, self._path)
-
-
-class FolderSink(Protocol):
-    """A folder that is being written; committed and aborted like a Sink."""
-
-    def write(self, key: str, data: bytes | memoryview) -> None: ...
-
-    def open(self, key: str) -> AbstractContextManager[Writable]:
-        """A file to write ``key`` piece by piece."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
-def create_folder(location: str | os.PathLike[str], options: Options, marker: str) -> FolderSink:
-    """A FolderSink for ``location``. Where folders cannot be replaced whole, none is written over one that has ``marker``."""
-    if is_local(location):
-        return LocalFolderSink(local_path(location))
-    return RemoteFolderSink(os.fspath(location), options, marker)
-
-
 class _NewFile:
     """A file of a LocalFolderSink; its own errors are StorageErrors, those of the code that fills it are not."""
 
@@ -464,37 +252,6 @@ class LocalFolderSink:
                     sync_directory(self._target.parent)
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
-
-
-class RemoteFolderSink:
-    """Objects under a prefix, each put whole. The caller writes last what makes the rest count: after a failure there
-    are objects below the prefix, but no model.
-    """
-
-    def __init__(self, url: str, options: Options, marker: str) -> None:
-        self.url = url.rstrip("/")
-        with storage_errors(url, "write"):
-            self._fs, path = _filesystem(url, options)
-            self._path = path.rstrip("/")
-            if self._fs.exists(f"{self._path}/{marker}"):  # new chunks would be read by the old documents
-                raise FileExistsError(17, "it holds a model; remove it first, or choose another name")
-
-    def write(self, key: str, data: bytes | memoryview) -> None:
-        with storage_errors(f"{self.url}/{key}", "write"):
-            self._fs.pipe_file(f"{self._path}/{key}", bytes(data))
-
-    @contextlib.contextmanager
-    def open(self, key: str) -> Iterator[Writable]:
-        with io.BytesIO() as file:
-            yield file
-            self.write(key, file.getvalue())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def sync_directory(path: Path) -> None:

@@ -1,0 +1,72 @@
+"""Storage: bytes at a URL, on a local disk or over fsspec. Knows nothing of what the bytes mean.
+
+Opening for reading gives a ``Blob`` (one object) or a ``Folder`` (objects under a prefix); writing goes through a
+``Sink`` or a ``FolderSink``, which show nothing under the target's name until they are committed.
+"""
+
+import os
+from pathlib import Path
+
+from mzstore.storage.base import (
+    BLOCK_NBYTES,
+    Blob,
+    Folder,
+    FolderSink,
+    Location,
+    Options,
+    Sink,
+    Writable,
+    storage_errors,
+)
+from mzstore.storage.local import Buffer, FileObjectSink, LocalFile, LocalFolder, LocalFolderSink, LocalSink
+from mzstore.storage.remote import RemoteFile, RemoteFolder, filesystem
+from mzstore.storage.upload import RemoteFolderSink, RemoteSink
+
+__all__ = [
+    "BLOCK_NBYTES", "Blob", "Buffer", "FileObjectSink", "Folder", "FolderSink", "LocalFolder", "Location", "Options", "Sink",
+    "create", "create_folder", "open_location",
+]  # fmt: skip
+
+
+def is_local(location: str | os.PathLike[str]) -> bool:
+    text = os.fspath(location)
+    return "://" not in text or text.startswith("file://")
+
+
+def local_path(location: str | os.PathLike[str]) -> Path:
+    return Path(os.fspath(location).removeprefix("file://"))
+
+
+def open_location(location: Location, options: Options = None) -> Blob | Folder:
+    """What lies at ``location``: a Blob, or a Folder if it is a directory (or a URL that ends in a slash)."""
+    if isinstance(location, (bytes, bytearray, memoryview)):
+        return Buffer(location)
+    if is_local(location):
+        path = local_path(location)
+        return LocalFolder(path) if path.is_dir() else LocalFile(path)
+    url = os.fspath(location)
+    with storage_errors(url, "open"):
+        fs, path_in_fs = filesystem(url, options)
+        if url.endswith("/"):
+            return RemoteFolder(url, fs, path_in_fs)
+        try:
+            nbytes = fs.info(path_in_fs)["size"]
+        except (FileNotFoundError, IsADirectoryError):
+            nbytes = None
+        if nbytes is None or fs.info(path_in_fs)["type"] == "directory":
+            return RemoteFolder(url, fs, path_in_fs)
+        return RemoteFile(url, fs, path_in_fs, nbytes)
+
+
+def create(location: "str | os.PathLike[str] | Writable", options: Options = None) -> Sink:
+    """A Sink for ``location``: a path, a URL, or a binary file object (which the caller keeps)."""
+    if not isinstance(location, (str, os.PathLike)):
+        return FileObjectSink(location)
+    return LocalSink(local_path(location)) if is_local(location) else RemoteSink(os.fspath(location), options)
+
+
+def create_folder(location: str | os.PathLike[str], options: Options, marker: str) -> FolderSink:
+    """A FolderSink for ``location``. Where folders cannot be replaced whole, none is written over one that has ``marker``."""
+    if is_local(location):
+        return LocalFolderSink(local_path(location))
+    return RemoteFolderSink(os.fspath(location), options, marker)

@@ -1,0 +1,92 @@
+"""What all storage has in common: the protocols of objects and folders, and errors that name the place."""
+
+import contextlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from mzstore.errors import StorageError
+
+Location = str | os.PathLike[str] | bytes | bytearray | memoryview
+Options = Mapping[str, Any] | None
+BLOCK_NBYTES = 1 << 20  # by which files are copied and digested
+
+
+class Blob(Protocol):
+    """One object that is open for reading, from any number of threads and from forked processes."""
+
+    url: str
+    nbytes: int
+
+    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
+        """Bytes ``[start, stop)``, valid until this thread's next read with the same ``slot``."""
+
+    def close(self) -> None: ...
+
+
+class Folder(ABC):
+    """Objects under a prefix."""
+
+    url: str
+
+    @abstractmethod
+    def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:
+        """The whole object, valid until this thread's next read with the same ``slot``; None if there is none.
+
+        Of a local one that is longer than ``limit``, one byte more than that.
+        """
+
+    @abstractmethod
+    def open(self, key: str) -> Blob | None:
+        """The object, to be read in parts; None if there is none."""
+
+    @abstractmethod
+    def walk(self) -> Iterator[str]:
+        """All objects below the prefix, in order; no read of a model asks for this."""
+
+    @abstractmethod
+    def sizes(self) -> dict[str, int]:
+        """Size of each object below the prefix, in order; nothing is read but the listing."""
+
+
+class Sink(Protocol):
+    """An object that is being written, front to back. Leaving the ``with`` block commits it, an exception aborts it."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Writable(Protocol):
+    def write(self, data: bytes | memoryview, /) -> int: ...
+
+
+class FolderSink(Protocol):
+    """A folder that is being written; committed and aborted like a Sink."""
+
+    def write(self, key: str, data: bytes | memoryview) -> None: ...
+
+    def open(self, key: str) -> AbstractContextManager[Writable]:
+        """A file to write ``key`` piece by piece."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+@contextlib.contextmanager
+def storage_errors(url: str, doing: str) -> Iterator[None]:
+    """Turn what the system or fsspec raises into a StorageError that names ``url``."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot {doing} {url!r}: {error.strerror or error or type(error).__name__}") from error
