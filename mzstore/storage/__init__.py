@@ -7,6 +7,8 @@ Opening for reading gives a ``Blob`` (one object) or a ``Folder`` (objects under
 import os
 from pathlib import Path
 
+from mzstore.errors import StorageError
+from mzstore.stats import Stats
 from mzstore.storage.base import (
     BLOCK_NBYTES,
     Blob,
@@ -16,16 +18,20 @@ from mzstore.storage.base import (
     Options,
     Sink,
     Writable,
-    storage_errors,
 )
 from mzstore.storage.local import Buffer, FileObjectSink, LocalFile, LocalFolder, LocalFolderSink, LocalSink
-from mzstore.storage.remote import RemoteFile, RemoteFolder, filesystem
+from mzstore.storage.remote import RemoteFile, RemoteFolder
+from mzstore.storage.retry import Operation, Retry
 from mzstore.storage.upload import RemoteFolderSink, RemoteSink
 
 __all__ = [
-    "BLOCK_NBYTES", "Blob", "Buffer", "FileObjectSink", "Folder", "FolderSink", "LocalFolder", "Location", "Options", "Sink",
+    "BLOCK_NBYTES", "Blob", "Buffer", "FileObjectSink", "Folder", "FolderSink", "LocalFolder", "Location", "Operation", "Options", "Retry", "Sink",
     "create", "create_folder", "open_location",
 ]  # fmt: skip
+
+
+FOLDER_SUFFIX = ".zarr"  # no object is looked for at such a URL
+LEAST_AHEAD = 64 << 10
 
 
 def is_local(location: str | os.PathLike[str]) -> bool:
@@ -37,25 +43,31 @@ def local_path(location: str | os.PathLike[str]) -> Path:
     return Path(os.fspath(location).removeprefix("file://"))
 
 
-def open_location(location: Location, options: Options = None) -> Blob | Folder:
-    """What lies at ``location``: a Blob, or a Folder if it is a directory (or a URL that ends in a slash)."""
+def open_location(
+    location: Location,
+    options: Options = None,
+    *,
+    retry: Retry | None = None,
+    stats: Stats | None = None,
+    ahead: int = 0,
+) -> Blob | Folder:
+    """What lies at ``location``: a Blob, or a Folder if it is a directory (or a URL that ends in a slash).
+
+    Of a remote object, the last ``ahead`` bytes are read at once. A URL at which there is no object is that of a Folder.
+    """
     if isinstance(location, (bytes, bytearray, memoryview)):
         return Buffer(location)
     if is_local(location):
         path = local_path(location)
         return LocalFolder(path) if path.is_dir() else LocalFile(path)
-    url = os.fspath(location)
-    with storage_errors(url, "open"):
-        fs, path_in_fs = filesystem(url, options)
-        if url.endswith("/"):
-            return RemoteFolder(url, fs, path_in_fs)
+    url, retry, stats = os.fspath(location), retry or Retry(), stats or Stats()
+    if not url.endswith(("/", FOLDER_SUFFIX)):
         try:
-            nbytes = fs.info(path_in_fs)["size"]
-        except (FileNotFoundError, IsADirectoryError):
-            nbytes = None
-        if nbytes is None or fs.info(path_in_fs)["type"] == "directory":
-            return RemoteFolder(url, fs, path_in_fs)
-        return RemoteFile(url, fs, path_in_fs, nbytes)
+            return RemoteFile(url, options, retry, stats, max(ahead, LEAST_AHEAD))
+        except StorageError as error:
+            if not isinstance(error.__cause__, (FileNotFoundError, IsADirectoryError)):
+                raise
+    return RemoteFolder(url, options, retry, stats)
 
 
 def create(location: "str | os.PathLike[str] | Writable", options: Options = None) -> Sink:

@@ -20,6 +20,7 @@ class Blob(Protocol):
 
     url: str
     nbytes: int
+    local: bool  # reading costs no request
 
     def read(self, start: int, stop: int, slot: str = "") -> memoryview:
         """Bytes ``[start, stop)``, valid until this thread's next read with the same ``slot``."""
@@ -31,6 +32,7 @@ class Folder(ABC):
     """Objects under a prefix."""
 
     url: str
+    local: bool
 
     @abstractmethod
     def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:

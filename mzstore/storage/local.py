@@ -21,6 +21,8 @@ WRITE_BUFFER = 1 << 20
 class Buffer:
     """A Blob in memory; reads are views of it."""
 
+    local = True
+
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._data = memoryview(data).cast("B")
         self.url, self.nbytes = "<memory>", len(self._data)
@@ -33,6 +35,8 @@ class Buffer:
 
 class LocalFile:
     """A file, read by position: no shared offset that threads or forked processes could move under each other."""
+
+    local = True
 
     def __init__(self, path: Path) -> None:
         self.url = str(path)
@@ -71,6 +75,8 @@ class LocalFile:
 
 
 class LocalFolder(Folder):
+    local = True
+
     def __init__(self, path: Path) -> None:
         self.url, self._path = str(path), path
 

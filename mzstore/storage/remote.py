@@ -1,63 +1,129 @@
 """Remote storage for reading: objects and prefixes of any fsspec filesystem."""
 
+import os
 from collections.abc import Iterator
-from typing import Any
+from concurrent.futures import Future
 
 from mzstore.errors import StorageError
+from mzstore.stats import Stats
+from mzstore.storage.backends import Answer, Backend, Range, connect, filesystem
 from mzstore.storage.base import Folder, Options, storage_errors
+from mzstore.storage.retry import Attempt, Operation, Retry, reason
+
+SMALL_NBYTES = 64 << 10  # so much of an object in a folder is read to learn its size
 
 
-def filesystem(url: str, options: Options) -> tuple[Any, str]:
-    import fsspec.core  # 0.1 s, and only URLs need it
+class Remote:
+    """A URL and how to reach it: asks with retries, counts, and connects again in a forked process."""
 
-    return fsspec.core.url_to_fs(url, **(options or {}))  # type: ignore[no-any-return]
+    def __init__(self, url: str, options: Options, retry: Retry, stats: Stats) -> None:
+        self.url, self.options, self.retry, self.stats = url, options, retry, stats
+        self._backend: Backend | None = None
+        self._pid = 0
+        self._connect()
+
+    def _connect(self) -> tuple[Backend, str]:
+        if self._backend is None or self._pid != os.getpid():  # connections and event loops do not survive a fork
+            try:
+                self._backend, self._path = connect(self.url, self.options)
+            except Exception as error:  # whatever kind a filesystem chooses
+                raise StorageError(f"cannot open {self.url!r}: {reason(error)}") from error
+            self._pid = os.getpid()
+        return self._backend, self._path
+
+    def get(self, key: str, range_: Range, version: str | None, limit: int | None, operation: Operation) -> Answer:
+        """The bytes at ``range_`` of the object ``key`` below the URL, or of the URL itself if that is empty."""
+        backend, path = self._connect()
+        path, url = (f"{path.rstrip('/')}/{key}", f"{self.url}/{key}") if key else (path, self.url)
+
+        def start(attempt: Attempt) -> Future[Answer]:
+            self.stats.add(requests=1)
+            return backend.get(path, range_, version, limit, attempt)
+
+        answer = operation.run(start, f"read {url!r}, {range_}")
+        self.stats.add(fetched_nbytes=len(answer.data))
+        return answer
+
+    def changed(self, version: str | None) -> bool:
+        """Whether there is another version now, where the requests themselves cannot tell."""
+        backend, path = self._connect()
+        try:
+            now = backend.version(path)
+        except Exception as error:
+            raise StorageError(f"cannot look at {self.url!r} again: {reason(error)}") from error
+        return now is not None and now != version
 
 
 class RemoteFile:
-    """An object of an fsspec filesystem."""
+    """An object. Opening it reads its last ``ahead`` bytes, which tells its size; it is one version all the time."""
 
-    def __init__(self, url: str, fs: Any, path: str, nbytes: int) -> None:
-        self.url, self.nbytes, self._fs, self._path = url, nbytes, fs, path
+    local = False
+
+    def __init__(self, url: str, options: Options, retry: Retry, stats: Stats, ahead: int) -> None:
+        self.url = url
+        self._remote = Remote(url, options, retry, stats)
+        answer = self._remote.get("", Range(-ahead), None, None, retry.start())
+        self.nbytes = len(answer.data) if answer.total is None else answer.total
+        self._version = answer.version
+        self._tail, self._tail_start = memoryview(answer.data), self.nbytes - len(answer.data)
 
     def read(self, start: int, stop: int, slot: str = "") -> memoryview:
+        return self.fetch(start, stop, self._remote.retry.start())
+
+    def held(self, start: int) -> bool:
+        """Whether what begins at ``start`` came with the opening."""
+        return start >= self._tail_start
+
+    def fetch(self, start: int, stop: int, operation: Operation) -> memoryview:
+        """Bytes ``[start, stop)``, in one request of ``operation``."""
         if start == stop:
             return memoryview(b"")
-        with storage_errors(self.url, "read"):
-            data = self._fs.cat_file(self._path, start=start, end=stop)
-        if len(data) != stop - start:
-            raise StorageError(f"{self.url!r} gave {len(data)} bytes for the range {start} to {stop}")
-        return memoryview(data)
+        if self.held(start):
+            return self._tail[start - self._tail_start : stop - self._tail_start]
+        answer = self._remote.get("", Range(start, stop), self._version, None, operation)
+        return memoryview(answer.data)
+
+    def check_unchanged(self) -> None:
+        """Raises StorageError if another object has taken its place since it was opened."""
+        if self._remote.changed(self._version):
+            raise StorageError(f"{self.url!r} has changed since it was opened; open it again")
 
     def close(self) -> None: ...
 
 
 class RemoteFolder(Folder):
-    def __init__(self, url: str, fs: Any, path: str) -> None:
-        self.url, self._fs, self._path = url, fs, path.rstrip("/")
+    local = False
+
+    def __init__(self, url: str, options: Options, retry: Retry, stats: Stats) -> None:
+        self.url = url.rstrip("/")
+        self._remote = Remote(self.url, options, retry, stats)
 
     def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:
-        with storage_errors(f"{self.url}/{key}", "read"):
-            try:
-                return memoryview(self._fs.cat_file(f"{self._path}/{key}"))
-            except FileNotFoundError:
+        return self.fetch(key, limit, self._remote.retry.start())
+
+    def fetch(self, key: str, limit: int, operation: Operation) -> memoryview | None:
+        """The whole object, in one request of ``operation``; None if there is none. Raises StorageError beyond ``limit``."""
+        try:
+            return memoryview(self._remote.get(key, Range(), None, limit, operation).data)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
                 return None
+            raise
 
     def open(self, key: str) -> "RemoteFile | None":
-        with storage_errors(f"{self.url}/{key}", "read"):
-            try:
-                about = self._fs.info(f"{self._path}/{key}")
-            except FileNotFoundError:
+        remote = self._remote
+        try:
+            return RemoteFile(f"{self.url}/{key}", remote.options, remote.retry, remote.stats, SMALL_NBYTES)
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
                 return None
-        if about["type"] != "file":
-            return None
-        return RemoteFile(f"{self.url}/{key}", self._fs, f"{self._path}/{key}", about["size"])
+            raise
 
     def walk(self) -> Iterator[str]:
-        with storage_errors(self.url, "list"):
-            for path in sorted(self._fs.find(self._path)):
-                yield path.removeprefix(self._path).lstrip("/")
+        yield from self.sizes()
 
     def sizes(self) -> dict[str, int]:
         with storage_errors(self.url, "list"):
-            found = sorted(self._fs.find(self._path, detail=True).items())
-            return {path.removeprefix(self._path).lstrip("/"): about["size"] for path, about in found}
+            fs, path = filesystem(self.url, self._remote.options)
+            found = sorted(fs.find(path, detail=True).items())
+            return {name.removeprefix(path).lstrip("/"): about["size"] for name, about in found}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
+from mzstore.storage.backends import filesystem
 from mzstore.storage.base import Options, Writable, storage_errors
-from mzstore.storage.remote import filesystem
 
 WRITE_BUFFER = 1 << 20
 

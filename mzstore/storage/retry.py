@@ -1,0 +1,179 @@
+"""Retry: how often and how long storage is asked again, and which errors are worth it."""
+
+import concurrent.futures
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from mzstore.errors import StorageError
+
+T = TypeVar("T")
+MAX_PAUSE = 10.0
+# Asking again does not help: it is not there, not allowed, not possible, or the call itself was wrong.
+FINAL = (
+    FileNotFoundError,
+    PermissionError,
+    IsADirectoryError,
+    NotImplementedError,
+    TypeError,
+    AttributeError,
+    KeyError,
+)
+FINAL_NAMES = {
+    "InvalidPathError", "NoCredentialsError", "NotFoundError", "NotSupportedError", "PartialCredentialsError",
+    "PermissionDeniedError", "PreconditionError", "UnauthenticatedError", "UnknownConfigurationKeyError",
+}  # fmt: skip  # of botocore and obstore, whose errors are of no common kind
+TRANSIENT_STATUS = {408, 409, 425, 429}  # and all from 500 on
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Times are in seconds.
+
+    timeout   without a byte of an answer, until an attempt is given up
+    attempts  at one request, the first included
+    deadline  of a whole operation: to open a model, to load or read from it; None: as long as attempts last
+    backoff   the first pause between two attempts; each further one is twice as long, at most 10 s, and shortened
+              at random by up to half, so that many readers do not return all at once
+    """
+
+    timeout: float = 30.0
+    attempts: int = 6
+    deadline: float | None = None
+    backoff: float = 0.2
+
+    def __post_init__(self) -> None:
+        if (
+            self.timeout <= 0
+            or self.attempts < 1
+            or self.backoff < 0
+            or (self.deadline is not None and self.deadline <= 0)
+        ):
+            raise ValueError(f"{self}: times are positive, and one attempt is the least")
+
+    def start(self) -> "Operation":
+        return Operation(self)
+
+
+class Operation:
+    """One operation on storage, of one or many requests: when it has to be done, and whether it was given up."""
+
+    def __init__(self, retry: Retry) -> None:
+        self.retry = retry
+        self._end = None if retry.deadline is None else time.monotonic() + retry.deadline
+        self._stopped: Future[None] = Future()
+
+    def stop(self) -> None:
+        """Give up: whoever waits for a request or for the next attempt at one raises Stopped."""
+        if not self._stopped.done():
+            self._stopped.set_result(None)
+
+    def sleep(self, seconds: float) -> None:
+        self._wait((), seconds)
+
+    def _wait(self, futures: tuple["Future[Any]", ...], seconds: float) -> None:
+        """Until one of ``futures`` is done, or for ``seconds``. Raises Stopped, or TimeoutError at the deadline."""
+        left = float("inf") if self._end is None else self._end - time.monotonic()
+        concurrent.futures.wait((*futures, self._stopped), max(0.0, min(seconds, left)), FIRST_COMPLETED)
+        if any(future.done() for future in futures):
+            return
+        if self._stopped.done():
+            raise Stopped
+        if left <= seconds:
+            raise TimeoutError(f"the deadline of {self.retry.deadline} s has passed")
+
+    def run(self, start: Callable[["Attempt"], "Future[T]"], doing: str) -> T:
+        """What the request that ``start`` begins gives, after as many attempts as it takes.
+
+        ``doing`` says what is done to what, for the StorageError if it fails for good: "read 's3://...', bytes 5-9".
+        """
+        for number in range(1, self.retry.attempts + 1):
+            attempt = Attempt()
+            try:
+                return self._result(start(attempt), attempt)
+            except TimeoutError as error:
+                if self._end is not None and time.monotonic() >= self._end:
+                    raise StorageError(f"cannot {doing}: {reason(error)}") from error
+                last: Exception = error
+            except Stopped:
+                raise
+            except Exception as error:
+                if not is_transient(error):
+                    raise StorageError(f"cannot {doing}: {reason(error)}") from error
+                last = error
+            if number < self.retry.attempts:
+                try:
+                    self.sleep(min(MAX_PAUSE, self.retry.backoff * 2 ** (number - 1)) * random.uniform(0.5, 1))
+                except TimeoutError as error:
+                    raise StorageError(f"cannot {doing}: {error}; before that: {reason(last)}") from last
+        raise StorageError(f"cannot {doing}: {reason(last)} ({self.retry.attempts} attempts)") from last
+
+    def _result(self, future: "Future[T]", attempt: "Attempt") -> T:
+        try:
+            while not future.done():
+                quiet = time.monotonic() - attempt.last_byte
+                if quiet >= self.retry.timeout:
+                    raise TimeoutError(f"no byte for {self.retry.timeout:g} s")
+                self._wait((future,), self.retry.timeout - quiet)
+            return future.result()
+        finally:
+            future.cancel()
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Whoever receives bytes says so, so that a slow answer is not taken for none."""
+
+    last_byte: float = field(default_factory=time.monotonic)
+
+    def received(self) -> None:
+        self.last_byte = time.monotonic()
+
+
+class Stopped(BaseException):
+    """The operation was given up by another thread, which has the error."""
+
+
+class Transient(OSError):
+    """An answer that is wrong in a way that another attempt may put right."""
+
+
+class Changed(OSError):
+    """The object is not the one that was opened."""
+
+
+class TooLarge(OSError):
+    """The object is larger than anybody wants to read."""
+
+
+def reason(error: BaseException) -> str:
+    """What went wrong, in the words of the system or of the backend; never empty."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(text.split())[:500] or type(error).__name__
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether another attempt may succeed."""
+    if isinstance(error, (*FINAL, Changed, TooLarge)):
+        return False
+    status = status_of(error)
+    if status is not None:
+        return (status >= 500 and status != 501) or status in TRANSIENT_STATUS
+    return type(error).__name__ not in FINAL_NAMES
+
+
+def status_of(error: BaseException) -> int | None:
+    """The HTTP status behind an error of aiohttp, botocore, azure, gcsfs, requests or httpx; None if it has none."""
+    answer = getattr(error, "response", None)
+    found = (
+        answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        if isinstance(answer, dict)
+        else getattr(answer, "status_code", None)
+    )
+    for value in (found, *(getattr(error, name, None) for name in ("status", "status_code", "code"))):
+        if isinstance(value, int) and 100 <= value < 600:
+            return value
+    return status_of(error.__cause__) if error.__cause__ else None
