@@ -10,6 +10,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 
 s3fs = pytest.importorskip("s3fs")
 from servers import SeaweedFS, weed  # noqa: E402
+from shaper import Link  # noqa: E402
 
 try:
     weed()
@@ -41,10 +42,28 @@ def test_wrong_credentials_are_refused(server):
 
 
 def test_nothing_is_left_after_an_exception(tmp_path):
-    server = SeaweedFS(tmp_path)
-    with pytest.raises(ZeroDivisionError), server:
-        group = os.getpgid(server._process.pid)
-        raise ZeroDivisionError
+    groups = []
+
+    def fail():
+        with SeaweedFS(tmp_path) as server:
+            groups.append(os.getpgid(server._process.pid))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     with pytest.raises(ProcessLookupError):
-        os.killpg(group, 0)
-    assert not list(Path("/tmp").glob(f"seaweedfs-*-{server._ports['s3.port.grpc']}.sock"))
+        os.killpg(groups[0], 0)
+
+
+def test_the_link_carries_what_the_server_has_and_counts(server):
+    data = os.urandom(3_000_017)
+    filesystem(server).pipe_file(f"{server.bucket}/through/link", data)
+    with Link(server.port) as link:
+        link.set(gbit_per_s=8, rtt_ms=2)
+        fs = filesystem(server, link.endpoint)
+        assert fs.cat_file(f"{server.bucket}/through/link") == data
+        assert fs.cat_file(f"{server.bucket}/through/link", start=7, end=18) == data[7:18]
+        counts = link.counts()
+    assert counts["requests"] == 2
+    assert counts["connections"] >= 1
+    assert len(data) + 11 <= counts["nbytes"] <= len(data) + 11 + 2 * 2000  # and two headers
