@@ -20,14 +20,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 HOP_BY_HOP = {"connection", "expect", "keep-alive", "transfer-encoding"}
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a server was asked for. ``key`` is the path without the query."""
+    """What a server was asked for. ``key`` is the path, decoded, without the query."""
 
     method: str
     key: str
@@ -83,7 +83,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise NotImplementedError("a request body in HTTP chunks")
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         url = urlsplit(self.path)
-        request = Request(self.command, url.path, url.query, self.headers.get("Range", ""))
+        request = Request(self.command, unquote(url.path), url.query, self.headers.get("Range", ""))
         self.server.owner.answer(Exchange(self, request, body))  # type: ignore[attr-defined]
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_any

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mzstore.storage.base import Options
-from mzstore.storage.retry import Attempt, Changed, TooLarge, Transient
+from mzstore.storage.retry import Attempt, Changed, TooLarge, Transient, status_of
 
 PIECE_NBYTES = 1 << 20  # of a body, at most, between two signs of life
 CONNECTIONS = 32
@@ -266,6 +266,12 @@ class Obstore:
             raise FileNotFoundError(2, "there is no such object") from error
         except obstore.exceptions.PreconditionError as error:
             raise Changed("it has changed since it was opened") from error
+        except obstore.exceptions.BaseError as error:
+            if status_of(error) != 416:
+                raise
+            if range_.start < 0:
+                return Answer(b"", 0, None)
+            raise Changed(f"it has no {range_} any more: it has changed since it was opened") from error
         if done < len(data):
             raise Transient(f"the answer ends after {done} of {len(data)} bytes")
         return Answer(data, total, found)

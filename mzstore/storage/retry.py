@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import random
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future
@@ -152,6 +153,7 @@ class TooLarge(OSError):
 def reason(error: BaseException) -> str:
     """What went wrong, in the words of the system or of the backend; never empty."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    text = text.partition("Debug source:")[0]  # obstore adds all fields of the error
     return " ".join(text.split())[:500] or type(error).__name__
 
 
@@ -166,14 +168,20 @@ def is_transient(error: BaseException) -> bool:
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status behind an error of aiohttp, botocore, azure, gcsfs, requests or httpx; None if it has none."""
+    """The HTTP status behind an error of aiohttp, botocore, obstore, azure, gcsfs, requests or httpx; None if it has none."""
+    module = type(error).__module__
+    if module == "aiohttp.http_exceptions":  # of an answer that broke off, which has 400 as its ``code``
+        return None
     answer = getattr(error, "response", None)
     found = (
         answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if isinstance(answer, dict)
         else getattr(answer, "status_code", None)
     )
-    for value in (found, *(getattr(error, name, None) for name in ("status", "status_code", "code"))):
+    if module.startswith("obstore") and (match := re.search(r"status code: (\d{3})", str(error))):
+        found = int(match[1])
+    names = ("status",) if module.startswith("aiohttp") else ("status", "status_code", "code")
+    for value in (found, *(getattr(error, name, None) for name in names)):
         if isinstance(value, int) and 100 <= value < 600:
             return value
     return status_of(error.__cause__) if error.__cause__ else None

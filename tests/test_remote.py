@@ -1,0 +1,169 @@
+"""Remote objects: a fault that passes is survived, one that stays ends in a StorageError, and data are never wrong.
+
+Here are ranges of objects; tests/test_remote_models.py reads models.
+"""
+
+import re
+
+import faults
+import numpy as np
+import pytest
+
+import mzstore
+from mzstore.storage import Retry, open_location
+from mzstore.storage.base import Blob
+
+DATA = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
+OTHER = bytes(255 - byte for byte in DATA)
+PATIENT = Retry(timeout=20, attempts=4, backoff=0.001)
+IMPATIENT = Retry(timeout=0.3, attempts=2, backoff=0.001)
+
+PASSING = {
+    "503": faults.status(503),
+    "500": faults.status(500),
+    "429": faults.status(429),
+    "reset before": faults.reset_before,
+    "reset within": faults.reset_within,
+    "cut short": faults.cut_short,
+    "cut to fit": faults.cut_to_fit,
+    "whole object": faults.whole_object(DATA),
+    "other range": faults.other_range(DATA),
+}
+STALLS = {"stall before": faults.stall_before, "stall within": faults.stall_within}
+FINAL = {
+    "403": faults.status(403),
+    "expired, as S3 says it": faults.status(400, "ExpiredToken"),
+    "expired, as others say it": faults.status(403, "ExpiredToken"),
+    "404": faults.status(404),
+}
+
+
+@pytest.fixture
+def opened(place):
+    """Opens the object of the place."""
+    place.put("object", DATA)
+
+    def opened(retry: Retry = PATIENT) -> Blob:
+        blob = open_location(place.url("object"), place.options, retry=retry)
+        assert not hasattr(blob, "walk"), "an object, not a folder"
+        return blob
+
+    return opened
+
+
+def ranges(requests) -> list[str]:
+    return [request.range for request in requests]
+
+
+def test_opening_is_one_request(place, opened):
+    blob = opened()
+    assert (blob.url, blob.nbytes) == (place.url("object"), len(DATA))
+    assert ranges(place.requests()) == ["bytes=-65536"]
+    assert bytes(blob.read(len(DATA) - 65536, len(DATA))) == DATA[-65536:]
+    assert bytes(blob.read(5, 5)) == b""
+    assert len(place.requests()) == 1
+
+
+def test_a_range_is_one_request(place, opened):
+    blob = opened()
+    place.proxy.forget()
+    assert bytes(blob.read(1000, 3000)) == DATA[1000:3000]
+    assert ranges(place.requests()) == ["bytes=1000-2999"]
+
+
+def test_a_small_object_and_an_empty_one(place):
+    for data in (b"", b"x", DATA[:65536]):
+        place.put("small", data)
+        blob = open_location(place.url("small"), place.options, retry=PATIENT)
+        assert (blob.nbytes, bytes(blob.read(0, len(data)))) == (len(data), data)
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_passes(place, opened, fault):
+    opening = place.proxy.fail(PASSING[fault], times=2)
+    blob = opened()
+    assert blob.nbytes == len(DATA)
+    reading = place.proxy.fail(PASSING[fault], times=3)
+    assert bytes(blob.read(1000, 3000)) == DATA[1000:3000]
+    assert (opening.met, reading.met) == (2, 3)
+    assert ranges(place.requests()) == 3 * ["bytes=-65536"] + 4 * ["bytes=1000-2999"]
+
+
+@pytest.mark.parametrize("fault", PASSING)
+def test_a_fault_that_stays(place, opened, fault):
+    blob = opened()
+    place.proxy.forget()
+    place.proxy.fail(PASSING[fault])
+    with pytest.raises(mzstore.StorageError, match=re.escape(blob.url)) as raised:
+        blob.read(1000, 3000)
+    assert "bytes 1000-3000" in str(raised.value)
+    assert "(4 attempts)" in str(raised.value)
+    # When a connection ends instead of an answer, aiohttp tries once more by itself.
+    most = 2 if fault == "reset before" else 1
+    assert set(ranges(place.requests())) == {"bytes=1000-2999"}
+    assert 4 <= len(place.requests()) <= 4 * most
+    place.proxy.forget()
+    with pytest.raises(mzstore.StorageError, match=re.escape(blob.url)):
+        opened()
+    assert 4 <= len(place.requests()) <= 4 * most
+
+
+@pytest.mark.parametrize("fault", STALLS)
+def test_a_stall(place, opened, fault):
+    opened()  # a slow start of the client is no stall
+    place.proxy.fail(STALLS[fault], times=1)
+    blob = opened(Retry(timeout=0.5, attempts=8, backoff=0.001))
+    assert bytes(blob.read(1000, 3000)) == DATA[1000:3000]
+    assert len(place.requests()) >= 4
+
+    place.proxy.forget()
+    place.proxy.fail(STALLS[fault])
+    with pytest.raises(mzstore.StorageError, match=rf"{re.escape(blob.url)}.*no byte for 0\.3 s \(2 attempts\)"):
+        opened(IMPATIENT)
+    assert ranges(place.requests()) == 2 * ["bytes=-65536"]
+
+
+@pytest.mark.parametrize("fault", FINAL)
+def test_what_does_not_pass_is_not_tried_again(place, opened, fault):
+    blob = opened()
+    place.proxy.forget()
+    place.proxy.fail(FINAL[fault])
+    with pytest.raises(mzstore.StorageError, match=re.escape(blob.url)) as raised:
+        blob.read(1000, 3000)
+    assert "bytes 1000-3000" in str(raised.value)
+    assert "attempts" not in str(raised.value)
+    assert len(place.requests()) == 1
+
+
+@pytest.mark.parametrize("other", [OTHER, OTHER[:100_000], OTHER + b"more", OTHER[:500], b""], ids=len)
+def test_an_object_that_was_replaced(place, opened, other):
+    blob = opened()
+    place.put("object", other)
+    place.proxy.forget()
+    with pytest.raises(mzstore.StorageError, match="changed") as raised:
+        blob.read(1000, 3000)
+    assert blob.url in str(raised.value)
+    assert len(place.requests()) == 1
+
+
+def test_an_object_that_was_removed(place, opened):
+    blob = opened()
+    place.remove("object")
+    with pytest.raises(mzstore.StorageError, match=re.escape(blob.url)):
+        blob.read(1000, 3000)
+
+
+def test_a_deadline_ends_the_attempts(place, opened):
+    place.proxy.fail(faults.status(503))
+    with pytest.raises(mzstore.StorageError, match="deadline"):
+        opened(Retry(timeout=20, attempts=1_000_000, deadline=0.5, backoff=0.01))
+    place.proxy.fail(faults.stall_before)
+    with pytest.raises(mzstore.StorageError, match="deadline"):
+        opened(Retry(timeout=20, attempts=1_000_000, deadline=0.5, backoff=0.01))
+
+
+def test_names_as_they_come(place):
+    for name in ("a b.mz", "ümlaut.mz", "plus+and=.mz"):
+        place.put(name, DATA[:10])
+        blob = open_location(place.url(name), place.options, retry=PATIENT)
+        assert bytes(blob.read(2, 5)) == DATA[2:5]
