@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mzstore.errors import CorruptError, FormatError
+from mzstore.extents import Extent, Request
 from mzstore.nodes import is_node_name
 from mzstore.payload import check_payload_nbytes
-from mzstore.storage import Blob, Sink
+from mzstore.stats import Stats
+from mzstore.storage import Blob, Operation, Sink
 
 STORED, DEFLATED = 0, 8
 ALIGNMENT = 64
@@ -121,8 +123,8 @@ class ArchiveWriter:
 class ArchiveReader:
     """The entries of an archive, by key. Raises FormatError for a file that is not such an archive."""
 
-    def __init__(self, blob: Blob) -> None:
-        self.blob, self.url = blob, blob.url
+    def __init__(self, blob: Blob, stats: Stats | None = None) -> None:
+        self.blob, self.url, self.local, self.stats = blob, blob.url, blob.local, stats or Stats()
         self._tail_start = max(0, blob.nbytes - TAIL_NBYTES)
         self._tail = bytes(blob.read(self._tail_start, blob.nbytes))
         self.entries = {entry.key: entry for entry in self._directory()}
@@ -134,13 +136,34 @@ class ArchiveReader:
 
     def read_chunk(self, key: str, slot: str) -> memoryview | None:
         """The payload stored under ``key``, not yet checked; None if there is none."""
+        entry = self._chunk(key)
+        return None if entry is None else self.blob.read(entry.start, entry.start + entry.stored_nbytes, slot)
+
+    def _chunk(self, key: str) -> Entry | None:
         entry = self.entries.get(key)
         if entry is None:
             return None
         if entry.method != STORED:
             raise FormatError("a chunk that is not STORED", where=f"{self.url}, {key!r}", clause="zip-6")
         check_payload_nbytes(entry.nbytes, where=f"{self.url}, {key!r}")
-        return self.blob.read(entry.start, entry.start + entry.stored_nbytes, slot)
+        return entry
+
+    def extent(self, key: str) -> Extent | None:
+        """Where the payload of ``key`` lies; None if there is none."""
+        entry = self._chunk(key)
+        if entry is None:
+            return None
+        return Extent("", entry.start, entry.start + entry.stored_nbytes, entry.start >= self._tail_start)
+
+    def fetch(self, request: Request, operation: Operation) -> memoryview:
+        assert request.stop is not None
+        return self.blob.fetch(request.start, request.stop, operation)
+
+    def start(self) -> Operation:
+        return self.blob.start()
+
+    def check_unchanged(self) -> None:
+        self.blob.check_unchanged()
 
     def read_document(self, key: str, limit: int) -> bytes | None:
         """The content stored under ``key``, checked against its CRC-32; None if there is none."""
@@ -247,6 +270,10 @@ class ArchiveReader:
         if start + nbytes != end or count * CENTRAL.size > nbytes:
             raise refuse(f"the directory of {nbytes} bytes at {start} does not end at {end}", "zip-2")
 
+        if start < self._tail_start:  # once more, with as much in front of it as the root document may well have
+            before = max(0, start - max(nbytes, TAIL_NBYTES))
+            self._tail = bytes(self.blob.read(before, self._tail_start)) + self._tail
+            self._tail_start = before
         data = self._read(start, nbytes)
         raw: list[tuple[str, int, int, int, int, int]] = []
         at = 0

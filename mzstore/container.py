@@ -5,16 +5,20 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, Protocol
 
-from mzstore.archive import ArchiveReader, ArchiveWriter
+from mzstore.archive import TAIL_NBYTES, ArchiveReader, ArchiveWriter
 from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, ModelDocument, load, parse
 from mzstore.errors import CorruptError, FormatError
-from mzstore.storage import Folder, Location, Options, create, create_folder, open_location
+from mzstore.extents import Extent, Request
+from mzstore.stats import Stats
+from mzstore.storage import Folder, Location, Operation, Options, Retry, create, create_folder, open_location
 from mzstore.tree import TreeReader, TreeWriter
 
 Kind = Literal["archive", "tree"]
 
 
-class Reader(Protocol):
+class Objects(Protocol):
+    """What a container holds, by key."""
+
     url: str
 
     def nbytes(self, key: str) -> int | None: ...
@@ -33,6 +37,25 @@ class Reader(Protocol):
     def close(self) -> None: ...
 
 
+class Reader(Objects, Protocol):
+    """An open container, whose chunks can also be read by plan."""
+
+    local: bool  # reading costs no request; then nothing is planned or fetched ahead
+    stats: Stats
+
+    def extent(self, key: str) -> Extent | None:
+        """Where the payload of ``key`` lies; None if there is none. Without I/O."""
+
+    def fetch(self, request: Request, operation: Operation) -> memoryview:
+        """What ``request`` asks for, of remote storage."""
+
+    def start(self) -> Operation:
+        """A new operation of many requests, on remote storage."""
+
+    def check_unchanged(self) -> None:
+        """Raises StorageError if something else lies there now, where the requests themselves cannot tell."""
+
+
 class Writer(Protocol):
     @property
     def nbytes(self) -> int: ...
@@ -46,13 +69,14 @@ class Writer(Protocol):
     def finish(self) -> None: ...
 
 
-def open_reader(location: Location, options: Options = None) -> Reader:
+def open_reader(location: Location, options: Options = None, retry: Retry | None = None) -> Reader:
     """The container at ``location``. Raises FormatError if there is none, StorageError if it cannot be read."""
-    found = open_location(location, options)
-    return TreeReader(found) if isinstance(found, Folder) else ArchiveReader(found)
+    stats = Stats()
+    found = open_location(location, options, retry=retry, stats=stats, ahead=TAIL_NBYTES)
+    return TreeReader(found, stats) if isinstance(found, Folder) else ArchiveReader(found, stats)
 
 
-def read_model(reader: Reader) -> ModelDocument:
+def read_model(reader: Objects) -> ModelDocument:
     """The root document, checked."""
     data = reader.read_document(DOCUMENT, MAX_DOCUMENT_NBYTES)
     where = f"{reader.url}, {DOCUMENT!r}"

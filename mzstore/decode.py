@@ -4,22 +4,18 @@ The steps of one job: fetch its payloads, check them, decompress, decode. Jobs a
 """
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from mzstore import fetch
 from mzstore.container import Reader
-from mzstore.documents import TensorEntry
-from mzstore.encodings import chunk_path, read_chunk
-from mzstore.errors import CorruptError
-from mzstore.grid import Piece, pieces
+from mzstore.encodings import read_chunk
 from mzstore.narrow import widen
-from mzstore.selection import Span
+from mzstore.plan import Batch, Job, make, missing_chunk
 from mzstore.workspace import buffer
 
 # Of values. Threads take turns in Python between the steps of a job, which in small jobs is most of the time.
@@ -27,35 +23,31 @@ BATCH_NBYTES = 1 << 20
 BATCH_JOBS = 64  # a document may claim any number of chunks of a byte
 BATCHES_AHEAD = 4  # for each thread: enough that a slow one stops none of them
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One piece of a tensor and where its words go. ``entry`` is a stored tensor, never a reference."""
-
-    entry: TensorEntry
-    piece: Piece
-    out: np.ndarray  # of the whole read; the piece's target is cut from it
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the words that it fills."""
-        words: int = math.prod(cut.stop - cut.start for cut in self.piece.target)
-        return words * self.out.itemsize
-
-
-def jobs(entry: TensorEntry, spans: tuple[Span, ...], out: np.ndarray) -> Iterator[Job]:
-    """What has to be done to fill ``out`` (words, one axis for each of ``spans``) from ``entry``."""
-    assert entry.part is not None
-    for piece in pieces(entry.part.grid, spans):
-        yield Job(entry, piece, out)
-
-
-def missing_chunk(key: str, *, where: str) -> CorruptError:
-    return CorruptError(f"the chunk {key!r} is missing; restore the file from a copy", where=where, clause="payload-4")
+Read = Callable[[str, str], memoryview | None]  # (key, slot) -> payload, valid until the next call with that slot
 
 
 def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None = None) -> None:
     """Carry out all jobs; ``done`` is told the bytes of each batch when it is finished. The first error ends the rest."""
+    if reader.local:
+        _run_local(reader, todo, threads, done)
+    else:
+        _run_remote(reader, todo, threads, done)
+
+
+def _run_remote(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None) -> None:
+    def consume(batch: Batch, answers: fetch.Answers) -> None:
+        for job in batch.jobs:
+            decode(job, lambda key, _: batch.payload(key, answers), reader.url)
+        if done:
+            done(sum(job.nbytes for job in batch.jobs))
+
+    batches = make(todo, reader.extent, 0, reader.url).batches
+    if batches:
+        fetch.run(batches, reader.fetch, consume, reader.start(), threads, reader.stats)
+        reader.check_unchanged()
+
+
+def _run_local(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None) -> None:
     batches = _batches(todo)
     first = list(itertools.islice(batches, 2))
     batches = itertools.chain(first, batches)
@@ -100,23 +92,24 @@ def _batches(todo: Iterable[Job]) -> Iterator[tuple[list[Job], int]]:
 
 def _decode_all(reader: Reader, batch: list[Job]) -> None:
     for job in batch:
-        _decode(reader, job)
+        decode(job, reader.read_chunk, reader.url)
 
 
-def _decode(reader: Reader, job: Job) -> None:
+def decode(job: Job, read_payload: Read, url: str) -> None:
+    """Fill what ``job`` is about, from payloads that ``read_payload`` gives; ``url`` is for errors."""
     entry, piece = job.entry, job.piece
     part = entry.part
     assert part is not None
     index: tuple[Any, ...] = (*piece.target, ...)
     target: np.ndarray = job.out[index]  # the dots keep a 0-d array an array
-    where = f"{reader.url}, tensor {entry.spec.name!r}, chunk {piece.chunk}"
+    where = f"{url}, tensor {entry.spec.name!r}, chunk {piece.chunk}"
+    keys = job.keys
 
     def read(i: int) -> np.ndarray:
         component = part.components[i]
-        key = f"{entry.node}/{chunk_path(part, component, piece.chunk)}"
-        payload = reader.read_chunk(key, component.name)
+        payload = read_payload(keys[i], component.name)
         if payload is None:
-            raise missing_chunk(key, where=where)
+            raise missing_chunk(keys[i], where=where)
         return read_chunk(component, payload, where=where)
 
     stepped = any(cut.step != 1 for cut in piece.source)

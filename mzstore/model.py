@@ -4,7 +4,7 @@ import difflib
 import fnmatch
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -12,31 +12,52 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from mzstore import frameworks, kernels
-from mzstore.container import Reader, open_reader, read_model
-from mzstore.decode import jobs, missing_chunk, run
+from mzstore.cache import TensorCache
+from mzstore.container import Objects, Reader, open_reader, read_model
+from mzstore.decode import run
 from mzstore.documents import Asset, ModelDocument, TensorEntry
 from mzstore.errors import CorruptError
 from mzstore.frameworks import Framework
+from mzstore.plan import Job, Plan, jobs, make, missing_chunk
 from mzstore.progress import progress
 from mzstore.selection import Index, Selection, Span, resolve
-from mzstore.storage import BLOCK_NBYTES, Location, Options
+from mzstore.shards import Axis, axis_of, shard_slices
+from mzstore.stats import Stats
+from mzstore.storage import BLOCK_NBYTES, Location, Options, Retry
 from mzstore.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import zarr
 
 
-def open(location: Location, *, storage_options: Options = None) -> "Model":  # noqa: A001  what a user types is mzstore.open
+def open(  # noqa: A001  what a user types is mzstore.open
+    location: Location, *, storage_options: Options = None, retry: Retry | None = None, cache_bytes: int = 0
+) -> "Model":
     """Open a model for reading: an archive or a tree, at a path or any fsspec URL, or an archive's bytes.
 
-    Reads the documents only. Raises FormatError, UnsupportedError, CorruptError or StorageError.
+    storage_options  for the fsspec filesystem of a URL: credentials, endpoint
+    retry            how long remote storage is waited for, and how often it is asked; None: ``Retry()``
+    cache_bytes      decoded tensors are kept in so much memory, and leave when it is full, the least recently used first
+
+    Reads the documents only: of a remote archive its tail, in one request. Raises FormatError, UnsupportedError,
+    CorruptError or StorageError.
     """
-    reader = open_reader(location, storage_options)
+    reader = open_reader(location, storage_options, retry)
     try:
-        return Model(reader, read_model(reader), location, storage_options)
+        return Model(reader, read_model(reader), _Opening(location, storage_options, retry, cache_bytes))
     except BaseException:
         reader.close()
         raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Opening:
+    """How a model was opened, so that a copy of it in another process can be opened in the same way."""
+
+    location: Location
+    options: Options
+    retry: Retry | None
+    cache_nbytes: int
 
 
 def default_threads() -> int:
@@ -50,6 +71,10 @@ def check_threads(threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise ValueError(f"{threads} threads; at least 1 is needed")
     return threads or default_threads()
+
+
+# What to load: a name or glob pattern, several, or a mapping from names to what to take of each.
+Names = str | Sequence[str] | Mapping[str, Index] | None
 
 
 class Tensor:
@@ -115,8 +140,17 @@ class Tensor:
         if self._entry.spec.dtype.packed and isinstance(out, np.ndarray):  # a value to a byte, words have two
             out[...] = self._select(resolve(..., self.shape), threads)
         else:
-            self._fill(words, threads)
+            self._fill(tuple(Span(0, n) for n in self._entry.spec.word_shape), words, threads)
         return out
+
+    def shard(self, axis: int | None, index: int, count: int) -> np.ndarray:
+        """The part that rank ``index`` of ``count`` holds if the tensor is cut on ``axis``; all of it for None.
+
+        As ``torch.chunk`` cuts: all parts are as long as the first, but the last ones may be shorter or empty.
+        Raises ValueError for an index or a count that cannot be, IndexError for an axis that is not there.
+        """
+        values: np.ndarray = self[shard_slices(self.shape, axis, index, count)]
+        return values
 
     def __getitem__(self, index: Index) -> Any:
         """The values that ``index`` takes, as NumPy's basic indexing does: integers, slices with any step, ``...``.
@@ -148,31 +182,62 @@ class Tensor:
             raise missing_chunk(key, where=f"{self._model.url}, tensor {self.name!r}")
         return nbytes
 
-    def _fill(self, words: np.ndarray, threads: int) -> None:
-        spans = tuple(Span(0, n) for n in self._entry.spec.word_shape)
-        run(self._model.reader, jobs(self._stored, spans, words), threads)
+    def _fill(self, spans: tuple[Span, ...], words: np.ndarray, threads: int) -> None:
+        cached = self._model.cached(self, threads)
+        if cached is None:
+            run(self._model.reader, jobs(self._stored, spans, words), threads)
+        else:
+            words[...] = cached[tuple(slice(span.start, span.stop, span.step) for span in spans)]
 
     def _select(self, selection: Selection, threads: int, scalar: bool = False) -> Any:
-        dtype = self._entry.spec.dtype
-        spans, counts = selection.spans, selection.counts
-        if dtype.packed and spans:  # two values share a word: read whole words, then take values
-            last = spans[-1]
-            first = last.start // 2
-            words_span = Span(first, (last.stop + 1) // 2 - first if last.count else 0)
-            spans, counts = (*spans[:-1], words_span), (*counts[:-1], 2 * words_span.count)
-        elif dtype.parts == 2:
-            spans = (*spans, Span(0, 2))
-        frameworks.check_memory(math.prod(counts) * dtype.numpy.itemsize)
-        words = np.empty(tuple(span.count for span in spans), dtype.word)
-        run(self._model.reader, jobs(self._stored, spans, words), threads)
-        values = dtype.from_words(words, counts)
-        if dtype.packed and selection.spans:
-            last = selection.spans[-1]
-            values = np.ascontiguousarray(values[..., last.start % 2 :][..., : last.stop - last.start : last.step])
-        if any(selection.backwards):
-            values = values[selection.flips]
-        values = values.reshape(selection.shape)
+        frameworks.check_memory(math.prod(selection.counts) * self.dtype.itemsize)
+        spans, words, finish = self._prepare(selection, "numpy")
+        self._fill(spans, words, threads)
+        values = finish()
         return values[()] if scalar and not selection.shape else values
+
+    def _word_spans(self, selection: Selection) -> tuple[Span, ...]:
+        """The words in which the values of ``selection`` lie."""
+        dtype, spans = self._entry.spec.dtype, selection.spans
+        if dtype.parts == 2:
+            return (*spans, Span(0, 2))
+        if not dtype.packed or not spans:
+            return spans
+        last = spans[-1]
+        first = last.start // 2
+        return (*spans[:-1], Span(first, (last.stop + 1) // 2 - first if last.count else 0))
+
+    def _prepare(
+        self, selection: Selection, framework: Framework
+    ) -> tuple[tuple[Span, ...], np.ndarray, Callable[[], Any]]:
+        """For the values that ``selection`` takes: which words to read, into what, and what gives the result then."""
+        dtype, spans = self._entry.spec.dtype, self._word_spans(selection)
+        as_they_lie = not any(selection.backwards)
+        if dtype.packed and self.shape:
+            last = selection.spans[-1]
+            whole_words = last.start % 2 == 0 and (last.stop % 2 == 0 or last.stop == self.shape[-1])
+            as_they_lie &= whole_words and last.step == 1 and not selection.dropped[-1]
+        if as_they_lie:
+            words, finish = frameworks.allocate(TensorSpec(self.name, dtype, selection.counts), framework)
+            kept = (*(0 if dropped else slice(None) for dropped in selection.dropped), ...)
+            return spans, words, lambda: finish()[kept] if any(selection.dropped) else finish()
+
+        words = np.empty(tuple(span.count for span in spans), dtype.word)
+
+        def pick() -> Any:
+            counts = (*selection.counts[:-1], 2 * spans[-1].count) if dtype.packed else selection.counts
+            values = dtype.from_words(words, counts)
+            if dtype.packed:
+                last = selection.spans[-1]
+                values = values[..., last.start % 2 :][..., : last.stop - last.start : last.step]
+            values = np.ascontiguousarray(values[selection.flips]).reshape(selection.shape)
+            if framework == "numpy":
+                return values
+            own, finish = frameworks.allocate(TensorSpec(self.name, dtype, selection.shape), framework)
+            own[...] = dtype.to_words(values)
+            return finish()
+
+        return spans, words, pick
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,9 +289,9 @@ class Model(Mapping[str, Tensor]):
     Safe to use from several threads, and in processes forked from this one. Close it, or use it in a ``with`` block.
     """
 
-    def __init__(self, reader: Reader, document: ModelDocument, location: Location, options: Options) -> None:
-        self.reader, self.document = reader, document
-        self._location, self._options = location, options
+    def __init__(self, reader: Reader, document: ModelDocument, opening: _Opening) -> None:
+        self.reader, self.document, self._opening = reader, document, opening
+        self._cache = TensorCache(opening.cache_nbytes, reader.stats)
         self._by_node = {entry.node: entry for entry in document.tensors.values()}
 
     @property
@@ -242,6 +307,11 @@ class Model(Mapping[str, Tensor]):
     def nbytes(self) -> int:
         """Bytes of all values."""
         return sum(entry.spec.nbytes for entry in self.document.tensors.values())
+
+    @property
+    def stats(self) -> Stats:
+        """What reading has cost so far: requests to remote storage, bytes, seconds of waiting; hits of the cache."""
+        return self.reader.stats
 
     @property
     def assets(self) -> Mapping[str, bytes]:
@@ -269,7 +339,7 @@ class Model(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         return f"<mzstore.Model {self.url!r}: {len(self)} tensors, {self.nbytes} bytes>"
 
-    def names(self, patterns: str | list[str] | tuple[str, ...] | None = None) -> list[str]:
+    def names(self, patterns: str | Sequence[str] | None = None) -> list[str]:
         """The names that match: a name or glob pattern, or several; all for None. KeyError if one matches nothing."""
         if patterns is None:
             return list(self)
@@ -283,35 +353,83 @@ class Model(Mapping[str, Tensor]):
 
     def load(
         self,
-        names: str | list[str] | tuple[str, ...] | None = None,
+        names: Names = None,
         *,
+        shard: tuple[int, int] | None = None,
+        axis: Axis = 0,
         framework: Framework = "numpy",
         threads: int | None = None,
         show_progress: bool | None = None,
     ) -> dict[str, Any]:
         """Tensors as arrays of NumPy, or tensors of PyTorch (which needs to be installed) on the CPU.
 
-        names          names or glob patterns; None for all
-        threads        None: one for each processor
+        names          names or glob patterns; or a mapping from names to what to take of them, as ``tensor[...]``
+                       has it; None for all
+        shard          (index, count): of each tensor only the part of one of ``count`` ranks; see ``Tensor.shard``
+        axis           on which axis tensors are cut for ``shard``: an integer, where a tensor without this axis is loaded
+                       whole; or a mapping from glob patterns to axes, the first that matches; or a function of (name,
+                       shape). None among the latter, or no match, means whole
+        threads        that decode; None: one for each processor
         show_progress  None: if it takes long and stderr is a terminal
 
-        Every array has memory of its own, also where values are stored once for several tensors. In PyTorch,
-        float4_e2m1fn comes as ``float4_e2m1fn_x2`` (two values each), int4 and uint4 as int8 and uint8.
-        Raises KeyError for a name that matches nothing, MemoryError for more than this machine has.
+        From remote storage all is read by one plan, see ``plan``. Every array has memory of its own, also where values
+        are stored once for several tensors. In PyTorch, float4_e2m1fn comes as ``float4_e2m1fn_x2`` (two values each),
+        int4 and uint4 as int8 and uint8. Raises KeyError for a name that matches nothing, MemoryError for more than this
+        machine has.
         """
         frameworks.check_framework(framework)
-        chosen = [self[name] for name in self.names(names)]
-        total = sum(tensor.nbytes for tensor in chosen)
+        chosen = self._chosen(names, shard, axis)
+        total = sum(_nbytes(tensor, selection) for tensor, selection in chosen)
         frameworks.check_memory(total)
         kernels.expect(total)
         finishers, todo = {}, []
-        for tensor in chosen:
-            spec = tensor._entry.spec
-            words, finishers[tensor.name] = frameworks.allocate(spec, framework)
-            todo.append(jobs(tensor._stored, tuple(Span(0, n) for n in spec.word_shape), words))
+        for tensor, selection in chosen:
+            spans, words, finishers[tensor.name] = tensor._prepare(selection, framework)
+            if self._cache.budget_nbytes:  # which holds whole tensors, and fills them one at a time
+                tensor._fill(spans, words, check_threads(threads))
+            else:
+                todo.append(jobs(tensor._stored, spans, words))
         with progress("load", total, show_progress) as done:
             run(self.reader, (job for group in todo for job in group), check_threads(threads), done)
         return {name: finish() for name, finish in finishers.items()}
+
+    def plan(self, names: Names = None, *, shard: tuple[int, int] | None = None, axis: Axis = 0) -> Plan:
+        """What ``load`` with the same arguments would ask remote storage for. Without I/O."""
+        chosen = self._chosen(names, shard, axis)
+
+        def todo() -> Iterator[Job]:
+            for tensor, selection in chosen:
+                spans = tensor._word_spans(selection)
+                nowhere = np.broadcast_to(np.zeros((), tensor._entry.spec.dtype.word), [span.count for span in spans])
+                yield from jobs(tensor._stored, spans, nowhere)
+
+        return make(todo(), self.reader.extent, sum(_nbytes(*each) for each in chosen), self.url)
+
+    def _chosen(self, names: Names, shard: tuple[int, int] | None, axis: Axis) -> list[tuple[Tensor, Selection]]:
+        if isinstance(names, Mapping):
+            if shard is not None:
+                raise ValueError("either say what to take of each tensor, or give a shard")
+            return [(self[name], resolve(index, self[name].shape)) for name, index in names.items()]
+        found = []
+        for tensor in (self[name] for name in self.names(names)):
+            index: Index = ...
+            if shard is not None:
+                index = shard_slices(tensor.shape, axis_of(axis, tensor.name, tensor.shape), *shard)
+            found.append((tensor, resolve(index, tensor.shape)))
+        return found
+
+    def cached(self, tensor: Tensor, threads: int) -> np.ndarray | None:
+        """All words of ``tensor``, kept in the cache (and not to be changed); None if they do not fit there."""
+        spec, stored = tensor._entry.spec, tensor._stored
+        if not 0 < spec.nbytes <= self._cache.budget_nbytes:
+            return None
+
+        def make_words() -> np.ndarray:
+            words = np.empty(spec.word_shape, spec.dtype.word)
+            run(self.reader, jobs(stored, tuple(Span(0, n) for n in spec.word_shape), words), threads)
+            return words
+
+        return self._cache.fetch(stored.node, spec.nbytes, make_words)
 
     def sources(self, threads: int = 1) -> list[StoredTensor]:
         """All tensors, to be read by ranges of words."""
@@ -337,7 +455,7 @@ class Model(Mapping[str, Tensor]):
         self.close()
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_reopen, (self._location, self._options))
+        return (_reopen, (self._opening,))
 
     def _nearest(self, name: object) -> str:
         if not isinstance(name, str):
@@ -361,7 +479,7 @@ class _Assets(Mapping[str, bytes]):
         return len(self._by_path)
 
 
-def asset_blocks(reader: Reader, asset: Asset) -> Iterator[memoryview]:
+def asset_blocks(reader: Objects, asset: Asset) -> Iterator[memoryview]:
     """The content of an asset, piece by piece, checked against its digest at the end."""
     import hashlib
 
@@ -383,8 +501,14 @@ def asset_blocks(reader: Reader, asset: Asset) -> Iterator[memoryview]:
         )
 
 
-def _reopen(location: Location, options: Options) -> Model:
-    return open(location, storage_options=options)
+def _reopen(opening: _Opening) -> Model:
+    return open(
+        opening.location, storage_options=opening.options, retry=opening.retry, cache_bytes=opening.cache_nbytes
+    )
+
+
+def _nbytes(tensor: Tensor, selection: Selection) -> int:
+    return TensorSpec(tensor.name, tensor._entry.spec.dtype, selection.counts).nbytes
 
 
 def _has_ellipsis(index: Index) -> bool:

@@ -3,9 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 
-from mzstore.errors import FormatError
+from mzstore.errors import CorruptError, FormatError
+from mzstore.extents import Extent, Request
 from mzstore.payload import MAX_PAYLOAD_NBYTES, check_payload_nbytes
-from mzstore.storage import Folder, FolderSink
+from mzstore.stats import Stats
+from mzstore.storage import Folder, FolderSink, Operation
 
 
 class TreeWriter:
@@ -35,8 +37,8 @@ class TreeWriter:
 class TreeReader:
     """The objects of a tree, by key."""
 
-    def __init__(self, folder: Folder) -> None:
-        self.folder, self.url = folder, folder.url
+    def __init__(self, folder: Folder, stats: Stats) -> None:
+        self.folder, self.url, self.local, self.stats = folder, folder.url, folder.local, stats
 
     def nbytes(self, key: str) -> int | None:
         blob = self.folder.open(key)
@@ -50,6 +52,22 @@ class TreeReader:
         if data is not None:
             check_payload_nbytes(len(data), where=f"{self.url}/{key}")
         return data
+
+    def extent(self, key: str) -> Extent | None:
+        """Where the payload of ``key`` lies, if it is there: only asking for it will tell."""
+        return Extent(key)
+
+    def fetch(self, request: Request, operation: Operation) -> memoryview:
+        data = self.folder.fetch(request.object, MAX_PAYLOAD_NBYTES, operation)
+        if data is None:
+            where = f"{self.url}/{request.object}"
+            raise CorruptError("the chunk is missing; restore the tree from a copy", where=where, clause="payload-4")
+        return data
+
+    def start(self) -> Operation:
+        return self.folder.start()
+
+    def check_unchanged(self) -> None: ...
 
     def read_document(self, key: str, limit: int) -> bytes | None:
         data = self.folder.read(key, limit)

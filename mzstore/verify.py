@@ -20,7 +20,7 @@ import numpy as np
 from mzstore import kernels
 from mzstore.archive import STORED, ArchiveReader
 from mzstore.container import Reader, open_reader, read_model
-from mzstore.decode import Job, run
+from mzstore.decode import decode
 from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, Asset, Layout, ModelDocument, TensorEntry, load
 from mzstore.encodings import chunk_path, read_chunk
 from mzstore.encodings.raw import Raw
@@ -30,6 +30,7 @@ from mzstore.frameworks import check_memory
 from mzstore.grid import Grid, Piece
 from mzstore.model import asset_blocks, check_threads
 from mzstore.payload import unseal
+from mzstore.plan import Job
 from mzstore.progress import progress
 from mzstore.storage import BLOCK_NBYTES, Location, Options
 
@@ -296,7 +297,7 @@ class _Verifier:
             for chunk in chunks:
                 job = Job(entry, _whole(part.grid, chunk), block)
                 try:
-                    run(self._reader, [job], 1)
+                    decode(job, self._reader.read_chunk, self._reader.url)
                 except (FormatError, CorruptError) as error:
                     findings.problems += self._chunk(entry, chunk, error)
                     if constant:  # the one chunk that there is

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from mzstore.errors import StorageError
+from mzstore.storage.retry import Operation
 
 Location = str | os.PathLike[str] | bytes | bytearray | memoryview
 Options = Mapping[str, Any] | None
@@ -25,6 +26,15 @@ class Blob(Protocol):
     def read(self, start: int, stop: int, slot: str = "") -> memoryview:
         """Bytes ``[start, stop)``, valid until this thread's next read with the same ``slot``."""
 
+    def start(self) -> Operation:
+        """A new operation of many requests."""
+
+    def fetch(self, start: int, stop: int, operation: Operation) -> memoryview:
+        """Bytes ``[start, stop)``, in memory of their own."""
+
+    def check_unchanged(self) -> None:
+        """Raises StorageError if another object has taken its place, where ``fetch`` cannot tell."""
+
     def close(self) -> None: ...
 
 
@@ -40,6 +50,14 @@ class Folder(ABC):
 
         Of a local one that is longer than ``limit``, one byte more than that.
         """
+
+    @abstractmethod
+    def start(self) -> Operation:
+        """A new operation of many requests."""
+
+    @abstractmethod
+    def fetch(self, key: str, limit: int, operation: Operation) -> memoryview | None:
+        """As ``read``, in memory of its own."""
 
     @abstractmethod
     def open(self, key: str) -> Blob | None:

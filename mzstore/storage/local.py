@@ -13,15 +13,25 @@ from typing import Self
 
 from mzstore.errors import StorageError
 from mzstore.storage.base import Folder, Writable, storage_errors
+from mzstore.storage.retry import Operation, Retry
 from mzstore.workspace import buffer
 
 WRITE_BUFFER = 1 << 20
 
 
-class Buffer:
-    """A Blob in memory; reads are views of it."""
+class Local:
+    """What is asked only of remote storage."""
 
     local = True
+
+    def start(self) -> Operation:
+        return Retry().start()
+
+    def check_unchanged(self) -> None: ...
+
+
+class Buffer(Local):
+    """A Blob in memory; reads are views of it."""
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._data = memoryview(data).cast("B")
@@ -30,13 +40,14 @@ class Buffer:
     def read(self, start: int, stop: int, slot: str = "") -> memoryview:
         return self._data[start:stop]
 
+    def fetch(self, start: int, stop: int, operation: Operation) -> memoryview:
+        return self._data[start:stop]
+
     def close(self) -> None: ...
 
 
-class LocalFile:
+class LocalFile(Local):
     """A file, read by position: no shared offset that threads or forked processes could move under each other."""
-
-    local = True
 
     def __init__(self, path: Path) -> None:
         self.url = str(path)
@@ -64,6 +75,9 @@ class LocalFile:
                 done += count
         return out
 
+    def fetch(self, start: int, stop: int, operation: Operation) -> memoryview:
+        return memoryview(bytes(self.read(start, stop)))
+
     def close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd >= 0:
@@ -74,9 +88,7 @@ class LocalFile:
             self.close()
 
 
-class LocalFolder(Folder):
-    local = True
-
+class LocalFolder(Local, Folder):
     def __init__(self, path: Path) -> None:
         self.url, self._path = str(path), path
 
@@ -86,6 +98,10 @@ class LocalFolder(Folder):
             return None
         with contextlib.closing(file):
             return file.read(0, min(file.nbytes, limit + 1), slot)
+
+    def fetch(self, key: str, limit: int, operation: Operation) -> memoryview | None:
+        data = self.read(key, limit)
+        return None if data is None else memoryview(bytes(data))
 
     def open(self, key: str) -> "LocalFile | None":
         try:

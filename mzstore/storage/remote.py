@@ -68,7 +68,10 @@ class RemoteFile:
         self._tail, self._tail_start = memoryview(answer.data), self.nbytes - len(answer.data)
 
     def read(self, start: int, stop: int, slot: str = "") -> memoryview:
-        return self.fetch(start, stop, self._remote.retry.start())
+        return self.fetch(start, stop, self.start())
+
+    def start(self) -> Operation:
+        return self._remote.retry.start()
 
     def held(self, start: int) -> bool:
         """Whether what begins at ``start`` came with the opening."""
@@ -99,7 +102,10 @@ class RemoteFolder(Folder):
         self._remote = Remote(self.url, options, retry, stats)
 
     def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:
-        return self.fetch(key, limit, self._remote.retry.start())
+        return self.fetch(key, limit, self.start())
+
+    def start(self) -> Operation:
+        return self._remote.retry.start()
 
     def fetch(self, key: str, limit: int, operation: Operation) -> memoryview | None:
         """The whole object, in one request of ``operation``; None if there is none. Raises StorageError beyond ``limit``."""
