@@ -198,6 +198,43 @@ def get(
         print(f"mzstore: saved as {bits}, the raw bits: a .npy file has no {tensor.dtype.name}", file=sys.stderr)
 
 
+@_command()
+def plan(
+    location: Location,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME[SLICE]]...", help="Names, globs, or slices; all if none.")
+    ] = None,
+    shard: Annotated[
+        str | None, typer.Option(metavar="INDEX/COUNT", help="The part of one rank of several, as in 3/8.")
+    ] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="AXIS|GLOB=AXIS", help="On which axis shards are cut; may be given again. 0 if not given."
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Show what a load would read from remote storage.
+
+    That is bytes, requests and memory. Reads the index and the documents, and no values.
+    """
+    import mzstore
+    from mzstore.get import find_all
+    from mzstore.shards import parse_axis, parse_shard
+
+    cut = parse_shard(shard) if shard else None
+    if axis and not cut:
+        raise ValueError("--axis says how --shard cuts; give both, or neither")
+    with mzstore.open(location) as model:
+        chosen = find_all(model, names) if names else None
+        found = model.plan(chosen, shard=cut, axis=parse_axis(axis) if axis else 0)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        _print(found.lines())
+
+
 @_command(failed=TROUBLE)
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A model in any format that convert reads.")],

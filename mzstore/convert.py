@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,8 +14,8 @@ from mzstore.encode import Level
 from mzstore.formats import open_source, safetensors
 from mzstore.model import check_threads
 from mzstore.progress import progress
-from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks
-from mzstore.storage import FileObjectSink, Options, Sink, create, create_folder
+from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks, read_ahead
+from mzstore.storage import FileObjectSink, Options, Sink, create, create_folder, is_local
 from mzstore.tensors import TensorSpec
 from mzstore.writer import write
 
@@ -50,6 +51,8 @@ def convert(
         to = to or _kind(target, model)
         if to in ("archive", "tree"):
             kind: Literal["archive", "tree"] = "tree" if to == "tree" else "archive"
+            if isinstance(source, (str, os.PathLike)) and not is_local(source):
+                model = replace(model, tensors=read_ahead(model.tensors))
             write(
                 target,
                 model,

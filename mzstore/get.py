@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from types import EllipsisType
 from typing import BinaryIO
 
@@ -30,6 +31,20 @@ def find(model: Model, text: str) -> tuple[Tensor, Index]:
     if text in model or not bracket or not rest.endswith("]"):
         return model[text], ...
     return model[name], parse_index(rest[:-1])
+
+
+def find_all(model: Model, texts: list[str]) -> Mapping[str, Index] | list[str]:
+    """What several of ``NAME``, ``GLOB`` and ``NAME[SLICE]`` mean, as ``Model.load`` takes it. Raises as ``find`` does."""
+    if not any(text.endswith("]") and text not in model for text in texts):
+        return model.names(texts)
+    found: dict[str, Index] = {}
+    for text in texts:
+        if text in model or not text.endswith("]"):
+            found |= dict.fromkeys(model.names(text), ...)
+        else:
+            tensor, index = find(model, text)
+            found[tensor.name] = index
+    return found
 
 
 def parse_index(text: str) -> Index:

@@ -8,7 +8,7 @@ from mzstore.selection import Span
 
 MAX_CHUNK_NBYTES = 64 << 20  # decoded; bounds what one damaged or hostile chunk can make a reader allocate
 
-# A tensor below this is one chunk. A larger matrix is cut in 8 on both axes, so that tensor-parallel slices of
+# A tensor below this is one chunk. A matrix of so much or more is cut in 8 on both axes, so that tensor-parallel slices of
 # 2, 4 and 8 ranks on either axis read just about their share; then on, until chunk and row block are bounded.
 SINGLE_CHUNK_NBYTES = 4 << 20
 RANKS = 8
@@ -142,7 +142,7 @@ def choose_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]
             and math.prod(grid.row_block_shape) * itemsize <= ROW_BLOCK_NBYTES
         )
 
-    if fits():
+    if math.prod(chunk) * itemsize < SINGLE_CHUNK_NBYTES:
         return tuple(chunk)
     by_length = sorted(range(len(shape)), key=lambda axis: (-shape[axis], axis))
     for axis in by_length[:2]:

@@ -16,6 +16,7 @@ from mzstore.errors import CorruptError
 from mzstore.extents import Extent, Request
 from mzstore.grid import Piece, pieces
 from mzstore.selection import Span
+from mzstore.text import count, size
 
 REQUEST_NBYTES = 8 << 20  # at most: some in flight fill any link, and decoding starts when the first is there
 GAP_NBYTES = 64 << 10  # read and thrown away rather than asked for twice; at 1 Gb/s, half a millisecond
@@ -100,6 +101,27 @@ class Plan:
         ):
             object.__setattr__(self, name, value)
 
+    def to_json(self) -> dict[str, int | None]:
+        return {
+            "result_nbytes": self.result_nbytes,
+            "wanted_nbytes": self.wanted_nbytes,
+            "fetched_nbytes": self.fetched_nbytes,
+            "requests": self.n_requests,
+            "memory_nbytes": self.memory_nbytes,
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For people."""
+        chunks = sum(len(batch.extents) for batch in self.batches)
+        unknown = "as much as the objects have"
+        wanted = unknown if self.wanted_nbytes is None else size(self.wanted_nbytes)
+        fetched = unknown if self.fetched_nbytes is None else size(self.fetched_nbytes)
+        held = any(extent.held for batch in self.batches for extent in batch.extents.values())
+        yield f"result   {size(self.result_nbytes)}"
+        yield f"wanted   {wanted}, {count(chunks, 'chunk')}{', some of which came with the documents' if held else ''}"
+        yield f"fetched  {fetched}, {count(self.n_requests, 'request')}"
+        yield f"memory   {size(self.memory_nbytes)} at most"
+
 
 def make(todo: Iterable[Job], locate: Callable[[str], Extent | None], result_nbytes: int, url: str) -> Plan:
     """The plan for ``todo``. Raises CorruptError, which names ``url``, for a chunk that is not there."""
@@ -146,9 +168,9 @@ def _batch(units: list[tuple[dict[str, Extent], list[Job]]]) -> Batch:
         if span.stop is None:
             requests.append(span)
             continue
-        size = span.stop - span.start
-        nbytes += size
-        step = -(-size // max(1, -(-size // REQUEST_NBYTES)))
+        length = span.stop - span.start
+        nbytes += length
+        step = -(-length // max(1, -(-length // REQUEST_NBYTES)))
         requests += (
             Request(span.object, start, min(start + step, span.stop), span.held)
             for start in range(span.start, span.stop, max(1, step))

@@ -5,6 +5,7 @@ import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,8 @@ from mzstore.frameworks import as_words, count_nbytes
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.storage import BLOCK_NBYTES
 from mzstore.tensors import TensorSpec
+
+AHEAD_NBYTES = 128 << 20  # of a tensor that is read whole; there are two of them in memory
 
 
 class TensorSource(Protocol):
@@ -86,6 +89,27 @@ def from_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, Any], assets:
     nbytes = sum(count_nbytes(value) for value in tensors.values())
     files = tuple(FileSource(path, partial(_blocks, content)) for path, content in assets.items())
     return ModelSource(sources(), nbytes, metadata, files)
+
+
+def read_ahead(tensors: Iterable[TensorSource]) -> Iterator[TensorSource]:
+    """``tensors``, each read whole while the one before it is at work, if it is of moderate size.
+
+    For sources on remote storage, of which a writer reads more than once.
+    """
+
+    def held(source: TensorSource) -> TensorSource:
+        if source.spec.nbytes > AHEAD_NBYTES:
+            return source
+        return ArraySource(source.spec, np.array(source.read(0, math.prod(source.spec.word_shape))))
+
+    with ThreadPoolExecutor(1, thread_name_prefix="mzstore-ahead") as pool:
+        following: Future[TensorSource] | None = None
+        for source in tensors:
+            current, following = following, pool.submit(held, source)
+            if current:
+                yield current.result()
+        if following:
+            yield following.result()
 
 
 def blocks(source: TensorSource) -> Iterator[np.ndarray]:

@@ -26,7 +26,7 @@ from mzstore.storage.upload import RemoteFolderSink, RemoteSink
 
 __all__ = [
     "BLOCK_NBYTES", "Blob", "Buffer", "FileObjectSink", "Folder", "FolderSink", "LocalFolder", "Location", "Operation", "Options", "Retry", "Sink",
-    "create", "create_folder", "open_location",
+    "create", "create_folder", "is_local", "open_location",
 ]  # fmt: skip
 
 

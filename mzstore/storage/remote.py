@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from mzstore.errors import StorageError
 from mzstore.stats import Stats
@@ -10,6 +10,7 @@ from mzstore.storage.backends import Answer, Backend, Range, connect, filesystem
 from mzstore.storage.base import Folder, Options, storage_errors
 from mzstore.storage.retry import Attempt, Operation, Retry, reason
 
+PART_NBYTES, PARTS_AT_A_TIME = 8 << 20, 8  # of one long read
 SMALL_NBYTES = 64 << 10  # so much of an object in a folder is read to learn its size
 
 
@@ -68,7 +69,24 @@ class RemoteFile:
         self._tail, self._tail_start = memoryview(answer.data), self.nbytes - len(answer.data)
 
     def read(self, start: int, stop: int, slot: str = "") -> memoryview:
-        return self.fetch(start, stop, self.start())
+        operation = self.start()
+        if stop - start <= PART_NBYTES:
+            return self.fetch(start, stop, operation)
+        data = memoryview(bytearray(stop - start))
+
+        def fetch(at: int) -> None:
+            end = min(at + PART_NBYTES, stop)
+            data[at - start : end - start] = self.fetch(at, end, operation)
+
+        with ThreadPoolExecutor(PARTS_AT_A_TIME, "mzstore-fetch") as pool:
+            try:
+                for _ in pool.map(fetch, range(start, stop, PART_NBYTES)):
+                    pass
+            except BaseException:
+                operation.stop()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return data
 
     def start(self) -> Operation:
         return self._remote.retry.start()
