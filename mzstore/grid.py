@@ -135,12 +135,11 @@ def choose_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]
     """
     chunk = [max(n, 1) for n in shape]
 
-    def fits() -> bool:
-        grid = Grid(shape, tuple(chunk))
-        return (
-            grid.chunk_size * itemsize <= SINGLE_CHUNK_NBYTES
-            and math.prod(grid.row_block_shape) * itemsize <= ROW_BLOCK_NBYTES
-        )
+    def large(extents: tuple[int, ...], most: int) -> bool:
+        return math.prod(extents) * itemsize > most
+
+    def row_block_is_large() -> bool:
+        return large(Grid(shape, tuple(chunk)).row_block_shape, ROW_BLOCK_NBYTES)
 
     if math.prod(chunk) * itemsize < SINGLE_CHUNK_NBYTES:
         return tuple(chunk)
@@ -148,11 +147,17 @@ def choose_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]
     for axis in by_length[:2]:
         chunk[axis] = max(1, -(-shape[axis] // RANKS))
     for axis in sorted(by_length[2:]):
-        if not fits():
+        if large(tuple(chunk), SINGLE_CHUNK_NBYTES) or row_block_is_large():
             chunk[axis] = max(1, -(-shape[axis] // RANKS))
-    while not fits():
-        axis = next(axis for axis, extent in enumerate(chunk) if extent > 1)
-        cuts = -(-shape[axis] // chunk[axis])
-        # Whole multiples keep the slices of 8 ranks on chunk boundaries, where the length allows it.
-        chunk[axis] = min(chunk[axis] - 1, -(-shape[axis] // (2 * cuts)))
+    while large(tuple(chunk), SINGLE_CHUNK_NBYTES) or row_block_is_large():
+        # Equal parts of a chunk keep the slices of 8 ranks on chunk boundaries; only the foremost make row blocks smaller.
+        longer = [axis for axis, extent in enumerate(chunk) if extent > 1]
+        candidates = longer[:1] if row_block_is_large() else longer
+        axis = next((axis for axis in candidates if _parts(chunk[axis])), longer[0])
+        chunk[axis] = -(-chunk[axis] // (_parts(chunk[axis]) or 2))
     return tuple(chunk)
+
+
+def _parts(extent: int) -> int:
+    """The least number of equal parts, of a few, that ``extent`` can be cut in; 0 if it cannot."""
+    return next((n for n in (2, 3, 5, 7) if extent % n == 0), 0)

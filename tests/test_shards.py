@@ -81,10 +81,23 @@ def test_an_axis_that_is_not_there(shape, axis):
         shard_slices(shape, axis, 0, 2)
 
 
-@pytest.mark.parametrize("shape", [(4096, 14336), (49152, 576), (30522, 384), (8, 4096, 14336), (50257, 768)])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1024, 1024),
+        (4096, 14336),
+        (49152, 576),
+        (30522, 384),
+        (8, 4096, 14336),
+        (50257, 1600),
+        (250002, 1024),
+        (32001, 4096),
+    ],
+)
 @pytest.mark.parametrize("axis", [-1, -2])
-def test_eight_shards_of_a_matrix_share_no_chunk(shape, axis):
-    grid = Grid(shape, choose_chunk_shape(shape, 2))
+@pytest.mark.parametrize("itemsize", [2, 4])
+def test_eight_shards_of_a_matrix_share_no_chunk(shape, axis, itemsize):
+    grid = Grid(shape, choose_chunk_shape(shape, itemsize))
     read = []
     for index in range(RANKS):
         cut = shard_slices(shape, axis, index, RANKS)
