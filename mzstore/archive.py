@@ -15,7 +15,7 @@ from mzstore.extents import Extent, Request
 from mzstore.nodes import is_node_name
 from mzstore.payload import check_payload_nbytes
 from mzstore.stats import Stats
-from mzstore.storage import Blob, Operation, Sink
+from mzstore.storage import Blob, OnBytes, Operation, Sink
 
 STORED, DEFLATED = 0, 8
 ALIGNMENT = 64
@@ -155,9 +155,9 @@ class ArchiveReader:
             return None
         return Extent("", entry.start, entry.start + entry.stored_nbytes, entry.start >= self._tail_start)
 
-    def fetch(self, request: Request, operation: Operation) -> memoryview:
+    def fetch(self, request: Request, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
         assert request.stop is not None
-        return self.blob.fetch(request.start, request.stop, operation)
+        return self.blob.fetch(request.start, request.stop, operation, on_bytes)
 
     def start(self) -> Operation:
         return self.blob.start()

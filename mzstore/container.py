@@ -10,7 +10,7 @@ from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, ModelDocument, load
 from mzstore.errors import CorruptError, FormatError
 from mzstore.extents import Extent, Request
 from mzstore.stats import Stats
-from mzstore.storage import Folder, Location, Operation, Options, Retry, create, create_folder, open_location
+from mzstore.storage import Folder, Location, OnBytes, Operation, Options, Retry, create, create_folder, open_location
 from mzstore.tree import TreeReader, TreeWriter
 
 Kind = Literal["archive", "tree"]
@@ -46,8 +46,8 @@ class Reader(Objects, Protocol):
     def extent(self, key: str) -> Extent | None:
         """Where the payload of ``key`` lies; None if there is none. Without I/O."""
 
-    def fetch(self, request: Request, operation: Operation) -> memoryview:
-        """What ``request`` asks for, of remote storage."""
+    def fetch(self, request: Request, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
+        """What ``request`` asks for, of remote storage; ``on_bytes`` may be told of what has come so far."""
 
     def start(self) -> Operation:
         """A new operation of many requests, on remote storage."""

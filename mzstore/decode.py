@@ -5,7 +5,7 @@ The steps of one job: fetch its payloads, check them, decompress, decode. Jobs a
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,7 @@ from mzstore import fetch
 from mzstore.container import Reader
 from mzstore.encodings import read_chunk
 from mzstore.narrow import widen
-from mzstore.plan import Batch, Job, make, missing_chunk
+from mzstore.plan import Batch, Job, Unit, make, missing_chunk
 from mzstore.workspace import buffer
 
 # Of values. Threads take turns in Python between the steps of a job, which in small jobs is most of the time.
@@ -35,11 +35,12 @@ def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int],
 
 
 def _run_remote(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None) -> None:
-    def consume(batch: Batch, answers: fetch.Answers) -> None:
-        for job in batch.jobs:
-            decode(job, lambda key, _: batch.payload(key, answers), reader.url)
+    def consume(batch: Batch, units: Sequence[Unit], answers: fetch.Answers) -> None:
+        for unit in units:
+            for job in unit.jobs:
+                decode(job, lambda key, _: batch.payload(key, answers), reader.url)
         if done:
-            done(sum(job.nbytes for job in batch.jobs))
+            done(sum(job.nbytes for unit in units for job in unit.jobs))
 
     batches = make(todo, reader.extent, 0, reader.url).batches
     if batches:

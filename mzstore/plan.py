@@ -53,12 +53,20 @@ def jobs(entry: TensorEntry, spans: tuple[Span, ...], out: np.ndarray) -> Iterat
 
 
 @dataclass(frozen=True, slots=True)
+class Unit:
+    """Jobs of the same payloads. They can be done when the bytes up to ``stop`` are there, of the object they lie in."""
+
+    stop: int
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
-    """What is decoded together, once all its requests are answered."""
+    """What is fetched together: one request, but where payloads are larger or lie apart."""
 
     requests: tuple[Request, ...]
     extents: dict[str, Extent]  # by key
-    jobs: tuple[Job, ...]
+    units: tuple[Unit, ...]  # in the order in which they arrive
     nbytes: int  # that its answers take in memory; where an object's size is not known, what it has at most
 
     def payload(self, key: str, answers: dict[Request, memoryview]) -> memoryview:
@@ -90,7 +98,7 @@ class Plan:
     def __post_init__(self) -> None:
         extents = {key: extent for batch in self.batches for key, extent in batch.extents.items()}.values()
         requests = [request for batch in self.batches for request in batch.requests if not request.held]
-        chunk = max((_scratch_nbytes(job) for batch in self.batches for job in batch.jobs[:1]), default=0)
+        chunk = max((_scratch_nbytes(batch.units[0].jobs[0]) for batch in self.batches), default=0)
         largest = max((batch.nbytes for batch in self.batches), default=0)
         flight = min(sum(batch.nbytes for batch in self.batches), max(IN_FLIGHT_NBYTES, largest))
         for name, value in (
@@ -159,9 +167,10 @@ def make(todo: Iterable[Job], locate: Callable[[str], Extent | None], result_nby
     return Plan(tuple(batches), result_nbytes)
 
 
-def _batch(units: list[tuple[dict[str, Extent], list[Job]]]) -> Batch:
-    extents = {key: extent for unit, _ in units for key, extent in unit.items()}
-    todo = tuple(job for _, group in units for job in group)
+def _batch(members: list[tuple[dict[str, Extent], list[Job]]]) -> Batch:
+    extents = {key: extent for unit, _ in members for key, extent in unit.items()}
+    units = [Unit(max(extent.stop or 0 for extent in unit.values()), tuple(group)) for unit, group in members]
+    units.sort(key=lambda unit: unit.stop)
     requests: list[Request] = []
     nbytes = 0
     for span in _joined(extents.values()):
@@ -176,8 +185,8 @@ def _batch(units: list[tuple[dict[str, Extent], list[Job]]]) -> Batch:
             for start in range(span.start, span.stop, max(1, step))
         )
     if any(extent.stop is None for extent in extents.values()):
-        nbytes += sum(_scratch_nbytes(job) for job in todo)
-    return Batch(tuple(requests), extents, todo, nbytes)
+        nbytes += sum(_scratch_nbytes(job) for unit in units for job in unit.jobs)
+    return Batch(tuple(requests), extents, tuple(units), nbytes)
 
 
 def _joined(extents: "Iterable[Extent | Request]") -> list[Request]:

@@ -7,7 +7,7 @@ from mzstore.errors import CorruptError, FormatError
 from mzstore.extents import Extent, Request
 from mzstore.payload import MAX_PAYLOAD_NBYTES, check_payload_nbytes
 from mzstore.stats import Stats
-from mzstore.storage import Folder, FolderSink, Operation
+from mzstore.storage import Folder, FolderSink, OnBytes, Operation
 
 
 class TreeWriter:
@@ -57,7 +57,7 @@ class TreeReader:
         """Where the payload of ``key`` lies, if it is there: only asking for it will tell."""
         return Extent(key)
 
-    def fetch(self, request: Request, operation: Operation) -> memoryview:
+    def fetch(self, request: Request, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
         data = self.folder.fetch(request.object, MAX_PAYLOAD_NBYTES, operation)
         if data is None:
             where = f"{self.url}/{request.object}"

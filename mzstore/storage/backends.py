@@ -100,18 +100,29 @@ def _on_loop(fs: Any, coroutine: Awaitable[Answer]) -> Future[Answer]:
     return asyncio.run_coroutine_threadsafe(coroutine, fs.loop)  # type: ignore[arg-type]
 
 
-async def _body(read: Callable[[int], Awaitable[bytes]], nbytes: int, attempt: Attempt) -> bytearray:
-    """Exactly ``nbytes`` of a body."""
-    data, done = bytearray(nbytes), 0
-    while piece := await read(PIECE_NBYTES):
-        attempt.received()
-        if done + len(piece) > nbytes:
-            raise Transient(f"the answer has more than the {nbytes} bytes that it states")
-        data[done : done + len(piece)] = piece
-        done += len(piece)
-    if done < nbytes:
-        raise Transient(f"the answer ends after {done} of {nbytes} bytes")
-    return data
+class _Body:
+    """An answer of ``nbytes`` that arrives in pieces."""
+
+    def __init__(self, nbytes: int, attempt: Attempt) -> None:
+        self._data, self._done, self._attempt = memoryview(bytearray(nbytes)), 0, attempt
+
+    def add(self, piece: bytes | memoryview) -> None:
+        stop = self._done + len(piece)
+        if stop > len(self._data):
+            raise Transient(f"the answer has more than the {len(self._data)} bytes that it states")
+        self._data[self._done : stop] = piece
+        self._done = stop
+        self._attempt.received(self._data, stop)
+
+    async def all(self, read: Callable[[int], Awaitable[bytes]]) -> memoryview:
+        while piece := await read(PIECE_NBYTES):
+            self.add(piece)
+        return self.whole()
+
+    def whole(self) -> memoryview:
+        if self._done < len(self._data):
+            raise Transient(f"the answer ends after {self._done} of {len(self._data)} bytes")
+        return self._data
 
 
 def _check(
@@ -181,7 +192,7 @@ class S3:
             attempt.received()
             found, nbytes = head.get("ETag"), head["ContentLength"]
             total = _check(range_, nbytes, head.get("ContentRange"), version, found, limit)
-            return Answer(await _body(body.read, nbytes, attempt), total, found)
+            return Answer(await _Body(nbytes, attempt).all(body.read), total, found)
 
     def version(self, path: str) -> str | None:
         return None
@@ -222,7 +233,7 @@ class Http:
             found = head.headers.get("ETag") or head.headers.get("Last-Modified")
             content_range = head.headers.get("Content-Range") if head.status == 206 else None
             total = _check(range_, head.content_length, content_range, version, found, limit)
-            return Answer(await _body(head.content.read, head.content_length, attempt), total, found)
+            return Answer(await _Body(head.content_length, attempt).all(head.content.read), total, found)
 
     def version(self, path: str) -> str | None:
         return None
@@ -255,13 +266,9 @@ class Obstore:
             total, found = head.meta["size"], head.meta["e_tag"]
             checked = None if range_.header is None else f"bytes {start}-{stop - 1}/{total}"
             _check(range_, stop - start, checked, version, found, limit)
-            data, done = bytearray(stop - start), 0
+            body = _Body(stop - start, attempt)
             async for piece in head.stream(min_chunk_size=PIECE_NBYTES):
-                attempt.received()
-                if done + len(piece) > len(data):
-                    raise Transient(f"the answer has more than the {len(data)} bytes that it states")
-                data[done : done + len(piece)] = memoryview(piece)
-                done += len(piece)
+                body.add(memoryview(piece))
         except obstore.exceptions.NotFoundError as error:
             raise FileNotFoundError(2, "there is no such object") from error
         except obstore.exceptions.PreconditionError as error:
@@ -272,9 +279,7 @@ class Obstore:
             if range_.start < 0:
                 return Answer(b"", 0, None)
             raise Changed(f"it has no {range_} any more: it has changed since it was opened") from error
-        if done < len(data):
-            raise Transient(f"the answer ends after {done} of {len(data)} bytes")
-        return Answer(data, total, found)
+        return Answer(body.whole(), total, found)
 
     def version(self, path: str) -> str | None:
         return None

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from mzstore.errors import StorageError
-from mzstore.storage.retry import Operation
+from mzstore.storage.retry import OnBytes, Operation
 
 Location = str | os.PathLike[str] | bytes | bytearray | memoryview
 Options = Mapping[str, Any] | None
@@ -29,8 +29,8 @@ class Blob(Protocol):
     def start(self) -> Operation:
         """A new operation of many requests."""
 
-    def fetch(self, start: int, stop: int, operation: Operation) -> memoryview:
-        """Bytes ``[start, stop)``, in memory of their own."""
+    def fetch(self, start: int, stop: int, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
+        """Bytes ``[start, stop)``, in memory of their own; ``on_bytes`` may be told of what has come so far."""
 
     def check_unchanged(self) -> None:
         """Raises StorageError if another object has taken its place, where ``fetch`` cannot tell."""

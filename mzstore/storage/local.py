@@ -13,7 +13,7 @@ from typing import Self
 
 from mzstore.errors import StorageError
 from mzstore.storage.base import Folder, Writable, storage_errors
-from mzstore.storage.retry import Operation, Retry
+from mzstore.storage.retry import OnBytes, Operation, Retry
 from mzstore.workspace import buffer
 
 WRITE_BUFFER = 1 << 20
@@ -40,7 +40,7 @@ class Buffer(Local):
     def read(self, start: int, stop: int, slot: str = "") -> memoryview:
         return self._data[start:stop]
 
-    def fetch(self, start: int, stop: int, operation: Operation) -> memoryview:
+    def fetch(self, start: int, stop: int, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
         return self._data[start:stop]
 
     def close(self) -> None: ...
@@ -75,7 +75,7 @@ class LocalFile(Local):
                 done += count
         return out
 
-    def fetch(self, start: int, stop: int, operation: Operation) -> memoryview:
+    def fetch(self, start: int, stop: int, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
         return memoryview(bytes(self.read(start, stop)))
 
     def close(self) -> None:

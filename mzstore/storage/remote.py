@@ -8,7 +8,7 @@ from mzstore.errors import StorageError
 from mzstore.stats import Stats
 from mzstore.storage.backends import Answer, Backend, Range, connect, filesystem
 from mzstore.storage.base import Folder, Options, storage_errors
-from mzstore.storage.retry import Attempt, Operation, Retry, reason
+from mzstore.storage.retry import Attempt, OnBytes, Operation, Retry, reason
 
 PART_NBYTES, PARTS_AT_A_TIME = 8 << 20, 8  # of one long read
 SMALL_NBYTES = 64 << 10  # so much of an object in a folder is read to learn its size
@@ -32,7 +32,15 @@ class Remote:
             self._pid = os.getpid()
         return self._backend, self._path
 
-    def get(self, key: str, range_: Range, version: str | None, limit: int | None, operation: Operation) -> Answer:
+    def get(
+        self,
+        key: str,
+        range_: Range,
+        version: str | None,
+        limit: int | None,
+        operation: Operation,
+        on_bytes: OnBytes | None = None,
+    ) -> Answer:
         """The bytes at ``range_`` of the object ``key`` below the URL, or of the URL itself if that is empty."""
         backend, path = self._connect()
         path, url = (f"{path.rstrip('/')}/{key}", f"{self.url}/{key}") if key else (path, self.url)
@@ -41,7 +49,7 @@ class Remote:
             self.stats.add(requests=1)
             return backend.get(path, range_, version, limit, attempt)
 
-        answer = operation.run(start, f"read {url!r}, {range_}")
+        answer = operation.run(start, f"read {url!r}, {range_}", on_bytes)
         self.stats.add(fetched_nbytes=len(answer.data))
         return answer
 
@@ -95,13 +103,13 @@ class RemoteFile:
         """Whether what begins at ``start`` came with the opening."""
         return start >= self._tail_start
 
-    def fetch(self, start: int, stop: int, operation: Operation) -> memoryview:
-        """Bytes ``[start, stop)``, in one request of ``operation``."""
+    def fetch(self, start: int, stop: int, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
+        """Bytes ``[start, stop)``, in one request of ``operation``; ``on_bytes`` is told of what has come so far."""
         if start == stop:
             return memoryview(b"")
         if self.held(start):
             return self._tail[start - self._tail_start : stop - self._tail_start]
-        answer = self._remote.get("", Range(start, stop), self._version, None, operation)
+        answer = self._remote.get("", Range(start, stop), self._version, None, operation, on_bytes)
         return memoryview(answer.data)
 
     def check_unchanged(self) -> None:

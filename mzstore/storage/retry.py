@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from mzstore.errors import StorageError
 
 T = TypeVar("T")
+OnBytes = Callable[[memoryview, int], None]  # (an answer, how many of its bytes are there)
 MAX_PAUSE = 10.0
 # Asking again does not help: it is not there, not allowed, not possible, or the call itself was wrong.
 FINAL = (
@@ -86,13 +87,14 @@ class Operation:
         if left <= seconds:
             raise TimeoutError(f"the deadline of {self.retry.deadline} s has passed")
 
-    def run(self, start: Callable[["Attempt"], "Future[T]"], doing: str) -> T:
+    def run(self, start: Callable[["Attempt"], "Future[T]"], doing: str, on_bytes: OnBytes | None = None) -> T:
         """What the request that ``start`` begins gives, after as many attempts as it takes.
 
         ``doing`` says what is done to what, for the StorageError if it fails for good: "read 's3://...', bytes 5-9".
+        ``on_bytes`` is told, by another thread, of what has come so far of one attempt, and then perhaps of another.
         """
         for number in range(1, self.retry.attempts + 1):
-            attempt = Attempt()
+            attempt = Attempt(on_bytes)
             try:
                 return self._result(start(attempt), attempt)
             except TimeoutError as error:
@@ -126,12 +128,16 @@ class Operation:
 
 @dataclass(slots=True)
 class Attempt:
-    """Whoever receives bytes says so, so that a slow answer is not taken for none."""
+    """Whoever receives bytes says so, so that a slow answer is not taken for none, and what is there can be used."""
 
+    on_bytes: OnBytes | None = None
     last_byte: float = field(default_factory=time.monotonic)
 
-    def received(self) -> None:
+    def received(self, data: memoryview | None = None, done: int = 0) -> None:
+        """Something came; the first ``done`` bytes of ``data`` are those of the answer."""
         self.last_byte = time.monotonic()
+        if self.on_bytes and data is not None:
+            self.on_bytes(data, done)
 
 
 class Stopped(BaseException):

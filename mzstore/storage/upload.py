@@ -1,30 +1,467 @@
-"""Remote storage for writing: objects and prefixes of any fsspec filesystem."""
+"""Remote storage for writing: objects and prefixes of any fsspec filesystem.
 
+An object is cut into parts, which travel while the next ones are made; nothing shows under its name before all of them
+are there. Closing a file of fsspec publishes what it has, also after an exception, so no file is closed here before it
+is whole. What a lost process leaves is an unfinished upload, which nobody can read.
+"""
+
+import asyncio
 import contextlib
-import io
+import hashlib
+import itertools
+import math
+import posixpath
+import secrets
 import tempfile
-from collections.abc import Iterator
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from mzstore.storage.backends import filesystem
-from mzstore.storage.base import Options, Writable, storage_errors
+from mzstore.errors import StorageError
+from mzstore.storage.backends import Range, backend_of, filesystem
+from mzstore.storage.base import Options, Writable
+from mzstore.storage.retry import MAX_PAUSE, Attempt, Operation, Retry, Stopped, TooLarge, Transient, reason
 
+PART_NBYTES = 16 << 20
+IN_FLIGHT = 4  # parts of one object, or small objects of a folder
+MAX_PARTS = 10_000  # of S3, which other stores copy
+PARTS_OF_A_SIZE = 1000  # after so many, parts grow where nobody said how large the object becomes
+SLOWEST = 256 << 10  # bytes per second: so much longer than Retry.timeout a part may take
+# What S3 says to a body that was damaged or late on its way, with a status that elsewhere means not to ask again.
+WORTH_ANOTHER = {"BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch"}  # fmt: skip
 WRITE_BUFFER = 1 << 20
 
 
+def part_nbytes(number: int, expected: int, growing: bool) -> int:
+    """Size of part ``number`` (from 0) of an object of about ``expected`` bytes, 0 if nobody knows.
+
+    Parts are of one size where that suffices, because some stores take no others. Growing ones reach 5 TiB, the most
+    that S3 takes, with the last part but one (test_upload holds it to that).
+    """
+    size = max(PART_NBYTES, -(-expected // (MAX_PARTS * 9 // 10) >> 20) << 20) if expected else PART_NBYTES
+    if not growing or number < PARTS_OF_A_SIZE:
+        return size
+    return size * (1 + (number - PARTS_OF_A_SIZE) // 100)
+
+
+class Store(ABC):
+    """Where objects are put. All methods raise whatever the filesystem does."""
+
+    growing = False  # whether parts may differ in size
+
+    @abstractmethod
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
+        """A small object, whole."""
+
+    @abstractmethod
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+        """An object of ``parts``, which appears when all of them are there.
+
+        If ``parts`` raises, nothing appears, nothing is left, and the same is raised.
+        """
+
+    @abstractmethod
+    def nbytes(self, path: str) -> int:
+        """Size of the object that is there now."""
+
+
+def connect(url: str, options: Options, retry: Retry) -> tuple[Store, Any, str]:
+    """The Store for ``url``, its fsspec filesystem, and the path in it. Raises whatever the filesystem does."""
+    fs, path = filesystem(url, options)
+    module = type(fs).__module__
+    if module.startswith("fsspec.implementations.http"):
+        raise NotImplementedError("storage of this kind can be read, not written")
+    if module.startswith("s3fs"):
+        return S3(fs, retry), fs, path
+    if module.startswith("obstore"):
+        fs, path = filesystem(url, _obstore_options(options, retry))
+        return Obstore(fs), fs, path
+    if module.startswith("gcsfs"):
+        return Google(fs), fs, path
+    if module.startswith("fsspec.implementations.memory"):
+        return Memory(fs), fs, path
+    if getattr(fs, "async_impl", False) or module.startswith("huggingface_hub"):
+        return Spooled(fs), fs, path
+    return Renamed(fs), fs, path
+
+
+def _obstore_options(options: Options, retry: Retry) -> Options:
+    """obstore tries by itself what it uploads; ``filesystem`` has told it not to, and its own timeout is for readers."""
+    found = dict(options or {})
+    seconds = retry.timeout + PART_NBYTES / SLOWEST
+    found["client_options"] = {"timeout": timedelta(seconds=seconds), **(found.get("client_options") or {})}
+    pauses = {"init_backoff": timedelta(seconds=retry.backoff), "max_backoff": timedelta(seconds=MAX_PAUSE), "base": 2}
+    found.setdefault(
+        "retry_config",
+        {
+            "max_retries": retry.attempts - 1,
+            "backoff": pauses,
+            "retry_timeout": timedelta(seconds=retry.deadline or seconds * retry.attempts),
+        },
+    )
+    return found
+
+
+class S3(Store):
+    """s3fs: a multipart upload of our own, because neither s3fs's files nor its ``put`` both stream and abort."""
+
+    def __init__(self, fs: Any, retry: Retry) -> None:
+        self._fs, self._retry = fs, retry
+        self.growing = not getattr(fs, "fixed_upload_size", False)
+
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
+        self._run(operation, "put_object", len(data), **self._where(path), Body=data)
+        self._fs.invalidate_cache(path)
+
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+        where = self._where(path)
+        upload = {**where, "UploadId": self._run(operation, "create_multipart_upload", 0, **where)["UploadId"]}
+        try:
+            done = _Parts(self._sender(upload, operation), operation).send(parts)
+            self._complete(path, upload, done, operation)
+        except BaseException as error:
+            self._abort(upload, error)
+            raise
+        self._fs.invalidate_cache(path)
+
+    def nbytes(self, path: str) -> int:
+        return int(self._run(self._retry.start(), "head_object", 0, **self._where(path))["ContentLength"])
+
+    def _where(self, path: str) -> dict[str, str]:
+        bucket, key, _ = self._fs.split_path(path)
+        return {"Bucket": bucket, "Key": key}
+
+    def _sender(self, upload: dict[str, str], operation: Operation) -> "Callable[[int, bytes], _Part]":
+        def send(number: int, data: bytes) -> _Part:
+            answer = self._run(operation, "upload_part", len(data), **upload, PartNumber=number, Body=data)
+            # Where the server keeps checksums of parts, it wants to see them again.
+            sums = {key: value for key, value in answer.items() if key.startswith("Checksum") and key != "ChecksumType"}
+            return _Part(len(data), {"PartNumber": number, "ETag": answer["ETag"], **sums})
+
+        return send
+
+    def _complete(self, path: str, upload: dict[str, str], parts: "list[_Part]", operation: Operation) -> None:
+        listed = {"Parts": [part.about for part in parts]}
+        try:
+            self._run(operation, "complete_multipart_upload", 0, **upload, MultipartUpload=listed)
+        except StorageError:
+            # It may have taken effect although its answer was lost; then a second one finds no such upload.
+            if not self._is_there(path, parts):
+                raise
+
+    def _is_there(self, path: str, parts: "list[_Part]") -> bool:
+        """Whether the object at ``path`` is the one of ``parts``: its ETag is made of theirs where they are MD5 sums."""
+        try:
+            digests = b"".join(bytes.fromhex(part.about["ETag"].strip('"')) for part in parts)
+            found = self._run(self._retry.start(), "head_object", 0, **self._where(path))
+        except (StorageError, ValueError):
+            return False
+        expected = f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
+        nbytes = sum(part.nbytes for part in parts)
+        return (found["ETag"].strip('"'), found["ContentLength"]) == (expected, nbytes)
+
+    def _abort(self, upload: dict[str, str], error: BaseException) -> None:
+        """Remove what was uploaded; a part that was still on its way may need that twice."""
+        operation = replace(self._retry, deadline=None).start()
+        try:
+            for _ in range(3):
+                self._run(operation, "abort_multipart_upload", 0, **upload)
+                self._run(operation, "list_parts", 0, **upload)
+        except StorageError as problem:
+            if code_of(problem) == "NoSuchUpload":
+                return
+            error.add_note(f"An unfinished upload is left: {problem}")
+
+    def _run(self, operation: Operation, method: str, nbytes: int, **arguments: Any) -> dict[str, Any]:
+        def start(attempt: Attempt) -> Future[dict[str, Any]]:
+            attempt.last_byte += nbytes / SLOWEST  # no answer comes before all is sent
+            return asyncio.run_coroutine_threadsafe(self._ask(method, arguments), self._fs.loop)
+
+        place = f"s3://{arguments['Bucket']}/{arguments['Key']}"
+        return operation.run(start, f"write {place!r} ({method})")
+
+    async def _ask(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        from botocore.exceptions import ClientError
+
+        await self._fs.set_session()
+        call = getattr(await self._fs.get_s3(arguments["Bucket"]), method)
+        try:
+            # With the user's own settings, such as those of encryption.
+            return await call(**self._fs._get_s3_method_kwargs(call, **arguments))  # type: ignore[no-any-return]
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") in WORTH_ANOTHER:
+                raise Transient(str(error)) from error
+            raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A part that the server has; ``about`` is what it wants to be told of it at the end."""
+
+    nbytes: int
+    about: dict[str, Any]
+
+
+class _Parts:
+    """Sends parts, some at a time; after the first failure no more."""
+
+    def __init__(self, send: Callable[[int, bytes], _Part], operation: Operation) -> None:
+        self._send, self._operation = send, operation
+        self._free = threading.Semaphore(IN_FLIGHT)
+        self._failures: list[BaseException] = []
+
+    def send(self, parts: Iterator[bytes]) -> list[_Part]:
+        sent: list[Future[_Part]] = []
+        with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="mzstore-upload") as pool:
+            try:
+                for number in itertools.count(1):
+                    self._free.acquire()  # before the next part is taken, so that no more of them are in memory
+                    part = None if self._failures else next(parts, None)
+                    if part is None:
+                        break
+                    sent.append(pool.submit(self._one, number, part))
+            except BaseException:
+                self._operation.stop()
+                raise
+        if self._failures:
+            raise self._failures[0]
+        return [future.result() for future in sent]
+
+    def _one(self, number: int, part: bytes) -> _Part:
+        try:
+            return self._send(number, part)
+        except BaseException as error:
+            self._failures.append(error)
+            self._operation.stop()
+            raise
+        finally:
+            self._free.release()
+
+
+class Obstore(Store):
+    """obstore's adapter, whose stores are asked directly: they stream, try again and abort by themselves."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
+        store, key = self._where(path)
+        store.put(key, data, use_multipart=False)
+        self._fs.invalidate_cache(path)
+
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+        store, key = self._where(path)
+        first = next(parts)
+        # What an iterator raises ends the upload; leaving the block of open_writer does so only in newer versions.
+        store.put(
+            key,
+            itertools.chain([first], parts),
+            use_multipart=True,
+            chunk_size=len(first),
+            max_concurrency=IN_FLIGHT,
+        )
+        self._fs.invalidate_cache(path)
+
+    def nbytes(self, path: str) -> int:
+        store, key = self._where(path)
+        return int(store.head(key)["size"])
+
+    def _where(self, path: str) -> tuple[Any, str]:
+        bucket, key = self._fs._split_path(path)
+        return self._fs._construct_store(bucket), key
+
+
+class Spooled(Store):
+    """An object store whose own ``put`` shows nothing before the end: parts are collected in a temporary file."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
+        self._fs.pipe_file(path, data)
+
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+        with tempfile.NamedTemporaryFile(prefix="mzstore-", buffering=WRITE_BUFFER) as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            self._put_file(file.name, path)
+
+    def nbytes(self, path: str) -> int:
+        self._fs.invalidate_cache(path)
+        return int(self._fs.info(path)["size"])
+
+    def _put_file(self, local: str, path: str) -> None:
+        self._fs.put_file(local, path)
+
+
+class Renamed(Spooled):
+    """Any other filesystem. Its files show while they are written, so they get another name until they are whole."""
+
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
+        with self._other_name(path) as other:
+            self._fs.pipe_file(other, data)
+
+    def _put_file(self, local: str, path: str) -> None:
+        with self._other_name(path) as other:
+            self._fs.put_file(local, other)
+
+    @contextlib.contextmanager
+    def _other_name(self, path: str) -> Iterator[str]:
+        folder, name = posixpath.split(path)
+        other = posixpath.join(folder, f".{name[:40]}.{secrets.token_hex(4)}.tmp")
+        self._fs.makedirs(folder, exist_ok=True)
+        try:
+            yield other
+            self._fs.mv(other, path)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error is the one to report
+                self._fs.rm_file(other)
+            raise
+
+
+class Memory(Spooled):
+    """fsspec's memory; ``autocommit`` means nothing to it."""
+
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+        self.put(path, b"".join(parts), operation)
+
+
+class Google(Spooled):
+    """gcsfs, whose files are resumable uploads: closed without ``autocommit``, they show when they are committed."""
+
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+        # Not by ``open``, which would leave the file to the user's next transaction, to be committed again.
+        file = self._fs._open(path, "wb", block_size=PART_NBYTES, autocommit=False)
+        if type(file).__module__ != "gcsfs.core":  # of a zonal bucket, which cannot discard
+            file.closed = True
+            super().stream(path, parts, operation)
+            return
+        try:
+            for part in parts:
+                file.write(part)
+            file.close()
+            file.commit()
+        except BaseException as error:
+            file.closed = True  # so that nobody finishes it
+            try:
+                file.discard()
+            except Exception as problem:
+                error.add_note(f"An unfinished upload is left: {reason(problem)}")
+            raise
+
+
+class _Aborted(Exception):
+    """No more parts come, and the object is not wanted any more."""
+
+
+class _Stream:
+    """``Store.stream`` in a thread of its own, to which parts are given one by one."""
+
+    def __init__(self, store: Store, path: str, operation: Operation) -> None:
+        self._operation = operation
+        self._changed = threading.Condition()
+        self._part: bytes | None = None
+        self._state = "open"  # then "whole" or "aborted"
+        self._ended: Future[None] = Future()
+        threading.Thread(target=self._run, args=(store, path), daemon=True, name="mzstore-upload").start()
+
+    def give(self, part: bytes) -> None:
+        """Wait until the part before is taken. Raises what has ended the upload, if something has."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._part is None or self._ended.done())
+            if self._ended.done():
+                self._ended.result()
+            self._part = part
+            self._changed.notify_all()
+
+    def finish(self) -> None:
+        self._change("whole")
+        self._ended.result()
+
+    def abort(self) -> None:
+        self._change("aborted")
+        self._operation.stop()
+        self._ended.exception()  # waits until nothing is left
+
+    def _change(self, state: str) -> None:
+        with self._changed:
+            self._state = state
+            self._changed.notify_all()
+
+    def _run(self, store: Store, path: str) -> None:
+        problem: BaseException | None = None
+        try:
+            store.stream(path, self._parts(), self._operation)
+        except BaseException as error:
+            problem = error
+        with self._changed:
+            if problem:
+                self._ended.set_exception(problem)
+            else:
+                self._ended.set_result(None)
+            self._changed.notify_all()
+
+    def _parts(self) -> Iterator[bytes]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._part is not None or self._state != "open")
+                if self._state == "aborted":
+                    raise _Aborted
+                part, self._part = self._part, None
+                self._changed.notify_all()
+            if part is None:
+                return
+            yield part
+            del part  # while it waits for the next
+
+
 class RemoteSink:
-    """An object of an fsspec filesystem: collected in a temporary file and put in one piece at the end."""
+    """An object that is being written; in memory are at most the parts in flight and two more."""
 
-    def __init__(self, url: str, options: Options) -> None:
-        self.url = url
-        with storage_errors(url, "write"):
-            self._fs, self._path = filesystem(url, options)
-            self._file = tempfile.NamedTemporaryFile(prefix="mzstore-", buffering=WRITE_BUFFER)  # noqa: SIM115
+    def __init__(self, url: str, options: Options, expected: int = 0, retry: Retry | None = None) -> None:
+        retry = retry or Retry()
+        with _errors(url):
+            store, _, path = connect(url, options, retry)
+        self._begin(url, store, path, retry.start(), expected)
 
-    def write(self, data: bytes | memoryview) -> None:
-        with storage_errors(self.url, "write"):
-            self._file.write(data)
+    @classmethod
+    def of(cls, url: str, store: Store, path: str, operation: Operation) -> Self:
+        """One more object of a store that is connected."""
+        sink = cls.__new__(cls)
+        sink._begin(url, store, path, operation, 0)
+        return sink
+
+    def _begin(self, url: str, store: Store, path: str, operation: Operation, expected: int) -> None:
+        self.url, self._store, self._path, self._operation, self._expected = url, store, path, operation, expected
+        self._buffer, self._stream = bytearray(), None  # type: tuple[bytearray, _Stream | None]
+        self._n_parts = self._nbytes = 0
+        self._room = part_nbytes(0, expected, store.growing)
+
+    def write(self, data: bytes | memoryview) -> int:
+        rest = memoryview(data).cast("B")
+        self._nbytes += len(rest)
+        while rest:
+            if self._room == len(self._buffer):
+                self._give()
+            taken = min(len(rest), self._room - len(self._buffer))
+            self._buffer += rest[:taken]
+            rest = rest[taken:]
+        return len(data)
+
+    def _give(self) -> None:
+        """The part that is full goes on its way. The last one never comes here: it may be the only one."""
+        with _errors(self.url):
+            if self._stream is None:
+                self._stream = _Stream(self._store, self._path, self._operation)
+            self._stream.give(self._buffer)
+        self._n_parts += 1
+        self._buffer, self._room = bytearray(), part_nbytes(self._n_parts, self._expected, self._store.growing)
 
     def __enter__(self) -> Self:
         return self
@@ -32,38 +469,87 @@ class RemoteSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._file, storage_errors(self.url, "write"):
-            if not kind:
-                self._file.flush()
-                self._fs.put_file(self._file.name, self._path)
+        if kind:
+            self._abort()
+            return
+        try:
+            with _errors(self.url):
+                self._commit()
+        except BaseException:
+            self._abort()
+            raise
+
+    def _commit(self) -> None:
+        if self._stream is None:
+            self._store.put(self._path, bytes(self._buffer), self._operation)
+        else:
+            self._stream.give(self._buffer)
+            self._stream.finish()
+        found = self._store.nbytes(self._path)
+        if found != self._nbytes:
+            raise StorageError(
+                f"{self.url!r} has {found} bytes, {self._nbytes} were written; somebody else writes it as well, or the storage is at fault"
+            )
+
+    def _abort(self) -> None:
+        self._buffer = bytearray()
+        if self._stream:
+            self._stream.abort()
 
 
 class RemoteFolderSink:
-    """Objects under a prefix, each put whole. The caller writes last what makes the rest count: after a failure there
-    are objects below the prefix, but no model.
+    """Objects under a prefix, some of them on their way at a time. ``marker``, which makes the rest count, is put after
+    all that was written before it: after a failure there are objects below the prefix, but no model.
     """
 
-    def __init__(self, url: str, options: Options, marker: str) -> None:
-        self.url = url.rstrip("/")
-        with storage_errors(url, "write"):
-            self._fs, path = filesystem(url, options)
+    def __init__(self, url: str, options: Options, marker: str, retry: Retry | None = None) -> None:
+        self.url, self._marker = url.rstrip("/"), marker
+        retry = retry or Retry()
+        self._operation = retry.start()
+        with _errors(url):
+            self._store, fs, path = connect(self.url, options, retry)
             self._path = path.rstrip("/")
-            if self._fs.exists(f"{self._path}/{marker}"):  # new chunks would be read by the old documents
+            if self._is_there(fs):  # new chunks would be read by the old documents
                 raise FileExistsError(17, "it holds a model; remove it first, or choose another name")
+        self._free = threading.Semaphore(IN_FLIGHT)
+        self._failures: list[BaseException] = []
+        self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="mzstore-upload")
+
+    def _is_there(self, fs: Any) -> bool:
+        """Whether the marker is; asked without a listing, and without a byte of it."""
+        backend, path = backend_of(fs), f"{self._path}/{self._marker}"
+        try:
+            self._operation.run(
+                lambda attempt: backend.get(path, Range(), None, 0, attempt), f"look for a model at {self.url!r}"
+            )
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return False
+            if isinstance(error.__cause__, TooLarge):
+                return True
+            raise
+        return True
 
     def write(self, key: str, data: bytes | memoryview) -> None:
-        with storage_errors(f"{self.url}/{key}", "write"):
-            self._fs.pipe_file(f"{self._path}/{key}", bytes(data))
+        if key == self._marker:
+            self._wait()
+            self._put(key, bytes(data))
+        else:
+            self._free.acquire()
+            self._pool.submit(self._put, key, bytes(data))
+        self._check()
 
     @contextlib.contextmanager
     def open(self, key: str) -> Iterator[Writable]:
-        with io.BytesIO() as file:
-            yield file
-            self.write(key, file.getvalue())
+        self._check()
+        with RemoteSink.of(f"{self.url}/{key}", self._store, f"{self._path}/{key}", self._operation) as sink:
+            yield sink
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    def _put(self, key: str, data: bytes) -> None:
+        try:
+            with _errors(f"{self.url}/{key}"):
+                self._store.put(f"{self._path}/{key}", data, self._operation)
+        except BaseException as error:
+            self._failures.append(error)
+        finally:
+            self._free.release()
