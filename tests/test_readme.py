@@ -34,7 +34,9 @@ def with_a_model(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_python(with_a_model):
+def test_python(with_a_model, s3_server, monkeypatch):
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
     exec(compile("\n".join(blocks("python")), "README.md", "exec"), {})
 
 
