@@ -108,8 +108,13 @@ def kind_for(location: str | os.PathLike[str] | BinaryIO) -> Kind:
 
 
 @contextlib.contextmanager
-def create_writer(location: str | os.PathLike[str] | BinaryIO, kind: Kind, options: Options = None) -> Iterator[Writer]:
-    """A writer whose work appears at ``location`` when the block ends, and not at all if it raises."""
+def create_writer(
+    location: str | os.PathLike[str] | BinaryIO, kind: Kind, options: Options = None, expected: int = 0
+) -> Iterator[Writer]:
+    """A writer whose work appears at ``location`` when the block ends, and not at all if it raises.
+
+    ``expected``: about how many bytes will come.
+    """
     if kind == "tree":
         if not isinstance(location, (str, os.PathLike)):
             raise TypeError("a tree is written to a path or a URL, not to a file object")
@@ -118,7 +123,7 @@ def create_writer(location: str | os.PathLike[str] | BinaryIO, kind: Kind, optio
             yield tree
             tree.finish()
     else:
-        with create(location, options) as sink:
+        with create(location, options, expected) as sink:
             archive = ArchiveWriter(sink)
             yield archive
             archive.finish()

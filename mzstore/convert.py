@@ -84,7 +84,7 @@ def _write_file(
 ) -> None:
     tensors = {tensor.spec.name: tensor for tensor in model.tensors}
     header = _own_header(model, tensors) or _new_header(model, tensors)
-    with create(target, options) as sink:
+    with create(target, options, model.nbytes) as sink:
         _write_tensors(sink, header, "", tensors, done)
 
 

@@ -94,7 +94,7 @@ def write(
         raise ValueError(f"kind {kind!r} is none of {', '.join(get_args(Kind))}")
     _check_readable(source)
     with (
-        create_writer(location, kind, options) as writer,
+        create_writer(location, kind, options, source.nbytes) as writer,
         progress("encode", source.nbytes, show_progress) as done,
         ExitStack() as stack,
     ):

@@ -52,7 +52,7 @@ ALLOWED = {
     "storage/local": "errors storage.base storage.retry workspace",
     "storage/remote": "errors stats storage.backends storage.base storage.retry",
     "storage/retry": "errors",
-    "storage/upload": "storage.backends storage.base",
+    "storage/upload": "errors storage.backends storage.base storage.retry",
     "tensors": "dtypes",
     "text": "",
     "tree": "errors extents payload stats storage",

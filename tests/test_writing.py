@@ -233,7 +233,7 @@ def test_a_remote_that_fails(monkeypatch):
     def refuse(*args, **kwargs):
         raise OSError(errno.EIO, "no route to host")
 
-    monkeypatch.setattr(type(fs), "put_file", refuse)
+    monkeypatch.setattr(type(fs), "pipe_file", refuse)
     with pytest.raises(mzstore.StorageError, match=r"cannot write 'memory://remote/model\.mz': no route to host"):
         mzstore.save("memory://remote/model.mz", small_model())
     monkeypatch.undo()

@@ -70,11 +70,16 @@ def open_location(
     return RemoteFolder(url, options, retry, stats)
 
 
-def create(location: "str | os.PathLike[str] | Writable", options: Options = None) -> Sink:
-    """A Sink for ``location``: a path, a URL, or a binary file object (which the caller keeps)."""
+def create(location: "str | os.PathLike[str] | Writable", options: Options = None, expected: int = 0) -> Sink:
+    """A Sink for ``location``: a path, a URL, or a binary file object (which the caller keeps).
+
+    ``expected``: about how many bytes will come; a remote object is then uploaded in parts of one size.
+    """
     if not isinstance(location, (str, os.PathLike)):
         return FileObjectSink(location)
-    return LocalSink(local_path(location)) if is_local(location) else RemoteSink(os.fspath(location), options)
+    if is_local(location):
+        return LocalSink(local_path(location))
+    return RemoteSink(os.fspath(location), options, expected)
 
 
 def create_folder(location: str | os.PathLike[str], options: Options, marker: str) -> FolderSink:

@@ -25,28 +25,41 @@ from typing import Any, Self
 from mzstore.errors import StorageError
 from mzstore.storage.backends import Range, backend_of, filesystem
 from mzstore.storage.base import Options, Writable
-from mzstore.storage.retry import MAX_PAUSE, Attempt, Operation, Retry, Stopped, TooLarge, Transient, reason
+from mzstore.storage.retry import MAX_PAUSE, Attempt, Operation, Retry, TooLarge, Transient, reason
 
-PART_NBYTES = 16 << 20
+MIB = 1 << 20
+PART_NBYTES = 16 * MIB
 IN_FLIGHT = 4  # parts of one object, or small objects of a folder
 MAX_PARTS = 10_000  # of S3, which other stores copy
-PARTS_OF_A_SIZE = 1000  # after so many, parts grow where nobody said how large the object becomes
-SLOWEST = 256 << 10  # bytes per second: so much longer than Retry.timeout a part may take
+PARTS_OF_A_SIZE = 1000  # 16 GB; then parts grow, where nobody said how large the object becomes
+SLOWEST = 256 << 10  # bytes per second that a part travels at least; that time comes on top of Retry.timeout
 # What S3 says to a body that was damaged or late on its way, with a status that elsewhere means not to ask again.
 WORTH_ANOTHER = {"BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch"}  # fmt: skip
-WRITE_BUFFER = 1 << 20
+WRITE_BUFFER = MIB
+
+Data = bytes | bytearray
 
 
 def part_nbytes(number: int, expected: int, growing: bool) -> int:
     """Size of part ``number`` (from 0) of an object of about ``expected`` bytes, 0 if nobody knows.
 
-    Parts are of one size where that suffices, because some stores take no others. Growing ones reach 5 TiB, the most
-    that S3 takes, with the last part but one (test_upload holds it to that).
+    They are of one size where that suffices, because some stores take no others. ``growing`` ones make an object of
+    5 TiB, the most that S3 takes, in MAX_PARTS in any case.
     """
-    size = max(PART_NBYTES, -(-expected // (MAX_PARTS * 9 // 10) >> 20) << 20) if expected else PART_NBYTES
-    if not growing or number < PARTS_OF_A_SIZE:
-        return size
-    return size * (1 + (number - PARTS_OF_A_SIZE) // 100)
+    enough = MAX_PARTS * 9 // 10 if expected else PARTS_OF_A_SIZE
+    size = max(PART_NBYTES, math.ceil(expected / enough / MIB) * MIB)
+    return size * (1 + max(0, number - enough) // 100) if growing else size
+
+
+@contextlib.contextmanager
+def _errors(url: str) -> Iterator[None]:
+    """Turn whatever a filesystem raises, which need not be an OSError, into a StorageError that names ``url``."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        raise StorageError(f"cannot write {url!r}: {reason(error)}") from error
 
 
 class Store(ABC):
@@ -55,11 +68,11 @@ class Store(ABC):
     growing = False  # whether parts may differ in size
 
     @abstractmethod
-    def put(self, path: str, data: bytes, operation: Operation) -> None:
+    def put(self, path: str, data: Data, operation: Operation) -> None:
         """A small object, whole."""
 
     @abstractmethod
-    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
         """An object of ``parts``, which appears when all of them are there.
 
         If ``parts`` raises, nothing appears, nothing is left, and the same is raised.
@@ -114,11 +127,11 @@ class S3(Store):
         self._fs, self._retry = fs, retry
         self.growing = not getattr(fs, "fixed_upload_size", False)
 
-    def put(self, path: str, data: bytes, operation: Operation) -> None:
+    def put(self, path: str, data: Data, operation: Operation) -> None:
         self._run(operation, "put_object", len(data), **self._where(path), Body=data)
         self._fs.invalidate_cache(path)
 
-    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
         where = self._where(path)
         upload = {**where, "UploadId": self._run(operation, "create_multipart_upload", 0, **where)["UploadId"]}
         try:
@@ -136,8 +149,8 @@ class S3(Store):
         bucket, key, _ = self._fs.split_path(path)
         return {"Bucket": bucket, "Key": key}
 
-    def _sender(self, upload: dict[str, str], operation: Operation) -> "Callable[[int, bytes], _Part]":
-        def send(number: int, data: bytes) -> _Part:
+    def _sender(self, upload: dict[str, str], operation: Operation) -> "Callable[[int, Data], _Part]":
+        def send(number: int, data: Data) -> _Part:
             answer = self._run(operation, "upload_part", len(data), **upload, PartNumber=number, Body=data)
             # Where the server keeps checksums of parts, it wants to see them again.
             sums = {key: value for key, value in answer.items() if key.startswith("Checksum") and key != "ChecksumType"}
@@ -173,7 +186,7 @@ class S3(Store):
                 self._run(operation, "abort_multipart_upload", 0, **upload)
                 self._run(operation, "list_parts", 0, **upload)
         except StorageError as problem:
-            if code_of(problem) == "NoSuchUpload":
+            if _code(problem) == "NoSuchUpload":
                 return
             error.add_note(f"An unfinished upload is left: {problem}")
 
@@ -199,6 +212,16 @@ class S3(Store):
             raise
 
 
+def _code(error: BaseException | None) -> str:
+    """What S3 calls the error behind ``error``; empty if it is none of S3's."""
+    while error:
+        answer = getattr(error, "response", None)
+        if isinstance(answer, dict):
+            return str(answer.get("Error", {}).get("Code", ""))
+        error = error.__cause__
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     """A part that the server has; ``about`` is what it wants to be told of it at the end."""
@@ -210,12 +233,12 @@ class _Part:
 class _Parts:
     """Sends parts, some at a time; after the first failure no more."""
 
-    def __init__(self, send: Callable[[int, bytes], _Part], operation: Operation) -> None:
+    def __init__(self, send: Callable[[int, Data], _Part], operation: Operation) -> None:
         self._send, self._operation = send, operation
         self._free = threading.Semaphore(IN_FLIGHT)
         self._failures: list[BaseException] = []
 
-    def send(self, parts: Iterator[bytes]) -> list[_Part]:
+    def send(self, parts: Iterator[Data]) -> list[_Part]:
         sent: list[Future[_Part]] = []
         with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="mzstore-upload") as pool:
             try:
@@ -232,7 +255,7 @@ class _Parts:
             raise self._failures[0]
         return [future.result() for future in sent]
 
-    def _one(self, number: int, part: bytes) -> _Part:
+    def _one(self, number: int, part: Data) -> _Part:
         try:
             return self._send(number, part)
         except BaseException as error:
@@ -249,12 +272,12 @@ class Obstore(Store):
     def __init__(self, fs: Any) -> None:
         self._fs = fs
 
-    def put(self, path: str, data: bytes, operation: Operation) -> None:
+    def put(self, path: str, data: Data, operation: Operation) -> None:
         store, key = self._where(path)
         store.put(key, data, use_multipart=False)
         self._fs.invalidate_cache(path)
 
-    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
         store, key = self._where(path)
         first = next(parts)
         # What an iterator raises ends the upload; leaving the block of open_writer does so only in newer versions.
@@ -282,10 +305,10 @@ class Spooled(Store):
     def __init__(self, fs: Any) -> None:
         self._fs = fs
 
-    def put(self, path: str, data: bytes, operation: Operation) -> None:
+    def put(self, path: str, data: Data, operation: Operation) -> None:
         self._fs.pipe_file(path, data)
 
-    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
         with tempfile.NamedTemporaryFile(prefix="mzstore-", buffering=WRITE_BUFFER) as file:
             for part in parts:
                 file.write(part)
@@ -303,7 +326,7 @@ class Spooled(Store):
 class Renamed(Spooled):
     """Any other filesystem. Its files show while they are written, so they get another name until they are whole."""
 
-    def put(self, path: str, data: bytes, operation: Operation) -> None:
+    def put(self, path: str, data: Data, operation: Operation) -> None:
         with self._other_name(path) as other:
             self._fs.pipe_file(other, data)
 
@@ -315,7 +338,8 @@ class Renamed(Spooled):
     def _other_name(self, path: str) -> Iterator[str]:
         folder, name = posixpath.split(path)
         other = posixpath.join(folder, f".{name[:40]}.{secrets.token_hex(4)}.tmp")
-        self._fs.makedirs(folder, exist_ok=True)
+        if folder:
+            self._fs.makedirs(folder, exist_ok=True)
         try:
             yield other
             self._fs.mv(other, path)
@@ -328,14 +352,14 @@ class Renamed(Spooled):
 class Memory(Spooled):
     """fsspec's memory; ``autocommit`` means nothing to it."""
 
-    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
         self.put(path, b"".join(parts), operation)
 
 
 class Google(Spooled):
     """gcsfs, whose files are resumable uploads: closed without ``autocommit``, they show when they are committed."""
 
-    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
         # Not by ``open``, which would leave the file to the user's next transaction, to be committed again.
         file = self._fs._open(path, "wb", block_size=PART_NBYTES, autocommit=False)
         if type(file).__module__ != "gcsfs.core":  # of a zonal bucket, which cannot discard
@@ -366,12 +390,12 @@ class _Stream:
     def __init__(self, store: Store, path: str, operation: Operation) -> None:
         self._operation = operation
         self._changed = threading.Condition()
-        self._part: bytes | None = None
+        self._part: Data | None = None
         self._state = "open"  # then "whole" or "aborted"
         self._ended: Future[None] = Future()
         threading.Thread(target=self._run, args=(store, path), daemon=True, name="mzstore-upload").start()
 
-    def give(self, part: bytes) -> None:
+    def give(self, part: Data) -> None:
         """Wait until the part before is taken. Raises what has ended the upload, if something has."""
         with self._changed:
             self._changed.wait_for(lambda: self._part is None or self._ended.done())
@@ -407,7 +431,7 @@ class _Stream:
                 self._ended.set_result(None)
             self._changed.notify_all()
 
-    def _parts(self) -> Iterator[bytes]:
+    def _parts(self) -> Iterator[Data]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._part is not None or self._state != "open")
@@ -439,7 +463,8 @@ class RemoteSink:
 
     def _begin(self, url: str, store: Store, path: str, operation: Operation, expected: int) -> None:
         self.url, self._store, self._path, self._operation, self._expected = url, store, path, operation, expected
-        self._buffer, self._stream = bytearray(), None  # type: tuple[bytearray, _Stream | None]
+        self._buffer = bytearray()
+        self._stream: _Stream | None = None
         self._n_parts = self._nbytes = 0
         self._room = part_nbytes(0, expected, store.growing)
 
@@ -533,15 +558,14 @@ class RemoteFolderSink:
     def write(self, key: str, data: bytes | memoryview) -> None:
         if key == self._marker:
             self._wait()
-            self._put(key, bytes(data))
-        else:
-            self._free.acquire()
-            self._pool.submit(self._put, key, bytes(data))
-        self._check()
+        self._free.acquire()
+        if self._failures:
+            self._free.release()
+            raise self._failures[0]
+        self._pool.submit(self._put, key, bytes(data))
 
     @contextlib.contextmanager
     def open(self, key: str) -> Iterator[Writable]:
-        self._check()
         with RemoteSink.of(f"{self.url}/{key}", self._store, f"{self._path}/{key}", self._operation) as sink:
             yield sink
 
@@ -553,3 +577,21 @@ class RemoteFolderSink:
             self._failures.append(error)
         finally:
             self._free.release()
+
+    def _wait(self) -> None:
+        """Until nothing is on its way."""
+        for _ in range(IN_FLIGHT):
+            self._free.acquire()
+        self._free.release(IN_FLIGHT)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind:
+            self._operation.stop()
+        self._pool.shutdown(cancel_futures=bool(kind))
+        if self._failures and not kind:
+            raise self._failures[0]
