@@ -8,6 +8,7 @@ is whole. What a lost process leaves is an unfinished upload, which nobody can r
 import asyncio
 import contextlib
 import hashlib
+import io
 import itertools
 import math
 import posixpath
@@ -36,8 +37,6 @@ SLOWEST = 256 << 10  # bytes per second that a part travels at least; that time 
 # What S3 says to a body that was damaged or late on its way, with a status that elsewhere means not to ask again.
 WORTH_ANOTHER = {"BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch"}  # fmt: skip
 WRITE_BUFFER = MIB
-
-Data = bytes | bytearray
 
 
 def part_nbytes(number: int, expected: int, growing: bool) -> int:
@@ -68,11 +67,11 @@ class Store(ABC):
     growing = False  # whether parts may differ in size
 
     @abstractmethod
-    def put(self, path: str, data: Data, operation: Operation) -> None:
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
         """A small object, whole."""
 
     @abstractmethod
-    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         """An object of ``parts``, which appears when all of them are there.
 
         If ``parts`` raises, nothing appears, nothing is left, and the same is raised.
@@ -127,13 +126,15 @@ class S3(Store):
         self._fs, self._retry = fs, retry
         self.growing = not getattr(fs, "fixed_upload_size", False)
 
-    def put(self, path: str, data: Data, operation: Operation) -> None:
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
         self._run(operation, "put_object", len(data), **self._where(path), Body=data)
         self._fs.invalidate_cache(path)
 
-    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         where = self._where(path)
-        upload = {**where, "UploadId": self._run(operation, "create_multipart_upload", 0, **where)["UploadId"]}
+        # An operation of its own, which nobody stops: without the answer, nobody could remove the upload.
+        created = self._run(self._retry.start(), "create_multipart_upload", 0, **where)
+        upload = {**where, "UploadId": created["UploadId"]}
         try:
             done = _Parts(self._sender(upload, operation), operation).send(parts)
             self._complete(path, upload, done, operation)
@@ -149,8 +150,8 @@ class S3(Store):
         bucket, key, _ = self._fs.split_path(path)
         return {"Bucket": bucket, "Key": key}
 
-    def _sender(self, upload: dict[str, str], operation: Operation) -> "Callable[[int, Data], _Part]":
-        def send(number: int, data: Data) -> _Part:
+    def _sender(self, upload: dict[str, str], operation: Operation) -> "Callable[[int, bytes], _Part]":
+        def send(number: int, data: bytes) -> _Part:
             answer = self._run(operation, "upload_part", len(data), **upload, PartNumber=number, Body=data)
             # Where the server keeps checksums of parts, it wants to see them again.
             sums = {key: value for key, value in answer.items() if key.startswith("Checksum") and key != "ChecksumType"}
@@ -203,6 +204,8 @@ class S3(Store):
 
         await self._fs.set_session()
         call = getattr(await self._fs.get_s3(arguments["Bucket"]), method)
+        if "Body" in arguments:  # of a file aiohttp sends piece by piece; bytes would hold up the loop
+            arguments = {**arguments, "Body": io.BytesIO(arguments["Body"])}
         try:
             # With the user's own settings, such as those of encryption.
             return await call(**self._fs._get_s3_method_kwargs(call, **arguments))  # type: ignore[no-any-return]
@@ -233,12 +236,12 @@ class _Part:
 class _Parts:
     """Sends parts, some at a time; after the first failure no more."""
 
-    def __init__(self, send: Callable[[int, Data], _Part], operation: Operation) -> None:
+    def __init__(self, send: Callable[[int, bytes], _Part], operation: Operation) -> None:
         self._send, self._operation = send, operation
         self._free = threading.Semaphore(IN_FLIGHT)
         self._failures: list[BaseException] = []
 
-    def send(self, parts: Iterator[Data]) -> list[_Part]:
+    def send(self, parts: Iterator[bytes]) -> list[_Part]:
         sent: list[Future[_Part]] = []
         with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="mzstore-upload") as pool:
             try:
@@ -255,7 +258,7 @@ class _Parts:
             raise self._failures[0]
         return [future.result() for future in sent]
 
-    def _one(self, number: int, part: Data) -> _Part:
+    def _one(self, number: int, part: bytes) -> _Part:
         try:
             return self._send(number, part)
         except BaseException as error:
@@ -272,12 +275,12 @@ class Obstore(Store):
     def __init__(self, fs: Any) -> None:
         self._fs = fs
 
-    def put(self, path: str, data: Data, operation: Operation) -> None:
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
         store, key = self._where(path)
         store.put(key, data, use_multipart=False)
         self._fs.invalidate_cache(path)
 
-    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         store, key = self._where(path)
         first = next(parts)
         # What an iterator raises ends the upload; leaving the block of open_writer does so only in newer versions.
@@ -305,10 +308,10 @@ class Spooled(Store):
     def __init__(self, fs: Any) -> None:
         self._fs = fs
 
-    def put(self, path: str, data: Data, operation: Operation) -> None:
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
         self._fs.pipe_file(path, data)
 
-    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         with tempfile.NamedTemporaryFile(prefix="mzstore-", buffering=WRITE_BUFFER) as file:
             for part in parts:
                 file.write(part)
@@ -326,7 +329,7 @@ class Spooled(Store):
 class Renamed(Spooled):
     """Any other filesystem. Its files show while they are written, so they get another name until they are whole."""
 
-    def put(self, path: str, data: Data, operation: Operation) -> None:
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
         with self._other_name(path) as other:
             self._fs.pipe_file(other, data)
 
@@ -352,14 +355,14 @@ class Renamed(Spooled):
 class Memory(Spooled):
     """fsspec's memory; ``autocommit`` means nothing to it."""
 
-    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         self.put(path, b"".join(parts), operation)
 
 
 class Google(Spooled):
     """gcsfs, whose files are resumable uploads: closed without ``autocommit``, they show when they are committed."""
 
-    def stream(self, path: str, parts: Iterator[Data], operation: Operation) -> None:
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         # Not by ``open``, which would leave the file to the user's next transaction, to be committed again.
         file = self._fs._open(path, "wb", block_size=PART_NBYTES, autocommit=False)
         if type(file).__module__ != "gcsfs.core":  # of a zonal bucket, which cannot discard
@@ -390,12 +393,12 @@ class _Stream:
     def __init__(self, store: Store, path: str, operation: Operation) -> None:
         self._operation = operation
         self._changed = threading.Condition()
-        self._part: Data | None = None
+        self._part: bytes | None = None
         self._state = "open"  # then "whole" or "aborted"
         self._ended: Future[None] = Future()
         threading.Thread(target=self._run, args=(store, path), daemon=True, name="mzstore-upload").start()
 
-    def give(self, part: Data) -> None:
+    def give(self, part: bytes) -> None:
         """Wait until the part before is taken. Raises what has ended the upload, if something has."""
         with self._changed:
             self._changed.wait_for(lambda: self._part is None or self._ended.done())
@@ -431,7 +434,7 @@ class _Stream:
                 self._ended.set_result(None)
             self._changed.notify_all()
 
-    def _parts(self) -> Iterator[Data]:
+    def _parts(self) -> Iterator[bytes]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._part is not None or self._state != "open")
@@ -446,7 +449,7 @@ class _Stream:
 
 
 class RemoteSink:
-    """An object that is being written; in memory are at most the parts in flight and two more."""
+    """An object that is being written; in memory are at most the parts in flight and three more."""
 
     def __init__(self, url: str, options: Options, expected: int = 0, retry: Retry | None = None) -> None:
         retry = retry or Retry()
@@ -484,9 +487,14 @@ class RemoteSink:
         with _errors(self.url):
             if self._stream is None:
                 self._stream = _Stream(self._store, self._path, self._operation)
-            self._stream.give(self._buffer)
+            self._stream.give(self._take())
         self._n_parts += 1
-        self._buffer, self._room = bytearray(), part_nbytes(self._n_parts, self._expected, self._store.growing)
+        self._room = part_nbytes(self._n_parts, self._expected, self._store.growing)
+
+    def _take(self) -> bytes:
+        """What was collected, as bytes, which no other attempt has to copy again."""
+        taken, self._buffer = bytes(self._buffer), bytearray()
+        return taken
 
     def __enter__(self) -> Self:
         return self
@@ -506,9 +514,9 @@ class RemoteSink:
 
     def _commit(self) -> None:
         if self._stream is None:
-            self._store.put(self._path, bytes(self._buffer), self._operation)
+            self._store.put(self._path, self._take(), self._operation)
         else:
-            self._stream.give(self._buffer)
+            self._stream.give(self._take())
             self._stream.finish()
         found = self._store.nbytes(self._path)
         if found != self._nbytes:
