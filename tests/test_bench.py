@@ -78,3 +78,27 @@ def test_coder_as_json(tiny):
     assert {"level 1", "level 3", "level 19", "huffman"} <= ratios.keys()
     assert result["nbytes"] == 3 * 64 * 96 + 1
     assert ratios["huffman"] > result["entropy"]
+
+
+@pytest.mark.slow
+def test_load_as_json(tiny):
+    pytest.importorskip("s3fs")
+    result = json.loads(bench("load", tiny, "--big", "0.02", "--links", "8", "--json"))
+
+    assert [model["dtype"] for model in result["models"]] == ["fp32", "bf16"]
+    for model in result["models"]:
+        rows = {row["name"]: row for row in model["rows"]}
+        assert {"mzstore, s3fs", "safetensors, s3fs"} <= rows.keys()
+        assert rows.keys().isdisjoint(result["missing"])
+        for row in rows.values():
+            least = model["file_nbytes"] if not row["compressed"] else 0.9 * model["archive_nbytes"]
+            assert row["nbytes"] >= least
+            assert row["requests"] >= 1
+            assert row["seconds"]["best"] > 0
+    assert all(row["requests"] <= 2 for row in result["open"])
+    for row in result["shards"]:
+        assert row["loaded"]["requests"] == row["requests"]
+        assert 0 <= row["loaded"]["nbytes"] - row["fetched_nbytes"] <= 2000 * row["requests"]  # headers
+        assert row["wanted_nbytes"] <= row["fetched_nbytes"]
+    assert {goal["goal"].partition(" ")[0] for goal in result["goals"]} >= {"open", "memory", "8-way"}
+    assert all(goal["met"] is not None for goal in result["goals"])

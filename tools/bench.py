@@ -2,9 +2,10 @@
 
     python tools/bench.py lossless [MODEL] [--dtype bf16|fp16|fp32|all] [--big [GB]] [--json] [--quick]
     python tools/bench.py coder [MODEL] [--dtype bf16|fp16|fp32] [--json] [--quick]
+    python tools/bench.py load [MODEL] [--big GB] [--links GBIT ...] [--parts models|open|shards ...] [--json] [--quick]
 
 MODEL is a safetensors file or a directory of such, its floats cast to --dtype if that is given; without MODEL,
-all-MiniLM-L6-v2 (tools/real_models.py), cast to bf16 if not told otherwise.
+all-MiniLM-L6-v2 (tools/real_models.py), cast to bf16 if not told otherwise; for load, as bf16 and as fp32.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_coder import coder
+from bench_load import LINKS, PARTS, load
 from bench_lossless import lossless
 from peers import DTYPES
 from real_models import minilm
@@ -25,18 +27,23 @@ from rich.table import Table
 def main() -> None:
     arguments = _parser().parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that its folders go, which hold gigabytes with --big
-    model = arguments.model or minilm()
-    dtype = arguments.dtype or (None if arguments.model else "bf16")
-    if arguments.benchmark == "coder":
-        result = coder(model, dtype, quick=arguments.quick)
-    else:
-        dtypes = list(DTYPES) if dtype == "all" else [dtype]
-        result = lossless(model, dtypes, quick=arguments.quick, big=arguments.big)
+    result = _run(arguments)
     if arguments.json:
         print(json.dumps(result, indent=1))
     else:
         console = Console(width=None if Console().is_terminal else 150)
-        (_show_coder if arguments.benchmark == "coder" else _show_lossless)(result, console)
+        {"coder": _show_coder, "lossless": _show_lossless, "load": _show_load}[arguments.benchmark](result, console)
+
+
+def _run(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.benchmark == "load":
+        big = arguments.big if arguments.big is not None else (0.1 if arguments.quick else 1.0)
+        return load(arguments.model, quick=arguments.quick, big=big, links=arguments.links, parts=arguments.parts)
+    model = arguments.model or minilm()
+    dtype = arguments.dtype or (None if arguments.model else "bf16")
+    if arguments.benchmark == "coder":
+        return coder(model, dtype, quick=arguments.quick)
+    return lossless(model, list(DTYPES) if dtype == "all" else [dtype], quick=arguments.quick, big=arguments.big)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,14 +52,20 @@ def _parser() -> argparse.ArgumentParser:
     for name, dtypes, about in (
         ("lossless", [*DTYPES, "all"], "size, speed and memory beside other stores and compressors; the goals"),
         ("coder", list(DTYPES), "settings of zstd on the plane of the exponents"),
+        ("load", [], "time to load from an S3 server over slow links, beside other loaders; shards; the goals"),
     ):
         command = benchmarks.add_parser(name, help=about)
         command.add_argument("model", nargs="?", type=Path, help="a safetensors file or a directory of such")
-        command.add_argument("--dtype", choices=dtypes, help="cast the floats")
+        if dtypes:
+            command.add_argument("--dtype", choices=dtypes, help="cast the floats")
         command.add_argument("--json", action="store_true", help="for programs, with all times")
         command.add_argument("--quick", action="store_true", help="one round: to see that it works, not how fast")
         if name == "lossless":
             command.add_argument("--big", nargs="?", type=float, const=4.0, metavar="GB", help="convert a big file too")
+        if name == "load":
+            command.add_argument("--big", type=float, metavar="GB", help="of the synthetic model; 0: without it")
+            command.add_argument("--links", nargs="+", type=float, default=list(LINKS), metavar="GBIT", help="Gb/s")
+            command.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="leave out the others")
     return parser
 
 
@@ -98,6 +111,69 @@ def _show_lossless(result: dict[str, Any], console: Console) -> None:
     _show_goals(result["goals"], console)
     for condition in result["conditions"]:
         console.print(f"- {condition}", markup=False)
+
+
+def _show_load(result: dict[str, Any], console: Console) -> None:
+    _show_machine(result, console)
+    rtt = {link["rtt_ms"] for link in result["links"]}
+    for model in result["models"]:
+        table = Table(
+            title=f"{model['model']} as {model['dtype']}: {model['n_tensors']} tensors, {model['file_nbytes']} bytes in "
+            f"safetensors, {model['archive_nbytes'] / model['file_nbytes']:.3f} of that in mzstore; "
+            f"{', '.join(f'{ms:g}' for ms in rtt)} ms"
+        )
+        table.add_column("", no_wrap=True)
+        for column in (
+            "Gb/s",
+            "seconds",
+            "of best uncompressed",
+            "MB",
+            "requests",
+            "connections",
+            "peak, MB",
+            "above, MB",
+        ):
+            table.add_column(column, justify="right")
+        for gbit in dict.fromkeys(row["gbit_per_s"] for row in model["rows"]):
+            rows = [row for row in model["rows"] if row["gbit_per_s"] == gbit]
+            best = min((row["seconds"]["best"] for row in rows if not row["compressed"]), default=None)
+            for row in rows:
+                seconds = row["seconds"]["best"]
+                table.add_row(
+                    row["name"], f"{gbit:g}", f"{seconds:.3f}", f"{seconds / best:.3f}" if best else "",
+                    f"{row['nbytes'] / 1e6:.1f}", str(row["requests"]), str(row["connections"]),
+                    f"{row['peak_nbytes'] / 1e6:.0f}", f"{row['above_nbytes'] / 1e6:.0f}",
+                    end_section=row is rows[-1],
+                )  # fmt: skip
+        console.print(table)
+    for row in result["open"]:
+        console.print(
+            f"open, {row['name']}: {row['seconds']['best'] * 1e3:.0f} ms, {row['requests']} requests, {row['nbytes']} of "
+            f"{row['archive_nbytes']} bytes",
+            markup=False,
+        )
+    _show_shards(result["shards"], console)
+    for name, why in result["missing"].items():
+        console.print(f"left out: {name} ({why}); pip install 'mzstore[bench]'", markup=False)
+    _show_goals(result["goals"], console)
+    for condition in result["conditions"]:
+        console.print(f"- {condition}", markup=False)
+
+
+def _show_shards(rows: list[dict[str, Any]], console: Console) -> None:
+    if not rows:
+        return
+    table = Table(title="shards of bfloat16 tensors, the worst of each kind; 'loaded': that one, counted at the link")
+    table.add_column("tensor", no_wrap=True)
+    for column in ("axis", "of", "needed, MB", "fetched, MB", "ratio", "requests", "limit", "loaded, MB", "requests"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            row["tensor"], str(row["axis"]), str(row["count"]), f"{row['needed_nbytes'] / 1e6:.3f}",
+            f"{row['fetched_nbytes'] / 1e6:.3f}", f"{row['ratio']:.3f}", str(row["requests"]),
+            f"{row['requests_limit']:.1f}", f"{row['loaded']['nbytes'] / 1e6:.3f}", str(row["loaded"]["requests"]),
+        )  # fmt: skip
+    console.print(table)
 
 
 def _show_goals(goals: list[dict[str, Any]], console: Console) -> None:

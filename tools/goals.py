@@ -1,4 +1,4 @@
-"""Goals: what mzstore promises, and whether a result of the benchmark ``lossless`` meets it."""
+"""Goals: what mzstore promises, and whether a result of the benchmarks ``lossless`` and ``load`` meets it."""
 
 from typing import Any
 
@@ -29,6 +29,43 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     title = "peak memory of converting a big file, MB" + (f" ({big['nbytes'] / 1e9:.1f} GB)" if big else " (--big)")
     found.append(_goal(title, "<=", 400.0, big["peak"] / 1e6 if big else None))
     return found
+
+
+def load_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same for a result of the benchmark ``load``."""
+    found = []
+    for model in result["models"]:
+        for gbit in [link["gbit_per_s"] for link in result["links"]]:
+            # Up to 1 Gb/s the link decides; above it, how fast weights are decoded beside everything else here.
+            limit = 0.70 if gbit <= 1 else 1.1
+            size = model["archive_nbytes"] / model["file_nbytes"]
+            title = (
+                f"{model['model']} as {model['dtype']} (size {size:.3f}), {gbit:g} Gb/s: time / best of uncompressed"
+            )
+            found.append(_goal(title, "<=", limit, _load_to_uncompressed(model, gbit)))
+    opened = result["open"]
+    requests, seconds = (row["requests"] for row in opened), (row["seconds"]["best"] for row in opened)
+    found.append(_goal("open 1000 tensors: requests", "<=", 2, max(requests, default=None)))
+    found.append(_goal("open 1000 tensors: ms, best adapter", "<=", 100, _scaled(min(seconds, default=None), 1e3)))
+    above = [row["above_nbytes"] for model in result["models"] for row in _rows(model, "mzstore,")]
+    found.append(_goal("memory above the weights, worst, MB", "<=", 256, _scaled(max(above, default=None), 1e-6)))
+    for count in sorted({row["count"] for row in result["shards"]}):
+        rows = [row for row in result["shards"] if row["count"] == count]
+        found.append(_goal(f"{count}-way shards: fetched / needed, worst", "<=", 1.15, max(r["ratio"] for r in rows)))
+        most = max(row["requests_of_limit"] for row in rows)
+        found.append(_goal(f"{count}-way shards: requests / (1 + bytes / 4 MiB + 1), worst", "<=", 1.0, most))
+    return found
+
+
+def _load_to_uncompressed(model: dict[str, Any], gbit: float) -> float | None:
+    rows = [row for row in model["rows"] if row["gbit_per_s"] == gbit]
+    ours = [row["seconds"]["best"] for row in rows if row["name"].startswith("mzstore,")]
+    theirs = [row["seconds"]["best"] for row in rows if not row["compressed"]]
+    return min(ours) / min(theirs) if ours and theirs else None
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
 
 
 def _goal(what: str, sign: str, limit: float, measured: float | None) -> dict[str, Any]:
