@@ -149,7 +149,7 @@ class Tensor:
         As ``torch.chunk`` cuts: all parts are as long as the first, but the last ones may be shorter or empty.
         Raises ValueError for an index or a count that cannot be, IndexError for an axis that is not there.
         """
-        values: np.ndarray = self[shard_slices(self.shape, axis, index, count)]
+        values: np.ndarray = self._select(resolve(shard_slices(self.shape, axis, index, count), self.shape), 1)
         return values
 
     def __getitem__(self, index: Index) -> Any:

@@ -29,7 +29,7 @@ class Job:
 
     entry: TensorEntry
     piece: Piece
-    out: np.ndarray  # of the whole read; the piece's target is cut from it
+    out: np.ndarray = field(compare=False)  # of the whole read; the piece's target is cut from it
 
     @property
     def nbytes(self) -> int:
