@@ -54,7 +54,7 @@ CONDITIONS = (
     "Peak memory: what a load adds to the most that the process holds after its imports; above: less the size of the tensors.",
     "open: mzstore.open of an archive of {tensors} tensors, at {open_gbit:g} Gb/s.",
     "shards: 'needed' is the share of the tensor's stored bytes that the shard has of its values; the worst of all shards counts. "
-    "Figures are those of Model.plan; of 8-way shards one was loaded, checked, and its requests and bytes counted at the link.",
+    "Figures are those of Model.plan; the worst was then loaded, checked, and its requests and bytes counted at the link.",
 )  # fmt: skip
 
 
