@@ -6,7 +6,9 @@ No backend retries here, and none lists.
 """
 
 import asyncio
+import os
 import threading
+import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -62,6 +64,13 @@ class Backend(Protocol):
         """Which version is there now; None where ``get`` checks it. Raises whatever the filesystem does."""
 
 
+# A forked child keeps those of its parent for ever and uses none of them. If one were collected, its connections would
+# be closed, and with that be taken out of the epoll set, which parent and child share: the parent would wait in vain.
+_filesystems: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_of_parents: list[Any] = []
+os.register_at_fork(after_in_child=lambda: _of_parents.extend(_filesystems))
+
+
 def connect(url: str, options: Options) -> tuple[Backend, str]:
     """The backend for ``url``, and the path of the object in it. Raises whatever the filesystem does."""
     fs, path = filesystem(url, options)
@@ -93,7 +102,9 @@ def filesystem(url: str, options: Options) -> tuple[Any, str]:
             options["config_kwargs"] = own | dict(options.get("config_kwargs") or {})
         elif module.startswith("obstore"):
             options.setdefault("retry_config", {"max_retries": 0})
-    return fsspec.core.url_to_fs(url, **options)  # type: ignore[no-any-return]
+    fs, path = fsspec.core.url_to_fs(url, **options)
+    _filesystems.add(fs)
+    return fs, path
 
 
 def _on_loop(fs: Any, coroutine: Awaitable[Answer]) -> Future[Answer]:
@@ -242,8 +253,15 @@ class Http:
 class Obstore:
     """obstore's adapter, whose stores are asked directly."""
 
+    _pid: int | None = None  # of the process in which it was used first: its threads do not come along into a fork
+
     def __init__(self, fs: Any) -> None:
         self._fs = fs
+        Obstore._pid = Obstore._pid or os.getpid()
+        if Obstore._pid != os.getpid():
+            raise NotImplementedError(
+                "obstore does not work in a forked process; start processes by 'spawn' or 'forkserver'"
+            )
 
     def get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Future[Answer]:
         return _on_loop(self._fs, self._get(path, range_, version, limit, attempt))

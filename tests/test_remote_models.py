@@ -1,0 +1,461 @@
+"""Models in remote storage: what is read is right or an error, by few requests and no listing, whatever fails."""
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import pickle
+import re
+import uuid
+
+import faults
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from samples import bits, saved, small_model, weights
+
+import mzstore
+from mzstore import Retry, plan
+
+PATIENT = Retry(timeout=20, attempts=4, backoff=0.001)
+TENSORS = {
+    "big": weights((1024, 2048), 1, "bfloat16"),
+    "noise": np.random.default_rng(2).integers(0, 256, 1 << 20, dtype=np.uint8),
+    **small_model(3),
+    "odd": weights((3, 250, 301), 4),
+}
+OTHERS = {name: np.roll(tensor, 1) for name, tensor in TENSORS.items()}  # of the same names, shapes and dtypes
+ASSETS = {"config.json": b"{}", "vocabulary": os.urandom(200_000)}
+
+
+@pytest.fixture(scope="module")
+def archive() -> bytes:
+    return saved(TENSORS, assets=ASSETS, level="fast")
+
+
+@pytest.fixture(scope="module")
+def other_archive() -> bytes:
+    return saved(OTHERS, assets=ASSETS, level="fast")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> dict[str, bytes]:
+    """The objects of the same model as a tree, by key."""
+    root = tmp_path_factory.mktemp("tree") / "model.zarr"
+    mzstore.save(root, TENSORS, assets=ASSETS, level="fast")
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def small_requests(monkeypatch):
+    """Many requests for a small model."""
+    monkeypatch.setattr(plan, "REQUEST_NBYTES", 128 << 10)
+
+
+@pytest.fixture
+def open_archive(place, archive, small_requests):
+    place.put("model.mz", archive)
+
+    def opened(retry: Retry = PATIENT) -> mzstore.Model:
+        return mzstore.open(place.url("model.mz"), storage_options=place.options, retry=retry)
+
+    return opened
+
+
+@pytest.fixture
+def open_tree(place, tree):
+    for key, data in tree.items():
+        place.put(f"model.zarr/{key}", data)
+
+    def opened(retry: Retry = PATIENT) -> mzstore.Model:
+        return mzstore.open(place.url("model.zarr"), storage_options=place.options, retry=retry)
+
+    return opened
+
+
+def assert_right(loaded, tensors=TENSORS):
+    assert list(loaded) == list(tensors)
+    for name, tensor in tensors.items():
+        assert bits(loaded[name]) == bits(tensor), name
+
+
+def by_range(requests) -> dict[str, int]:
+    """How often each range was asked for."""
+    counts: dict[str, int] = {}
+    for request in requests:
+        counts[f"{request.key} {request.range}"] = counts.get(f"{request.key} {request.range}", 0) + 1
+    return counts
+
+
+# Without faults
+
+
+def test_an_archive(place, open_archive, archive):
+    with open_archive() as model:
+        assert [(r.method, r.span) for r in place.requests()] == [("GET", None)]
+        place.proxy.forget()
+        assert_right(model.load(threads=4))
+        asked = sorted(request.span for request in place.requests(method="GET"))
+        assert len(asked) == len(place.proxy.requests()) > 5
+        assert all(a[1] <= b[0] for a, b in itertools.pairwise(asked)), "no byte is asked for twice"
+        assert sum(stop - start for start, stop in asked) < len(archive)
+        assert dict(model.assets) == ASSETS
+
+
+def test_a_tree(place, open_tree):
+    with open_tree() as model:
+        assert len(place.requests()) == 1
+        assert_right(model.load(threads=4))
+        assert set(by_range(place.requests()).values()) == {1}
+        assert {request.method for request in place.requests()} == {"GET"}
+        assert bits(model["odd"][1, 5:9, ::3]) == bits(TENSORS["odd"][1, 5:9, ::3])
+        assert dict(model.assets) == ASSETS
+    assert place.listings() == []
+
+
+def test_slices_read_what_they_need(place, open_archive):
+    with open_archive() as model:
+        place.proxy.forget()
+        for index in (np.s_[0, 0], np.s_[-1], np.s_[5:9, ::-7], np.s_[..., 3]):
+            assert bits(model["big"][index]) == bits(TENSORS["big"][index])
+        place.proxy.forget()
+        row = model.load({"big": np.s_[:10, :10]})["big"]
+        assert bits(row) == bits(TENSORS["big"][:10, :10])
+        assert sum(r.span[1] - r.span[0] for r in place.requests()) <= model["big"].stored_nbytes / 2
+        shards = [model["noise"].shard(0, i, 3) for i in range(3)]
+        assert bits(np.concatenate(shards)) == bits(TENSORS["noise"])
+
+
+def test_a_copy_by_pickle(place, open_archive):
+    with open_archive() as model, pickle.loads(pickle.dumps(model)) as copy:
+        assert bits(copy["odd"][1]) == bits(TENSORS["odd"][1])
+
+
+@pytest.mark.parametrize("place", ["http", "s3fs"], indirect=True)
+def test_a_forked_process_reads_on(place, open_archive):
+    with open_archive() as model:
+        assert bits(model["noise"][:9]) == bits(TENSORS["noise"][:9])
+        child = multiprocessing.get_context("fork").Process(target=read_all, args=(model,))
+        child.start()
+        child.join(60)
+        child.kill()
+        assert child.exitcode == 0
+        place.proxy.forget()
+        assert_right(model.load(threads=2))
+        assert set(by_range(place.requests()).values()) == {1}, "the child has not harmed the connections of its parent"
+
+
+@pytest.mark.parametrize("place", ["obstore"], indirect=True)
+def test_a_forked_process_is_told_that_obstore_cannot_be_forked(place, open_archive):
+    with open_archive() as model:
+        child = multiprocessing.get_context("fork").Process(target=read_nothing, args=(model,))
+        child.start()
+        child.join(60)
+        child.kill()
+        assert child.exitcode == 0
+        assert_right(model.load(threads=2))
+
+
+def read_all(model) -> None:
+    assert_right(model.load(threads=2))
+
+
+def read_nothing(model) -> None:
+    with pytest.raises(mzstore.StorageError, match="obstore does not work in a forked process"):
+        model.load(threads=2)
+
+
+@pytest.fixture(scope="module")
+def thousand() -> dict[str, np.ndarray]:
+    return {f"model.layers.{i // 10}.part.{i % 10}.weight": weights((30, 40), i % 7) + i for i in range(1000)}
+
+
+@pytest.fixture(scope="module")
+def thousand_archive(thousand) -> bytes:
+    return saved(thousand, level="fast")
+
+
+def test_opening_a_thousand_tensors(place, thousand, thousand_archive):
+    place.put("many.mz", thousand_archive)
+    with mzstore.open(place.url("many.mz"), storage_options=place.options, retry=PATIENT) as model:
+        assert len(model) == 1000
+        assert list(model) == list(thousand)
+        assert 1 <= len(place.requests()) <= 2
+        assert len(place.proxy.requests()) == len(place.requests()), "nothing but the archive is asked for"
+        place.proxy.forget()
+        assert bits(model["model.layers.50.part.3.weight"][...]) == bits(thousand["model.layers.50.part.3.weight"])
+        assert len(place.proxy.requests()) <= 1
+
+
+@pytest.mark.parametrize("name", ["missing.mz", "missing.zarr", "missing/"])
+def test_nothing_there(place, name):
+    url = place.url(name)
+    with pytest.raises((mzstore.FormatError, mzstore.StorageError), match=re.escape(url.rstrip("/"))):
+        mzstore.open(url, storage_options=place.options, retry=PATIENT)
+    assert place.listings() == []
+    assert len(place.proxy.requests()) <= 2
+
+
+def test_what_is_no_model(place):
+    place.put("note.mz", b"This is no model." * 10_000)
+    with pytest.raises(mzstore.FormatError, match="not an mzstore archive"):
+        mzstore.open(place.url("note.mz"), storage_options=place.options, retry=PATIENT)
+    assert len(place.proxy.requests()) == 1
+
+
+def test_verify(place, open_archive, open_tree):
+    for name in ("model.mz", "model.zarr"):
+        mzstore.verify(place.url(name), storage_options=place.options)
+
+
+# With faults
+
+
+@pytest.mark.parametrize("fault", ["503", "reset within", "cut short"])
+def test_faults_that_pass(place, open_archive, open_tree, fault):
+    for opened in (open_archive, open_tree):
+        opening = place.proxy.fail(FAULTS[fault], times=2)
+        with opened() as model:
+            reading = place.proxy.fail(FAULTS[fault], times=3)
+            assert_right(model.load(threads=4))
+        assert (opening.met, reading.met) == (2, 3)
+        place.proxy.mend()
+
+
+FAULTS = {
+    "503": faults.status(503),
+    "500": faults.status(500),
+    "reset before": faults.reset_before,
+    "reset within": faults.reset_within,
+    "cut short": faults.cut_short,
+    "cut to fit": faults.cut_to_fit,
+}
+
+
+@pytest.mark.parametrize("fault", ["503", "cut short"])
+def test_a_fault_that_stays_in_one_range(place, open_archive, archive, fault):
+    """All else may be read; that range is tried as often as was said, and named."""
+    with open_archive() as model:
+        place.proxy.forget()
+        rule = place.proxy.fail(FAULTS[fault], covers=700_000)
+        with pytest.raises(mzstore.StorageError, match=re.escape(place.url("model.mz"))) as raised:
+            model.load(threads=4)
+        assert rule.met == 4
+        start, stop = (int(n) for n in re.search(r"bytes (\d+)-(\d+)", str(raised.value)).groups())
+        assert start <= 700_000 < stop
+        assert max(by_range(place.requests()).values()) == 4
+        place.proxy.mend()
+        assert_right(model.load(threads=4))
+
+
+def test_a_fault_that_stays_in_one_object_of_a_tree(place, open_tree):
+    with open_tree() as model:
+        rule = place.proxy.fail(FAULTS["503"], key=r"/odd/")
+        with pytest.raises(mzstore.StorageError, match=re.escape(place.url("model.zarr/odd/"))):
+            model.load(threads=4)
+        assert rule.met >= 4
+        assert bits(model["big"][3:5]) == bits(TENSORS["big"][3:5])
+
+
+@pytest.mark.parametrize("fault", [faults.stall_before, faults.stall_within])
+def test_a_stall_that_stays(place, open_archive, fault):
+    with open_archive(Retry(timeout=0.5, attempts=2, backoff=0.001)) as model:
+        rule = place.proxy.fail(fault, covers=700_000)
+        with pytest.raises(mzstore.StorageError, match=r"bytes \d+-\d+"):
+            model.load(threads=4)
+        assert rule.met <= 2
+
+
+def test_a_stall_that_passes(place, open_archive):
+    with open_archive(Retry(timeout=0.5, attempts=8, backoff=0.001)) as model:
+        rules = [
+            place.proxy.fail(fault, covers=700_000, times=1) for fault in (faults.stall_before, faults.stall_within)
+        ]
+        assert_right(model.load(threads=4))
+        assert [rule.met for rule in rules] == [1, 1]
+
+
+def test_a_deadline_holds_for_all_of_a_load(place, open_archive):
+    with open_archive(Retry(timeout=20, attempts=1_000_000, deadline=1, backoff=0.001)) as model:
+        place.proxy.fail(faults.stall_before, covers=700_000)
+        with pytest.raises(mzstore.StorageError, match="deadline"):
+            model.load(threads=4)
+
+
+@pytest.mark.parametrize("error", [faults.status(403, "ExpiredToken"), faults.status(403), faults.status(404)])
+def test_credentials_that_expire_midway(place, open_archive, error):
+    with open_archive() as model:
+        place.proxy.forget()
+        place.proxy.fail(error, skip=3)
+        with pytest.raises(mzstore.StorageError, match=re.escape(place.url("model.mz"))):
+            model.load(threads=2)
+        assert set(by_range(place.requests()).values()) == {1}, "nothing is asked for twice"
+
+
+@pytest.mark.parametrize("place", ["s3fs", "obstore"], indirect=True)
+def test_wrong_credentials(place, open_archive):
+    wrong = {"secret", "secret_access_key"} & place.options.keys()
+    options = place.options | dict.fromkeys(wrong, "wrong")
+    with pytest.raises(mzstore.StorageError, match=re.escape(place.url("model.mz"))):
+        mzstore.open(place.url("model.mz"), storage_options=options, retry=PATIENT)
+    assert len(place.proxy.requests()) == 1
+
+
+def test_replaced_between_opening_and_loading(place, open_archive, other_archive, archive):
+    for replacement in (other_archive, archive + b"more", archive[:500_000]):
+        place.put("model.mz", archive)
+        with open_archive() as model:
+            place.put("model.mz", replacement)
+            with pytest.raises(mzstore.StorageError, match="changed") as raised:
+                model.load(threads=4)
+            assert place.url("model.mz") in str(raised.value)
+            with pytest.raises(mzstore.StorageError, match="changed"):
+                model["big"][:3]
+
+
+def test_replaced_in_the_middle_of_a_load(place, open_archive, other_archive):
+    def replace(exchange, proxy):
+        place.put("model.mz", other_archive)
+        exchange.send(proxy.forward(exchange))
+
+    with open_archive() as model:
+        place.proxy.fail(replace, skip=4, times=1)
+        with pytest.raises(mzstore.StorageError, match="changed"):
+            model.load(threads=4)
+    with open_archive() as model:
+        assert_right(model.load(threads=4), OTHERS)
+
+
+def test_a_flipped_bit_is_found(place, open_archive, open_tree):
+    for opened in (open_archive, open_tree):
+        with opened() as model:
+            place.proxy.fail(faults.flipped, method="GET")
+            with pytest.raises(mzstore.MzError):
+                model.load(threads=4)
+            place.proxy.mend()
+    place.proxy.fail(faults.flipped)
+    with pytest.raises(mzstore.MzError):
+        open_tree()
+
+
+KINDS = {
+    **FAULTS,
+    "flipped": faults.flipped,
+    "404": faults.status(404),
+    "403": faults.status(403, "ExpiredToken"),
+    "429": faults.status(429),
+    "stall before": faults.stall_before,
+    "stall within": faults.stall_within,
+}
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(0, 20), st.integers(1, 5)), max_size=4),
+    st.sampled_from(["archive", "tree"]),
+)
+def test_the_right_data_or_an_error(place, open_archive, open_tree, chosen, kind):
+    place.proxy.mend()
+    for name, skip, times in chosen:
+        place.proxy.fail(KINDS[name], skip=skip, times=times)
+    stalls = any("stall" in name for name, _, _ in chosen)
+    retry = Retry(timeout=0.2, attempts=3, backoff=0.001) if stalls else PATIENT
+    loaded = None
+    with contextlib.suppress(mzstore.MzError), open_archive(retry) if kind == "archive" else open_tree(retry) as model:
+        loaded = model.load(threads=3)
+    assert chosen or loaded
+    if loaded:
+        assert_right(loaded)
+
+
+# Other filesystems
+
+
+def test_the_memory_filesystem():
+    for suffix in (".mz", ".zarr"):
+        url = f"memory://{uuid.uuid4()}/model{suffix}"
+        mzstore.save(url, TENSORS, assets=ASSETS, level="fast")
+        with mzstore.open(url) as model:
+            assert_right(model.load(threads=4))
+            assert bits(model["odd"][1, ::9, 3]) == bits(TENSORS["odd"][1, ::9, 3])
+            assert dict(model.assets) == ASSETS
+
+
+class FlakyFileSystem(MemoryFileSystem):
+    """A filesystem that is not async and knows no ETag: of what it is asked for ranges, it fails at ``faults``."""
+
+    protocol = "flaky"
+    store: dict = {}  # noqa: RUF012  as its parent's, of the class
+    pseudo_dirs: list = [""]  # noqa: RUF012
+    cachable = False
+    faults: list = []  # noqa: RUF012
+    calls: list[str] = []  # noqa: RUF012
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return MemoryFileSystem._strip_protocol(path.removeprefix("flaky://"))
+
+    def cat_file(self, path, start=None, end=None, **kwargs):
+        self.calls.append("cat_file")
+        data = super().cat_file(path, start=start, end=end)
+        fault = self.faults.pop(0) if self.faults else None
+        if isinstance(fault, Exception):
+            raise fault
+        return data[:fault]
+
+    def info(self, path, **kwargs):
+        self.calls.append("info")
+        return super().info(path, **kwargs)
+
+    def find(self, *args, **kwargs):
+        raise AssertionError("a listing")
+
+    ls = glob = walk = find
+
+
+@pytest.fixture
+def flaky(archive):
+    fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
+    FlakyFileSystem.store.clear()
+    FlakyFileSystem.faults.clear()
+    FlakyFileSystem.calls.clear()
+    with fsspec.open("flaky://x/model.mz", "wb") as file:
+        file.write(archive)
+    return FlakyFileSystem
+
+
+def test_another_filesystem_with_faults(flaky, small_requests):
+    flaky.faults += [TimeoutError(), None, ConnectionResetError(), 100, OSError("no route")]
+    with mzstore.open("flaky://x/model.mz", retry=PATIENT) as model:
+        assert_right(model.load(threads=4))
+        assert not flaky.faults
+
+
+@pytest.mark.parametrize("fault", [100, 0, OSError("no route to host"), TimeoutError(), RuntimeError("strange")])
+def test_another_filesystem_with_a_fault_that_stays(flaky, fault):
+    with mzstore.open("flaky://x/model.mz", retry=PATIENT) as model:
+        flaky.faults += [fault] * 1000
+        flaky.calls.clear()
+        with pytest.raises(mzstore.StorageError, match=r"'flaky://x/model\.mz', bytes \d+-\d+.*\(4 attempts\)"):
+            model["big"].read()
+        assert flaky.calls.count("cat_file") == 4
+
+
+def test_another_filesystem_with_a_fault_for_good(flaky):
+    with mzstore.open("flaky://x/model.mz", retry=PATIENT) as model:
+        flaky.faults.append(PermissionError("not you"))
+        flaky.calls.clear()
+        with pytest.raises(mzstore.StorageError, match=r"flaky://x/model\.mz.*not you"):
+            model["big"].read()
+        assert flaky.calls.count("cat_file") == 1
+
+
+def test_another_filesystem_whose_object_is_replaced(flaky, other_archive):
+    with mzstore.open("flaky://x/model.mz", retry=PATIENT) as model:
+        with fsspec.open("flaky://x/model.mz", "wb") as file:
+            file.write(other_archive)
+        with pytest.raises(mzstore.MzError):
+            model.load(threads=4)
