@@ -15,8 +15,10 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
@@ -159,12 +161,13 @@ class _Running:
 class ObjectServer(_Running):
     """Objects by path, as a web server gives them: GET and HEAD, one range, ETag and If-Match.
 
-    ``objects`` may be changed at any time.
+    ``objects`` may be changed at any time. ``tags`` says by what one version is told from the next: a ``strong`` or a
+    ``weak`` ETag, or only a ``date``, which here follows from the content.
     """
 
-    def __init__(self, objects: Mapping[str, bytes] | None = None) -> None:
+    def __init__(self, objects: Mapping[str, bytes] | None = None, tags: str = "strong") -> None:
         super().__init__()
-        self.objects = dict(objects or {})
+        self.objects, self._tags = dict(objects or {}), tags
         self.nbytes = 0  # sent in bodies; approximate while requests are under way
 
     def answer(self, exchange: Exchange) -> None:
@@ -181,10 +184,15 @@ class ObjectServer(_Running):
         if data is None:
             return plain(404)
         tag = etag(data)
-        if exchange.header("If-Match") not in (None, "*", tag):
+        if exchange.header("If-Match") not in (None, "*", tag if self._tags == "strong" else "*"):
             return plain(412)
         span = _resolve(request.range, len(data))
-        headers = (("Accept-Ranges", "bytes"), ("ETag", tag), ("Content-Type", "application/octet-stream"))
+        version = {
+            "strong": ("ETag", tag),
+            "weak": ("ETag", f"W/{tag}"),
+            "date": ("Last-Modified", formatdate(zlib.crc32(data), usegmt=True)),
+        }[self._tags]
+        headers = (("Accept-Ranges", "bytes"), version, ("Content-Type", "application/octet-stream"))
         if span is None:
             return Answer(200, headers).with_body(data)
         start, stop = span

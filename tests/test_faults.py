@@ -80,6 +80,16 @@ def test_objects_change_while_it_runs(server):
     assert ask(server)[0] == 404
 
 
+@pytest.mark.parametrize(("tags", "header"), [("weak", "ETag"), ("date", "Last-Modified")])
+def test_versions_that_cannot_be_asked_for(tags, header):
+    with ObjectServer({"/a/model.mz": DATA}, tags) as server:
+        first = ask(server)[1][header]
+        assert ask(server)[1][header] == first
+        assert ask(server, If_Match=first)[0] == 412
+        server.objects["/a/model.mz"] = b"new data"
+        assert ask(server)[1][header] != first
+
+
 def test_requests_are_written_down(proxy, server):
     ask(proxy, Range="bytes=10-99")
     ask(proxy, "HEAD")

@@ -8,6 +8,7 @@ import re
 import faults
 import numpy as np
 import pytest
+from faults import FaultProxy, ObjectServer
 
 import mzstore
 from mzstore.storage import Retry, open_location
@@ -167,3 +168,27 @@ def test_names_as_they_come(place):
         place.put(name, DATA[:10])
         blob = open_location(place.url(name), place.options, retry=PATIENT)
         assert bytes(blob.read(2, 5)) == DATA[2:5]
+
+
+@pytest.mark.parametrize("tags", ["weak", "date"])
+def test_a_web_server_whose_versions_cannot_be_asked_for(tags):
+    with ObjectServer({"/object": DATA}, tags) as server:
+        blob = open_location(f"{server.url}/object", retry=PATIENT)
+        assert bytes(blob.read(1000, 3000)) == DATA[1000:3000]
+        server.objects["/object"] = OTHER
+        with pytest.raises(mzstore.StorageError, match="changed"):
+            blob.read(1000, 3000)
+
+
+def test_a_web_server_that_knows_no_ranges():
+    with ObjectServer({"/object": DATA}) as server, FaultProxy(server.url) as proxy:
+        proxy.fail(faults.whole_object(DATA), key="object")
+        with pytest.raises(mzstore.StorageError, match="does the server know ranges"):
+            open_location(f"{proxy.url}/object", retry=PATIENT)
+
+
+def test_nobody_listens():
+    with ObjectServer() as server:
+        url = f"{server.url}/object"
+    with pytest.raises(mzstore.StorageError, match=re.escape(url)):
+        open_location(url, retry=PATIENT)

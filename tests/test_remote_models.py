@@ -6,12 +6,15 @@ import multiprocessing
 import os
 import pickle
 import re
+import signal
+import threading
 import uuid
 
 import faults
 import fsspec
 import numpy as np
 import pytest
+import safetensors.numpy
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -327,6 +330,43 @@ def test_replaced_in_the_middle_of_a_load(place, open_archive, other_archive):
             model.load(threads=4)
     with open_archive() as model:
         assert_right(model.load(threads=4), OTHERS)
+
+
+def test_an_interrupt_ends_a_load(place, open_archive):
+    main = threading.get_ident()
+
+    def interrupt(exchange, proxy):
+        signal.pthread_kill(main, signal.SIGINT)
+        faults.stall_before(exchange, proxy)
+
+    with open_archive() as model:
+        place.proxy.fail(interrupt, covers=700_000)
+        with pytest.raises(KeyboardInterrupt):
+            model.load(threads=4)
+        place.proxy.mend()
+        assert_right(model.load(threads=4))
+
+
+def test_converting_from_remote(place, tmp_path):
+    original = safetensors.numpy.save(dict.fromkeys("ab", TENSORS["odd"]), {"made": "by a test"})
+    place.put("model.safetensors", original)
+    place.proxy.fail(FAULTS["503"], skip=2, times=1)
+    place.proxy.fail(FAULTS["reset within"], skip=2, times=1)
+    url, target = place.url("model.safetensors"), tmp_path / "model.mz"
+    mzstore.convert(url, target, storage_options=place.options)
+    mzstore.convert(target, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").read_bytes() == original
+
+    def replace(exchange, proxy):
+        place.put("model.safetensors", original[::-1])
+        exchange.send(proxy.forward(exchange))
+
+    place.proxy.fail(replace, skip=2, times=1)
+    with pytest.raises(mzstore.StorageError, match="changed"):
+        mzstore.convert(url, target, storage_options=place.options)
+    with mzstore.open(target) as model:
+        assert bits(model["a"][...]) == bits(TENSORS["odd"])
+    assert sorted(os.listdir(tmp_path)) == ["model.mz", "model.safetensors"]
 
 
 def test_a_flipped_bit_is_found(place, open_archive, open_tree):

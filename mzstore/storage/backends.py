@@ -224,7 +224,7 @@ class Http:
         headers = {**(options.pop("headers", None) or {}), "Accept-Encoding": "identity"}
         if range_.header:
             headers["Range"] = range_.header
-        if version and not version.startswith("W/"):  # a weak one matches nothing
+        if version and version.startswith('"'):  # a weak ETag or a date matches nothing
             headers["If-Match"] = version
         async with session.get(self._fs.encode_url(path), headers=headers, **options) as head:
             attempt.received()
