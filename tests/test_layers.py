@@ -52,7 +52,7 @@ ALLOWED = {
     "storage/local": "errors storage.base storage.retry workspace",
     "storage/remote": "errors stats storage.backends storage.base storage.retry",
     "storage/retry": "errors",
-    "storage/upload": "errors storage.backends storage.base storage.retry",
+    "storage/upload": "errors stats storage.backends storage.base storage.remote storage.retry",
     "tensors": "dtypes",
     "text": "",
     "tree": "errors extents payload stats storage",

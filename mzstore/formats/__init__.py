@@ -36,7 +36,7 @@ def open_source(
             return
         found = storage.open_location(location, options)
         if isinstance(found, storage.Folder):
-            if found.read(DOCUMENT, 0) is None:
+            if not found.has(DOCUMENT):
                 yield huggingface.open_directory(found, options, stack)
                 return
         else:

@@ -63,6 +63,13 @@ class Folder(ABC):
     def open(self, key: str) -> Blob | None:
         """The object, to be read in parts; None if there is none."""
 
+    def has(self, key: str) -> bool:
+        """Whether there is such an object; nothing of it is read."""
+        file = self.open(key)
+        if file:
+            file.close()
+        return file is not None
+
     @abstractmethod
     def walk(self) -> Iterator[str]:
         """All objects below the prefix, in order; no read of a model asks for this."""

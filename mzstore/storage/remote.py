@@ -8,7 +8,7 @@ from mzstore.errors import StorageError
 from mzstore.stats import Stats
 from mzstore.storage.backends import Answer, Backend, Range, connect, filesystem
 from mzstore.storage.base import Folder, Options, storage_errors
-from mzstore.storage.retry import Attempt, OnBytes, Operation, Retry, reason
+from mzstore.storage.retry import Attempt, OnBytes, Operation, Retry, TooLarge, reason
 
 PART_NBYTES, PARTS_AT_A_TIME = 8 << 20, 8  # of one long read
 SMALL_NBYTES = 64 << 10  # so much of an object in a folder is read to learn its size
@@ -140,6 +140,14 @@ class RemoteFolder(Folder):
         except StorageError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 return None
+            raise
+
+    def has(self, key: str) -> bool:
+        try:
+            return self.fetch(key, 0, self.start()) is not None
+        except StorageError as error:
+            if isinstance(error.__cause__, TooLarge):
+                return True
             raise
 
     def open(self, key: str) -> "RemoteFile | None":

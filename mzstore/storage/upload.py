@@ -24,9 +24,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from mzstore.errors import StorageError
-from mzstore.storage.backends import Range, backend_of, filesystem
+from mzstore.stats import Stats
+from mzstore.storage.backends import filesystem
 from mzstore.storage.base import Options, Writable
-from mzstore.storage.retry import MAX_PAUSE, Attempt, Operation, Retry, TooLarge, Transient, reason
+from mzstore.storage.remote import RemoteFolder
+from mzstore.storage.retry import MAX_PAUSE, Attempt, Operation, Retry, Transient, reason
 
 MIB = 1 << 20
 PART_NBYTES = 16 * MIB
@@ -82,24 +84,24 @@ class Store(ABC):
         """Size of the object that is there now."""
 
 
-def connect(url: str, options: Options, retry: Retry) -> tuple[Store, Any, str]:
-    """The Store for ``url``, its fsspec filesystem, and the path in it. Raises whatever the filesystem does."""
+def connect(url: str, options: Options, retry: Retry) -> tuple[Store, str]:
+    """The Store for ``url``, and the path in it. Raises whatever the filesystem does."""
     fs, path = filesystem(url, options)
     module = type(fs).__module__
     if module.startswith("fsspec.implementations.http"):
         raise NotImplementedError("storage of this kind can be read, not written")
     if module.startswith("s3fs"):
-        return S3(fs, retry), fs, path
+        return S3(fs, retry), path
     if module.startswith("obstore"):
         fs, path = filesystem(url, _obstore_options(options, retry))
-        return Obstore(fs), fs, path
+        return Obstore(fs), path
     if module.startswith("gcsfs"):
-        return Google(fs), fs, path
+        return Google(fs), path
     if module.startswith("fsspec.implementations.memory"):
-        return Memory(fs), fs, path
+        return Memory(fs), path
     if getattr(fs, "async_impl", False) or module.startswith("huggingface_hub"):
-        return Spooled(fs), fs, path
-    return Renamed(fs), fs, path
+        return Spooled(fs), path
+    return Renamed(fs), path
 
 
 def _obstore_options(options: Options, retry: Retry) -> Options:
@@ -454,7 +456,7 @@ class RemoteSink:
     def __init__(self, url: str, options: Options, expected: int = 0, retry: Retry | None = None) -> None:
         retry = retry or Retry()
         with _errors(url):
-            store, _, path = connect(url, options, retry)
+            store, path = connect(url, options, retry)
         self._begin(url, store, path, retry.start(), expected)
 
     @classmethod
@@ -540,28 +542,15 @@ class RemoteFolderSink:
         retry = retry or Retry()
         self._operation = retry.start()
         with _errors(url):
-            self._store, fs, path = connect(self.url, options, retry)
+            self._store, path = connect(self.url, options, retry)
             self._path = path.rstrip("/")
-            if self._is_there(fs):  # new chunks would be read by the old documents
+            if RemoteFolder(self.url, options, retry, Stats()).has(
+                marker
+            ):  # new chunks would be read by the old documents
                 raise FileExistsError(17, "it holds a model; remove it first, or choose another name")
         self._free = threading.Semaphore(IN_FLIGHT)
         self._failures: list[BaseException] = []
         self._pool = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="mzstore-upload")
-
-    def _is_there(self, fs: Any) -> bool:
-        """Whether the marker is; asked without a listing, and without a byte of it."""
-        backend, path = backend_of(fs), f"{self._path}/{self._marker}"
-        try:
-            self._operation.run(
-                lambda attempt: backend.get(path, Range(), None, 0, attempt), f"look for a model at {self.url!r}"
-            )
-        except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return False
-            if isinstance(error.__cause__, TooLarge):
-                return True
-            raise
-        return True
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         if key == self._marker:
