@@ -37,7 +37,8 @@ def open(  # noqa: A001  what a user types is mzstore.open
 
     storage_options  for the fsspec filesystem of a URL: credentials, endpoint
     retry            how long remote storage is waited for, and how often it is asked; None: ``Retry()``
-    cache_bytes      decoded tensors are kept in so much memory, and leave when it is full, the least recently used first
+    cache_bytes      tensors that are read whole are kept in so much memory, decoded, and leave when it is full, the least
+                     recently used first; parts of them are then taken from there
 
     Reads the documents only: of a remote archive its tail, in one request. Raises FormatError, UnsupportedError,
     CorruptError or StorageError.
@@ -183,11 +184,12 @@ class Tensor:
         return nbytes
 
     def _fill(self, spans: tuple[Span, ...], words: np.ndarray, threads: int) -> None:
-        cached = self._model.cached(self, threads)
+        whole = words.shape == self._entry.spec.word_shape
+        cached = self._model.cached(self, threads, make=whole)
         if cached is None:
             run(self._model.reader, jobs(self._stored, spans, words), threads)
         else:
-            words[...] = cached[tuple(slice(span.start, span.stop, span.step) for span in spans)]
+            words[...] = cached[_cut(spans)]
 
     def _select(self, selection: Selection, threads: int, scalar: bool = False) -> Any:
         frameworks.check_memory(math.prod(selection.counts) * self.dtype.itemsize)
@@ -382,15 +384,20 @@ class Model(Mapping[str, Tensor]):
         total = sum(_nbytes(tensor, selection) for tensor, selection in chosen)
         frameworks.check_memory(total)
         kernels.expect(total)
-        finishers, todo = {}, []
+        finishers, todo, fresh = {}, [], []
         for tensor, selection in chosen:
             spans, words, finishers[tensor.name] = tensor._prepare(selection, framework)
-            if self._cache.budget_nbytes:  # which holds whole tensors, and fills them one at a time
-                tensor._fill(spans, words, check_threads(threads))
-            else:
-                todo.append(jobs(tensor._stored, spans, words))
+            cached = self.cached(tensor, 1, make=False)
+            if cached is not None:
+                words[...] = cached[_cut(spans)]
+                continue
+            todo.append(jobs(tensor._stored, spans, words))
+            if words.shape == tensor._entry.spec.word_shape and 0 < words.nbytes <= self._cache.budget_nbytes:
+                fresh.append((tensor._stored.node, words))
         with progress("load", total, show_progress) as done:
             run(self.reader, (job for group in todo for job in group), check_threads(threads), done)
+        for node, words in fresh:
+            self._cache.put(node, words.copy())  # the caller may change what he gets
         return {name: finish() for name, finish in finishers.items()}
 
     def plan(self, names: Names = None, *, shard: tuple[int, int] | None = None, axis: Axis = 0) -> Plan:
@@ -418,11 +425,16 @@ class Model(Mapping[str, Tensor]):
             found.append((tensor, resolve(index, tensor.shape)))
         return found
 
-    def cached(self, tensor: Tensor, threads: int) -> np.ndarray | None:
-        """All words of ``tensor``, kept in the cache (and not to be changed); None if they do not fit there."""
+    def cached(self, tensor: Tensor, threads: int, *, make: bool) -> np.ndarray | None:
+        """All words of ``tensor`` out of the cache (not to be changed); None if they are not there, or do not fit.
+
+        make  whether to read them if they are not there: a part of a tensor is not worth that
+        """
         spec, stored = tensor._entry.spec, tensor._stored
         if not 0 < spec.nbytes <= self._cache.budget_nbytes:
             return None
+        if not make:
+            return self._cache.get(stored.node)
 
         def make_words() -> np.ndarray:
             words = np.empty(spec.word_shape, spec.dtype.word)
@@ -505,6 +517,10 @@ def _reopen(opening: _Opening) -> Model:
     return open(
         opening.location, storage_options=opening.options, retry=opening.retry, cache_bytes=opening.cache_nbytes
     )
+
+
+def _cut(spans: tuple[Span, ...]) -> tuple[slice, ...]:
+    return tuple(slice(span.start, span.stop, span.step) for span in spans)
 
 
 def _nbytes(tensor: Tensor, selection: Selection) -> int:
