@@ -544,9 +544,8 @@ class RemoteFolderSink:
         with _errors(url):
             self._store, path = connect(self.url, options, retry)
             self._path = path.rstrip("/")
-            if RemoteFolder(self.url, options, retry, Stats()).has(
-                marker
-            ):  # new chunks would be read by the old documents
+            # New chunks would be read by the old documents.
+            if RemoteFolder(self.url, options, retry, Stats()).has(marker):
                 raise FileExistsError(17, "it holds a model; remove it first, or choose another name")
         self._free = threading.Semaphore(IN_FLIGHT)
         self._failures: list[BaseException] = []
