@@ -263,10 +263,9 @@ def test_a_fault_that_stays_in_one_object_of_a_tree(place, open_tree):
         assert bits(model["big"][3:5]) == bits(TENSORS["big"][3:5])
 
 
-@pytest.mark.parametrize("fault", [faults.stall_before, faults.stall_within])
-def test_a_stall_that_stays(place, open_archive, fault):
-    with open_archive(Retry(timeout=0.5, attempts=2, backoff=0.001)) as model:
-        rule = place.proxy.fail(fault, covers=700_000)
+def test_a_stall_that_stays(place, open_archive):
+    with open_archive(Retry(timeout=1, attempts=2, backoff=0.001)) as model:
+        rule = place.proxy.fail(faults.stall_within, covers=700_000)
         with pytest.raises(mzstore.StorageError, match=r"bytes \d+-\d+"):
             model.load(threads=4)
         assert rule.met <= 2
@@ -281,8 +280,10 @@ def test_a_stall_that_passes(place, open_archive):
         assert [rule.met for rule in rules] == [1, 1]
 
 
+@pytest.mark.parametrize("place", ["s3fs"], indirect=True)
 def test_a_deadline_holds_for_all_of_a_load(place, open_archive):
-    with open_archive(Retry(timeout=20, attempts=1_000_000, deadline=1, backoff=0.001)) as model:
+    open_archive().close()  # the first use of a client takes its time
+    with open_archive(Retry(timeout=60, attempts=1_000_000, deadline=2, backoff=0.001)) as model:
         place.proxy.fail(faults.stall_before, covers=700_000)
         with pytest.raises(mzstore.StorageError, match="deadline"):
             model.load(threads=4)
