@@ -170,6 +170,12 @@ def test_names_as_they_come(place):
         assert bytes(blob.read(2, 5)) == DATA[2:5]
 
 
+def test_options_of_an_async_program(place):
+    place.put("object", DATA)
+    blob = open_location(place.url("object"), place.options | {"asynchronous": True}, retry=PATIENT)
+    assert bytes(blob.read(1000, 3000)) == DATA[1000:3000]
+
+
 @pytest.mark.parametrize("tags", ["weak", "date"])
 def test_a_web_server_whose_versions_cannot_be_asked_for(tags):
     with ObjectServer({"/object": DATA}, tags) as server:

@@ -209,6 +209,7 @@ def test_what_is_no_model(place):
     assert len(place.proxy.requests()) == 1
 
 
+@pytest.mark.parametrize("place", ["s3fs"], indirect=True)
 def test_verify(place, open_archive, open_tree):
     for name in ("model.mz", "model.zarr"):
         mzstore.verify(place.url(name), storage_options=place.options)
