@@ -39,6 +39,7 @@ SLOWEST = 256 << 10  # bytes per second that a part travels at least; that time 
 # What S3 says to a body that was damaged or late on its way, with a status that elsewhere means not to ask again.
 WORTH_ANOTHER = {"BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch"}  # fmt: skip
 WRITE_BUFFER = MIB
+LEFT = "An unfinished upload may be left, which costs as much as an object"
 
 
 def part_nbytes(number: int, expected: int, growing: bool) -> int:
@@ -188,10 +189,10 @@ class S3(Store):
             for _ in range(3):
                 self._run(operation, "abort_multipart_upload", 0, **upload)
                 self._run(operation, "list_parts", 0, **upload)
+            error.add_note(f"{LEFT}: parts keep coming")
         except StorageError as problem:
-            if _code(problem) == "NoSuchUpload":
-                return
-            error.add_note(f"An unfinished upload is left: {problem}")
+            if _code(problem) != "NoSuchUpload":
+                error.add_note(f"{LEFT}: {problem}")
 
     def _run(self, operation: Operation, method: str, nbytes: int, **arguments: Any) -> dict[str, Any]:
         def start(attempt: Attempt) -> Future[dict[str, Any]]:
@@ -381,7 +382,7 @@ class Google(Spooled):
             try:
                 file.discard()
             except Exception as problem:
-                error.add_note(f"An unfinished upload is left: {reason(problem)}")
+                error.add_note(f"{LEFT}: {reason(problem)}")
             raise
 
 
@@ -413,10 +414,11 @@ class _Stream:
         self._change("whole")
         self._ended.result()
 
-    def abort(self) -> None:
+    def abort(self) -> list[str]:
+        """Returns, when all is undone, what could not be."""
         self._change("aborted")
         self._operation.stop()
-        self._ended.exception()  # waits until nothing is left
+        return getattr(self._ended.exception(), "__notes__", [])
 
     def _change(self, state: str) -> None:
         with self._changed:
@@ -504,14 +506,14 @@ class RemoteSink:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind:
-            self._abort()
+        if error:
+            self._abort(error)
             return
         try:
             with _errors(self.url):
                 self._commit()
-        except BaseException:
-            self._abort()
+        except BaseException as problem:
+            self._abort(problem)
             raise
 
     def _commit(self) -> None:
@@ -526,10 +528,12 @@ class RemoteSink:
                 f"{self.url!r} has {found} bytes, {self._nbytes} were written; somebody else writes it as well, or the storage is at fault"
             )
 
-    def _abort(self) -> None:
+    def _abort(self, error: BaseException) -> None:
         self._buffer = bytearray()
         if self._stream:
-            self._stream.abort()
+            for note in self._stream.abort():
+                if note not in getattr(error, "__notes__", []):  # it may be the very error that ended the upload
+                    error.add_note(note)
 
 
 class RemoteFolderSink:
