@@ -1,6 +1,7 @@
 """Places of objects for tests: S3 by s3fs and by obstore, and HTTP, each behind a fault proxy; put to and asked directly."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 from faults import FaultProxy, ObjectServer, Request
@@ -19,9 +20,12 @@ class Place(ABC):
     def url(self, name: str) -> str:
         """What a user of the proxy opens."""
 
-    @abstractmethod
     def put(self, name: str, data: bytes) -> None:
         """Put an object there, not by way of the proxy."""
+        self.put_all({name: data})
+
+    @abstractmethod
+    def put_all(self, objects: Mapping[str, bytes]) -> None: ...
 
     @abstractmethod
     def remove(self, name: str) -> None: ...
@@ -42,8 +46,8 @@ class HttpPlace(Place):
     def url(self, name: str) -> str:
         return f"{self.proxy.url}/{self.prefix}/{name}"
 
-    def put(self, name: str, data: bytes) -> None:
-        self._server.objects[f"/{self.prefix}/{name}"] = data
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        self._server.objects.update({f"/{self.prefix}/{name}": data for name, data in objects.items()})
 
     def remove(self, name: str) -> None:
         del self._server.objects[f"/{self.prefix}/{name}"]
@@ -71,8 +75,8 @@ class S3Place(Place):
     def url(self, name: str) -> str:
         return f"{self._protocol}://{self._bucket}/{self.prefix}/{name}"
 
-    def put(self, name: str, data: bytes) -> None:
-        self._direct.pipe_file(f"{self._bucket}/{self.prefix}/{name}", data)
+    def put_all(self, objects: Mapping[str, bytes]) -> None:
+        self._direct.pipe({f"{self._bucket}/{self.prefix}/{name}": data for name, data in objects.items()})
 
     def remove(self, name: str) -> None:
         self._direct.rm_file(f"{self._bucket}/{self.prefix}/{name}")

@@ -55,7 +55,7 @@ def tree(tmp_path_factory) -> dict[str, bytes]:
 @pytest.fixture
 def small_requests(monkeypatch):
     """Many requests for a small model."""
-    monkeypatch.setattr(plan, "REQUEST_NBYTES", 128 << 10)
+    monkeypatch.setattr(plan, "REQUEST_NBYTES", 256 << 10)
 
 
 @pytest.fixture
@@ -70,8 +70,7 @@ def open_archive(place, archive, small_requests):
 
 @pytest.fixture
 def open_tree(place, tree):
-    for key, data in tree.items():
-        place.put(f"model.zarr/{key}", data)
+    place.put_all({f"model.zarr/{key}": data for key, data in tree.items()})
 
     def opened(retry: Retry = PATIENT) -> mzstore.Model:
         return mzstore.open(place.url("model.zarr"), storage_options=place.options, retry=retry)
@@ -394,7 +393,7 @@ KINDS = {
 }
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.integers(0, 20), st.integers(1, 5)), max_size=4),
     st.sampled_from(["archive", "tree"]),
