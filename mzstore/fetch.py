@@ -133,8 +133,8 @@ class _Run:
             arrival.begun, arrival.reached = end, arrival.reached if reached is None else units[end - 1].stop
             arrival.open += 1
             self._decoding += 1
-            decoders.submit(self._decode, arrival, units[begun:end], answers)
             self._look_at_the_clock()
+            decoders.submit(self._decode, arrival, units[begun:end], answers)
 
     def _decode(self, arrival: _Arrival, units: Sequence[Unit], answers: Answers) -> None:
         try:

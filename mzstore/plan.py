@@ -98,7 +98,7 @@ class Plan:
     def __post_init__(self) -> None:
         extents = {key: extent for batch in self.batches for key, extent in batch.extents.items()}.values()
         requests = [request for batch in self.batches for request in batch.requests if not request.held]
-        chunk = max((_scratch_nbytes(batch.units[0].jobs[0]) for batch in self.batches), default=0)
+        chunk = max((_scratch_nbytes(unit.jobs[0]) for batch in self.batches for unit in batch.units), default=0)
         largest = max((batch.nbytes for batch in self.batches), default=0)
         flight = min(sum(batch.nbytes for batch in self.batches), max(IN_FLIGHT_NBYTES, largest))
         for name, value in (
@@ -182,7 +182,8 @@ def _batch(members: list[tuple[dict[str, Extent], list[Job]]]) -> Batch:
         step = -(-length // max(1, -(-length // REQUEST_NBYTES)))
         requests += (
             Request(span.object, start, min(start + step, span.stop), span.held)
-            for start in range(span.start, span.stop, max(1, step))
+            # One also for no byte, which a damaged container may claim to be a payload.
+            for start in range(span.start, max(span.stop, span.start + 1), max(1, step))
         )
     if any(extent.stop is None for extent in extents.values()):
         nbytes += sum(_scratch_nbytes(job) for unit in units for job in unit.jobs)
