@@ -1,11 +1,12 @@
 """Retry: how often and how long storage is asked again, and which errors are worth it."""
 
 import concurrent.futures
+import contextlib
 import random
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import FIRST_COMPLETED, Future
+from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,9 +26,10 @@ FINAL = (
     KeyError,
 )
 FINAL_NAMES = {
-    "InvalidPathError", "NoCredentialsError", "NotFoundError", "NotSupportedError", "PartialCredentialsError",
-    "PermissionDeniedError", "PreconditionError", "UnauthenticatedError", "UnknownConfigurationKeyError",
-}  # fmt: skip  # of botocore and obstore, whose errors are of no common kind
+    "InvalidPathError", "InvalidURL", "NoCredentialsError", "NotFoundError", "NotSupportedError", "ParamValidationError",
+    "PartialCredentialsError", "PermissionDeniedError", "PreconditionError", "ProfileNotFound", "UnauthenticatedError",
+    "UnknownConfigurationKeyError",
+}  # fmt: skip  # of aiohttp, botocore and obstore, whose errors are of no common kind
 TRANSIENT_STATUS = {408, 409, 425, 429}  # and all from 500 on
 
 
@@ -70,7 +72,7 @@ class Operation:
 
     def stop(self) -> None:
         """Give up: whoever waits for a request or for the next attempt at one raises Stopped."""
-        if not self._stopped.done():
+        with contextlib.suppress(InvalidStateError):  # another thread was first
             self._stopped.set_result(None)
 
     def sleep(self, seconds: float) -> None:
@@ -109,7 +111,7 @@ class Operation:
                 last = error
             if number < self.retry.attempts:
                 try:
-                    self.sleep(min(MAX_PAUSE, self.retry.backoff * 2 ** (number - 1)) * random.uniform(0.5, 1))
+                    self.sleep(min(MAX_PAUSE, self.retry.backoff * 2.0 ** min(number - 1, 100)) * random.uniform(0.5, 1))
                 except TimeoutError as error:
                     raise StorageError(f"cannot {doing}: {error}; before that: {reason(last)}") from last
         raise StorageError(f"cannot {doing}: {reason(last)} ({self.retry.attempts} attempts)") from last
@@ -188,6 +190,7 @@ def status_of(error: BaseException) -> int | None:
         found = int(match[1])
     names = ("status",) if module.startswith("aiohttp") else ("status", "status_code", "code")
     for value in (found, *(getattr(error, name, None) for name in names)):
-        if isinstance(value, int) and 100 <= value < 600:
-            return value
+        number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{3}", value) else value  # gcsfs has both
+        if isinstance(number, int) and 100 <= number < 600:
+            return number
     return status_of(error.__cause__) if error.__cause__ else None
