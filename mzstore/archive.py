@@ -157,13 +157,15 @@ class ArchiveReader:
 
     def fetch(self, request: Request, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
         assert request.stop is not None
+        if request.held:
+            return memoryview(self._tail)[request.start - self._tail_start : request.stop - self._tail_start]
         return self.blob.fetch(request.start, request.stop, operation, on_bytes)
 
     def start(self) -> Operation:
         return self.blob.start()
 
-    def check_unchanged(self) -> None:
-        self.blob.check_unchanged()
+    def check_unchanged(self, operation: Operation) -> None:
+        self.blob.check_unchanged(operation)
 
     def read_document(self, key: str, limit: int) -> bytes | None:
         """The content stored under ``key``, checked against its CRC-32; None if there is none."""
@@ -171,9 +173,9 @@ class ArchiveReader:
         if entry is None:
             return None
         where = f"{self.url}, {key!r}"
-        if entry.nbytes > limit:
+        if (longest := max(entry.nbytes, entry.stored_nbytes)) > limit:
             raise FormatError(
-                f"a document of {entry.nbytes} bytes, at most {limit} are allowed", where=where, clause="document-3"
+                f"a document of {longest} bytes, at most {limit} are allowed", where=where, clause="document-3"
             )
         data = self._read(entry.start, entry.stored_nbytes)
         if entry.method == DEFLATED:

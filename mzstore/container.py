@@ -52,7 +52,7 @@ class Reader(Objects, Protocol):
     def start(self) -> Operation:
         """A new operation of many requests, on remote storage."""
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, operation: Operation) -> None:
         """Raises StorageError if something else lies there now, where the requests themselves cannot tell."""
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from mzstore import fetch
 from mzstore.container import Reader
 from mzstore.encodings import read_chunk
+from mzstore.errors import CorruptError
 from mzstore.narrow import widen
 from mzstore.plan import Batch, Job, Unit, make, missing_chunk
 from mzstore.workspace import buffer
@@ -44,8 +45,13 @@ def _run_remote(reader: Reader, todo: Iterable[Job], threads: int, done: Callabl
 
     batches = make(todo, reader.extent, 0, reader.url).batches
     if batches:
-        fetch.run(batches, reader.fetch, consume, reader.start(), threads, reader.stats)
-        reader.check_unchanged()
+        operation = reader.start()
+        try:
+            fetch.run(batches, reader.fetch, consume, operation, threads, reader.stats)
+        except CorruptError:
+            reader.check_unchanged(reader.start())  # parts of two objects are no sign of damage
+            raise
+        reader.check_unchanged(operation)
 
 
 def _run_local(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None) -> None:

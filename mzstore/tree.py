@@ -67,7 +67,7 @@ class TreeReader:
     def start(self) -> Operation:
         return self.folder.start()
 
-    def check_unchanged(self) -> None: ...
+    def check_unchanged(self, operation: Operation) -> None: ...
 
     def read_document(self, key: str, limit: int) -> bytes | None:
         data = self.folder.read(key, limit)

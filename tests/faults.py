@@ -112,6 +112,10 @@ class Exchange:
         if self.request.method != "HEAD":
             self._handler.wfile.write(answer.body[:most])
 
+    def send_more(self, data: bytes) -> None:
+        """More of a body that ``send`` did not send to its end."""
+        self._handler.wfile.write(data)
+
     def hang_up(self) -> None:
         """Close the connection in an orderly way."""
         self._handler.close_connection = True
@@ -162,7 +166,7 @@ class ObjectServer(_Running):
     """Objects by path, as a web server gives them: GET and HEAD, one range, ETag and If-Match.
 
     ``objects`` may be changed at any time. ``tags`` says by what one version is told from the next: a ``strong`` or a
-    ``weak`` ETag, or only a ``date``, which here follows from the content.
+    ``weak`` ETag, or only a ``date``, which here follows from the content; or by nothing, ``none``.
     """
 
     def __init__(self, objects: Mapping[str, bytes] | None = None, tags: str = "strong") -> None:
@@ -191,6 +195,7 @@ class ObjectServer(_Running):
             "strong": ("ETag", tag),
             "weak": ("ETag", f"W/{tag}"),
             "date": ("Last-Modified", formatdate(zlib.crc32(data), usegmt=True)),
+            "none": ("Server", "a test"),
         }[self._tags]
         headers = (("Accept-Ranges", "bytes"), version, ("Content-Type", "application/octet-stream"))
         if span is None:

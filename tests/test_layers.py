@@ -14,7 +14,7 @@ ALLOWED = {
     "cli": "convert diff errors formats formats.huggingface get inspect model shards storage text verify version",
     "container": "archive documents errors extents stats storage tree",
     "convert": "documents encode formats formats.safetensors kernels model progress sources storage tensors writer",
-    "decode": "container encodings fetch narrow plan workspace",
+    "decode": "container encodings errors fetch narrow plan workspace",
     "diff": "formats grid kernels model progress sources storage tensors text",
     "documents": "arrays dtypes encodings encodings.planes encodings.raw errors narrow nodes tensors",
     "dtypes": "",

@@ -4,6 +4,9 @@ Here are ranges of objects; tests/test_remote_models.py reads models.
 """
 
 import re
+import threading
+import time
+from datetime import timedelta
 
 import faults
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from faults import FaultProxy, ObjectServer
 
 import mzstore
-from mzstore.storage import Retry, open_location
+from mzstore.storage import Retry, backends, open_location
 from mzstore.storage.base import Blob
 
 DATA = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
@@ -154,6 +157,52 @@ def test_an_object_that_was_removed(place, opened):
         blob.read(1000, 3000)
 
 
+def test_what_has_come_is_told_before_the_rest_comes(place, opened):
+    """So a slow answer is not taken for none."""
+    blob, came = opened(), threading.Event()
+
+    def in_two_pieces(exchange, proxy):
+        answer = proxy.forward(exchange)
+        exchange.send(answer, most=len(answer.body) // 2)
+        assert came.wait(10)
+        exchange.send_more(answer.body[len(answer.body) // 2 :])
+
+    def on_bytes(data, done):
+        if done >= 60_000:
+            assert bytes(data[:done]) == DATA[:done]
+            came.set()
+
+    place.proxy.fail(in_two_pieces)
+    assert bytes(blob.fetch(0, 150_000, blob.start(), on_bytes)) == DATA[:150_000]
+
+
+def test_an_answer_may_take_any_time_as_long_as_it_comes_on(monkeypatch):
+    """aiohttp's own limit for a whole answer, 5 minutes, is lifted; a user's is not."""
+    aiohttp = pytest.importorskip("aiohttp")
+    short = aiohttp.ClientTimeout(total=0.2)
+    monkeypatch.setattr(aiohttp.client, "DEFAULT_TIMEOUT", short)
+
+    def slow(exchange, proxy):
+        time.sleep(0.5)
+        exchange.send(proxy.forward(exchange))
+
+    with ObjectServer({"/object": DATA}) as server, FaultProxy(server.url) as proxy:
+        proxy.fail(slow)
+        options = {"skip_instance_cache": True}
+        assert open_location(f"{proxy.url}/object", options, retry=PATIENT).nbytes == len(DATA)
+        options["client_kwargs"] = {"timeout": short}
+        with pytest.raises(mzstore.StorageError):
+            open_location(f"{proxy.url}/object", options, retry=IMPATIENT)
+
+
+def test_obstore_has_no_limit_for_a_whole_answer_but_the_users():
+    pytest.importorskip("obstore.fsspec").register("s3a")
+    for options, seconds in (({}, 86400), ({"client_options": {"timeout": timedelta(seconds=5)}}, 5)):
+        fs, _ = backends.filesystem("s3a://bucket/key", options)
+        assert fs.storage_options["client_options"]["timeout"].total_seconds() == seconds
+        assert fs.storage_options["retry_config"]["max_retries"] == 0
+
+
 def test_a_deadline_ends_the_attempts(place, opened):
     place.proxy.fail(faults.status(503))
     with pytest.raises(mzstore.StorageError, match="deadline"):
@@ -184,6 +233,38 @@ def test_a_web_server_whose_versions_cannot_be_asked_for(tags):
         server.objects["/object"] = OTHER
         with pytest.raises(mzstore.StorageError, match="changed"):
             blob.read(1000, 3000)
+
+
+def test_a_web_server_that_tells_no_version():
+    """Then the size is the only sign."""
+    with ObjectServer({"/object": DATA}, "none") as server:
+        blob = open_location(f"{server.url}/object", retry=PATIENT)
+        assert bytes(blob.read(1000, 3000)) == DATA[1000:3000]
+        server.objects["/object"] = OTHER + b"more"
+        with pytest.raises(mzstore.StorageError, match=r"changed.*200004 bytes, not 200000.*bytes 1000-3000"):
+            blob.read(1000, 3000)
+
+
+def test_a_small_object_that_comes_whole():
+    """From a server that knows no ranges: it is what was asked for."""
+    with ObjectServer({"/object": DATA[:1000]}) as server, FaultProxy(server.url) as proxy:
+        proxy.fail(faults.whole_object(DATA[:1000]))
+        blob = open_location(f"{proxy.url}/object", retry=PATIENT)
+        assert (blob.nbytes, bytes(blob.read(5, 9))) == (1000, DATA[5:9])
+
+
+def test_a_part_that_does_not_say_which():
+    """A 206 without Content-Range; it must not be taken for a whole object."""
+
+    def unsaid(exchange, proxy):
+        answer = proxy.forward(exchange)
+        headers = tuple(header for header in answer.headers if header[0] != "Content-Range")
+        exchange.send(faults.Answer(answer.status, headers, answer.body))
+
+    with ObjectServer({"/object": DATA}) as server, FaultProxy(server.url) as proxy:
+        proxy.fail(unsaid, times=2)
+        blob = open_location(f"{proxy.url}/object", retry=PATIENT)
+        assert blob.nbytes == len(DATA)
 
 
 def test_a_web_server_that_knows_no_ranges():

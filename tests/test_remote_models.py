@@ -1,6 +1,7 @@
 """Models in remote storage: what is read is right or an error, by few requests and no listing, whatever fails."""
 
 import contextlib
+import io
 import itertools
 import multiprocessing
 import os
@@ -8,6 +9,7 @@ import pickle
 import re
 import signal
 import threading
+import time
 import uuid
 
 import faults
@@ -15,6 +17,7 @@ import fsspec
 import numpy as np
 import pytest
 import safetensors.numpy
+from faults import ObjectServer
 from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,6 +25,9 @@ from samples import bits, saved, small_model, weights
 
 import mzstore
 from mzstore import Retry, plan
+from mzstore.archive import ArchiveWriter
+from mzstore.container import open_reader
+from mzstore.extents import Request
 
 PATIENT = Retry(timeout=20, attempts=4, backoff=0.001)
 TENSORS = {
@@ -190,6 +196,36 @@ def test_opening_a_thousand_tensors(place, thousand, thousand_archive):
         place.proxy.forget()
         assert bits(model["model.layers.50.part.3.weight"][...]) == bits(thousand["model.layers.50.part.3.weight"])
         assert len(place.proxy.requests()) <= 1
+
+
+def test_what_came_with_a_large_directory_is_not_asked_for_again():
+    file, payloads = io.BytesIO(), {f"{'x' * 150}/c/{i}": b"%020d" % i for i in range(6000)}
+    writer = ArchiveWriter(file)
+    for key, payload in payloads.items():
+        writer.write_chunk(key, payload, aligned=False)
+    writer.finish()
+    with ObjectServer({"/many.mz": file.getvalue()}) as server:
+        reader = open_reader(f"{server.url}/many.mz")
+        assert len(server.requests()) == 2, "tail and directory"
+        held = {key: extent for key in payloads if (extent := reader.extent(key)).held}
+        assert 1000 < len(held) < len(payloads)
+        server.forget()
+        for key, extent in held.items():
+            request = Request("", extent.start, extent.stop, held=True)
+            assert bytes(reader.fetch(request, reader.start())) == payloads[key]
+        assert server.requests() == []
+
+
+def test_a_document_that_takes_more_than_it_holds():
+    """Deflated data may be longer than what they hold; no reader fetches more than a document may have."""
+    file = io.BytesIO()
+    writer = ArchiveWriter(file)
+    writer.write_document("zarr.json", os.urandom(1000))
+    writer.finish()
+    reader = open_reader(file.getvalue())
+    assert reader.nbytes("zarr.json") > 1000
+    with pytest.raises(mzstore.FormatError, match=r"document-3"):
+        reader.read_document("zarr.json", 1000)
 
 
 @pytest.mark.parametrize("name", ["missing.mz", "missing.zarr", "missing/"])
@@ -433,6 +469,8 @@ class FlakyFileSystem(MemoryFileSystem):
     pseudo_dirs: list = [""]  # noqa: RUF012
     cachable = False
     faults: list = []  # noqa: RUF012
+    info_faults: list = []  # noqa: RUF012
+    hanging: set[str] = set()  # noqa: RUF012  calls that do not return
     calls: list[str] = []  # noqa: RUF012
 
     @classmethod
@@ -441,6 +479,7 @@ class FlakyFileSystem(MemoryFileSystem):
 
     def cat_file(self, path, start=None, end=None, **kwargs):
         self.calls.append("cat_file")
+        self.hang("cat_file")
         data = super().cat_file(path, start=start, end=end)
         fault = self.faults.pop(0) if self.faults else None
         if isinstance(fault, Exception):
@@ -449,7 +488,14 @@ class FlakyFileSystem(MemoryFileSystem):
 
     def info(self, path, **kwargs):
         self.calls.append("info")
+        self.hang("info")
+        if self.info_faults:
+            raise self.info_faults.pop(0)
         return super().info(path, **kwargs)
+
+    def hang(self, what):
+        while what in self.hanging:
+            time.sleep(0.01)
 
     def find(self, *args, **kwargs):
         raise AssertionError("a listing")
@@ -462,6 +508,8 @@ def flaky(archive):
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
     FlakyFileSystem.store.clear()
     FlakyFileSystem.faults.clear()
+    FlakyFileSystem.info_faults.clear()
+    FlakyFileSystem.hanging = set()
     FlakyFileSystem.calls.clear()
     with fsspec.open("flaky://x/model.mz", "wb") as file:
         file.write(archive)
@@ -498,5 +546,38 @@ def test_another_filesystem_whose_object_is_replaced(flaky, other_archive):
     with mzstore.open("flaky://x/model.mz", retry=PATIENT) as model:
         with fsspec.open("flaky://x/model.mz", "wb") as file:
             file.write(other_archive)
-        with pytest.raises(mzstore.MzError):
+        with pytest.raises(mzstore.StorageError, match=r"flaky://x/model\.mz' has changed"):
             model.load(threads=4)
+        with pytest.raises(mzstore.StorageError, match="has changed"):  # also if what was read is right by chance
+            model["zeros"].read()
+
+
+def test_another_filesystem_that_hangs(flaky):
+    """Also when it is asked, at the end, which object is there now."""
+    with mzstore.open("flaky://x/model.mz", retry=Retry(timeout=0.2, attempts=2, backoff=0.001)) as model:
+        expected = bits(model["big"].read())
+        flaky.hanging = {"cat_file"}
+        with pytest.raises(mzstore.StorageError, match=r"read 'flaky://x/model\.mz', bytes.*no byte for 0\.2 s"):
+            model["big"].read()
+        flaky.hanging = {"info"}
+        with pytest.raises(mzstore.StorageError, match=r"look at 'flaky://x/model\.mz' again: no byte for 0\.2 s"):
+            model["big"].read()
+        flaky.hanging = set()
+        assert bits(model["big"].read()) == expected
+
+
+def test_another_filesystem_that_fails_at_the_last_question(flaky):
+    with mzstore.open("flaky://x/model.mz", retry=PATIENT) as model:
+        flaky.info_faults.append(ConnectionResetError())
+        assert_right(model.load(threads=4))
+        assert not flaky.info_faults
+
+
+def test_gcsfs_is_forbidden(flaky):
+    """It has no kind of error for that."""
+    with mzstore.open("flaky://x/model.mz", retry=PATIENT) as model:
+        flaky.faults.append(OSError("Forbidden: https://storage.googleapis.com/x\nno access"))
+        flaky.calls.clear()
+        with pytest.raises(mzstore.StorageError, match="no access"):
+            model["big"].read()
+        assert flaky.calls.count("cat_file") == 1

@@ -12,13 +12,17 @@ import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Protocol
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
 
 from mzstore.storage.base import Options
 from mzstore.storage.retry import Attempt, Changed, TooLarge, Transient, status_of
 
+T = TypeVar("T")
 PIECE_NBYTES = 1 << 20  # of a body, at most, between two signs of life
+LEAST_PIECE_NBYTES = 64 << 10  # at least, where the backend waits for so much
 CONNECTIONS = 32
+FOREVER = timedelta(days=1)
 # What tells one version of an object from another, by the names that filesystems give it in ``info``.
 VERSION_KEYS = ("ETag", "etag", "e_tag", "generation", "VersionId", "version", "version_id", "blob_id", "created", "mtime", "LastModified", "last_modified")  # fmt: skip
 
@@ -60,8 +64,8 @@ class Backend(Protocol):
         answer to another range than asked for. ``limit``: more bytes than that are not read, TooLarge.
         """
 
-    def version(self, path: str) -> str | None:
-        """Which version is there now; None where ``get`` checks it. Raises whatever the filesystem does."""
+    def version(self, path: str) -> Callable[[Attempt], Future[str]] | None:
+        """What begins to ask which version is there now; None where ``get`` checks it."""
 
 
 # A forked child keeps those of its parent for ever and uses none of them. If one were collected, its connections would
@@ -94,17 +98,36 @@ def filesystem(url: str, options: Options) -> tuple[Any, str]:
     import fsspec.core
 
     options = dict(options or {})
+    options.pop("asynchronous", None)  # such a filesystem would wait for its caller's event loop; there is none here
     protocol = url.partition("://")[0]
-    if "::" not in url and protocol in ("s3", "s3a"):
+    if "::" not in url:
         module = fsspec.get_filesystem_class(protocol).__module__
         if module.startswith("s3fs"):
             own = {"retries": {"total_max_attempts": 1, "mode": "standard"}, "max_pool_connections": CONNECTIONS}
             options["config_kwargs"] = own | dict(options.get("config_kwargs") or {})
         elif module.startswith("obstore"):
             options.setdefault("retry_config", {"max_retries": 0})
+            # Its limit for a whole answer is 30 s, however well that comes on; Operation sees to those that do not.
+            options["client_options"] = {"timeout": FOREVER} | dict(options.get("client_options") or {})
     fs, path = fsspec.core.url_to_fs(url, **options)
     _filesystems.add(fs)
     return fs, path
+
+
+def _in_thread(call: Callable[[], T]) -> Future[T]:
+    """``call()`` in a thread of its own that nobody waits for, because a call that hangs cannot be ended."""
+    future: Future[T] = Future()
+
+    def work() -> None:
+        if not future.set_running_or_notify_cancel():  # else nobody can cancel it any more, only lose interest
+            return
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True, name="mzstore-request").start()
+    return future
 
 
 def _on_loop(fs: Any, coroutine: Awaitable[Answer]) -> Future[Answer]:
@@ -147,7 +170,7 @@ def _check(
     if range_.header is None:
         return nbytes
     if content_range is None:
-        if range_.start == 0 and range_.stop == nbytes:
+        if (range_.start, range_.stop) == (0, nbytes) or (range_.start < 0 and nbytes <= -range_.start):
             return nbytes
         raise Transient(
             f"the whole object came ({nbytes} bytes) where a range was asked for; does the server know ranges?"
@@ -205,8 +228,7 @@ class S3:
             total = _check(range_, nbytes, head.get("ContentRange"), version, found, limit)
             return Answer(await _Body(nbytes, attempt).all(body.read), total, found)
 
-    def version(self, path: str) -> str | None:
-        return None
+    def version(self, path: str) -> None: ...
 
 
 class Http:
@@ -219,8 +241,12 @@ class Http:
         return _on_loop(self._fs, self._get(path, range_, version, limit, attempt))
 
     async def _get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Answer:
+        import aiohttp
+
         session = await self._fs.set_session()
         options = dict(self._fs.kwargs)
+        if "timeout" not in self._fs.client_kwargs:  # for a whole answer, however well it comes on; see Operation
+            options.setdefault("timeout", aiohttp.ClientTimeout(total=None))
         headers = {**(options.pop("headers", None) or {}), "Accept-Encoding": "identity"}
         if range_.header:
             headers["Range"] = range_.header
@@ -242,12 +268,11 @@ class Http:
             if head.content_length is None:
                 raise Transient("the answer does not say how long it is")
             found = head.headers.get("ETag") or head.headers.get("Last-Modified")
-            content_range = head.headers.get("Content-Range") if head.status == 206 else None
+            content_range = head.headers.get("Content-Range", "") if head.status == 206 else None
             total = _check(range_, head.content_length, content_range, version, found, limit)
             return Answer(await _Body(head.content_length, attempt).all(head.content.read), total, found)
 
-    def version(self, path: str) -> str | None:
-        return None
+    def version(self, path: str) -> None: ...
 
 
 class Obstore:
@@ -285,7 +310,7 @@ class Obstore:
             checked = None if range_.header is None else f"bytes {start}-{stop - 1}/{total}"
             _check(range_, stop - start, checked, version, found, limit)
             body = _Body(stop - start, attempt)
-            async for piece in head.stream(min_chunk_size=PIECE_NBYTES):
+            async for piece in head.stream(min_chunk_size=LEAST_PIECE_NBYTES):
                 body.add(memoryview(piece))
         except obstore.exceptions.NotFoundError as error:
             raise FileNotFoundError(2, "there is no such object") from error
@@ -299,8 +324,7 @@ class Obstore:
             raise Changed(f"it has no {range_} any more: it has changed since it was opened") from error
         return Answer(body.whole(), total, found)
 
-    def version(self, path: str) -> str | None:
-        return None
+    def version(self, path: str) -> None: ...
 
 
 class Other:
@@ -310,18 +334,7 @@ class Other:
         self._fs = fs
 
     def get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Future[Answer]:
-        future: Future[Answer] = Future()
-
-        def work() -> None:
-            future.set_running_or_notify_cancel()  # now nobody can cancel it, only lose interest
-            try:
-                future.set_result(self._get(path, range_, limit))
-            except BaseException as error:
-                future.set_exception(error)
-
-        # A thread of its own that nobody waits for, because a call that hangs cannot be ended.
-        threading.Thread(target=work, daemon=True, name="mzstore-request").start()
-        return future
+        return _in_thread(lambda: self._get(path, range_, limit))
 
     def _get(self, path: str, range_: Range, limit: int | None) -> Answer:
         total = found = None
@@ -334,13 +347,18 @@ class Other:
             start, stop = (max(0, total + start), total) if start < 0 else (0, total)
             if limit is not None and stop - start > limit:
                 raise TooLarge(f"{stop - start} bytes, at most {limit} are wanted")
-        data = self._fs.cat_file(path, start=start, end=stop) if stop > start else b""
+        try:
+            data = self._fs.cat_file(path, start=start, end=stop) if stop > start else b""
+        except OSError as error:
+            if str(error).startswith("Forbidden:"):  # the only sign that gcsfs gives of a 403
+                raise PermissionError(13, str(error)) from error
+            raise
         if len(data) != stop - start:
             raise Transient(f"{len(data)} bytes came, wanted was {range_}")
         return Answer(data, total, found)
 
-    def version(self, path: str) -> str | None:
-        return _version(self._info(path))
+    def version(self, path: str) -> Callable[[Attempt], Future[str]]:
+        return lambda attempt: _in_thread(lambda: _version(self._info(path)))
 
     def _info(self, path: str) -> dict[str, Any]:
         self._fs.invalidate_cache(path)

@@ -32,7 +32,7 @@ class Blob(Protocol):
     def fetch(self, start: int, stop: int, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
         """Bytes ``[start, stop)``, in memory of their own; ``on_bytes`` may be told of what has come so far."""
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, operation: Operation) -> None:
         """Raises StorageError if another object has taken its place, where ``fetch`` cannot tell."""
 
     def close(self) -> None: ...

@@ -27,7 +27,7 @@ class Local:
     def start(self) -> Operation:
         return Retry().start()
 
-    def check_unchanged(self) -> None: ...
+    def check_unchanged(self, operation: Operation) -> None: ...
 
 
 class Buffer(Local):

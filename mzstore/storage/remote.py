@@ -53,14 +53,11 @@ class Remote:
         self.stats.add(fetched_nbytes=len(answer.data))
         return answer
 
-    def changed(self, version: str | None) -> bool:
+    def changed(self, version: str | None, operation: Operation) -> bool:
         """Whether there is another version now, where the requests themselves cannot tell."""
         backend, path = self._connect()
-        try:
-            now = backend.version(path)
-        except Exception as error:
-            raise StorageError(f"cannot look at {self.url!r} again: {reason(error)}") from error
-        return now is not None and now != version
+        ask = backend.version(path)
+        return ask is not None and operation.run(ask, f"look at {self.url!r} again") != version
 
 
 class RemoteFile:
@@ -110,11 +107,16 @@ class RemoteFile:
         if self.held(start):
             return self._tail[start - self._tail_start : stop - self._tail_start]
         answer = self._remote.get("", Range(start, stop), self._version, None, operation, on_bytes)
+        if answer.total not in (None, self.nbytes):  # there may be no other sign of it
+            raise StorageError(
+                f"{self.url!r} has changed since it was opened ({answer.total} bytes, not {self.nbytes}, as the answer to "
+                f"bytes {start}-{stop} says); open it again"
+            )
         return memoryview(answer.data)
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, operation: Operation) -> None:
         """Raises StorageError if another object has taken its place since it was opened."""
-        if self._remote.changed(self._version):
+        if self._remote.changed(self._version, operation):
             raise StorageError(f"{self.url!r} has changed since it was opened; open it again")
 
     def close(self) -> None: ...

@@ -111,7 +111,9 @@ class Operation:
                 last = error
             if number < self.retry.attempts:
                 try:
-                    self.sleep(min(MAX_PAUSE, self.retry.backoff * 2.0 ** min(number - 1, 100)) * random.uniform(0.5, 1))
+                    self.sleep(
+                        min(MAX_PAUSE, self.retry.backoff * 2.0 ** min(number - 1, 100)) * random.uniform(0.5, 1)
+                    )
                 except TimeoutError as error:
                     raise StorageError(f"cannot {doing}: {error}; before that: {reason(last)}") from last
         raise StorageError(f"cannot {doing}: {reason(last)} ({self.retry.attempts} attempts)") from last
