@@ -141,7 +141,9 @@ class ObstoreWhole:
         self.obstore, self.place = obstore, place
 
     def store(self) -> Any:
-        return self.obstore.store.S3Store(self.place.bucket, **self.place.obstore)
+        # Half a minute for a request, body included, would cut a large one on a slow link.
+        options = {"allow_http": True, "timeout": "1 hour"}
+        return self.obstore.store.S3Store(self.place.bucket, **self.place.obstore | {"client_options": options})
 
     def load(self) -> Mapping[str, Any]:
         return views(self.obstore.get(self.store(), f"{self.place.prefix}.safetensors").bytes())
