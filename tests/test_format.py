@@ -17,6 +17,7 @@ from mzstore.archive import ArchiveWriter
 from mzstore.documents import FEATURES, FORMAT
 from mzstore.dtypes import DTYPES
 from mzstore.errors import CorruptError, FormatError, MzError, UnsupportedError
+from mzstore.selection import Span
 from mzstore.verify import verify
 from spec import generate, reference
 
@@ -125,7 +126,7 @@ def _load(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         for name, tensor in model.items():
             spec = model.document.tensors[name].spec
             words = np.empty(spec.word_shape, spec.dtype.word)
-            tensor._fill(words, 1)
+            tensor._fill(tuple(Span(0, n) for n in spec.word_shape), words, 1)
             tensors[name] = {"dtype": spec.dtype.name, "shape": list(spec.shape), "words": words.tobytes().hex()}
         return tensors, {asset: data.hex() for asset, data in model.assets.items()}
 
