@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick bench lint clean
+.PHONY: demo test quick bench bench-load lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python tools/demo.py
@@ -21,6 +21,9 @@ lint: $(VENV)/test.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python tools/bench.py lossless
+
+bench-load: $(VENV)/bench.stamp
+	$(BIN)/python tools/bench.py load
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ import difflib
 import fnmatch
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -383,7 +384,10 @@ class Model(Mapping[str, Tensor]):
         chosen = self._chosen(names, shard, axis)
         total = sum(_nbytes(tensor, selection) for tensor, selection in chosen)
         frameworks.check_memory(total)
-        kernels.expect(total)
+        if self.reader.local:
+            kernels.expect(total)
+        else:  # there is time for it while the first bytes are on their way
+            threading.Thread(target=kernels.expect, args=(total,), name="mzstore-kernels").start()
         finishers, todo, fresh = {}, [], []
         for tensor, selection in chosen:
             spans, words, finishers[tensor.name] = tensor._prepare(selection, framework)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
+
 from mzstore.storage.base import Options
 from mzstore.storage.retry import Attempt, Changed, TooLarge, Transient, status_of
 
@@ -138,7 +140,7 @@ class _Body:
     """An answer of ``nbytes`` that arrives in pieces."""
 
     def __init__(self, nbytes: int, attempt: Attempt) -> None:
-        self._data, self._done, self._attempt = memoryview(bytearray(nbytes)), 0, attempt
+        self._data, self._done, self._attempt = np.empty(nbytes, np.uint8).data, 0, attempt
 
     def add(self, piece: bytes | memoryview) -> None:
         stop = self._done + len(piece)
