@@ -486,6 +486,7 @@ def test_no_telling_whether_there_is_a_model(s3):
 
 @pytest.mark.parametrize("kind", ["archive", "tree"])
 def test_the_web_is_read_only(http_server, kind):
+    http_server.forget()
     url = f"{http_server.url}/model"
     with pytest.raises(mzstore.StorageError, match=f"cannot write '{url}': .*not written"):
         mzstore.save(url, {"w": np.zeros(3)}, kind=kind)

@@ -5,11 +5,10 @@ the kinds that people use most are asked directly (s3fs, obstore's adapter, HTTP
 No backend retries here, and none lists.
 """
 
-import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
@@ -132,8 +131,11 @@ def _in_thread(call: Callable[[], T]) -> Future[T]:
     return future
 
 
-def _on_loop(fs: Any, coroutine: Awaitable[Answer]) -> Future[Answer]:
-    return asyncio.run_coroutine_threadsafe(coroutine, fs.loop)  # type: ignore[arg-type]
+def on_loop(fs: Any, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """``coroutine`` on the event loop of ``fs``, in another thread."""
+    import asyncio  # which fsspec has imported by now, and nobody else needs
+
+    return asyncio.run_coroutine_threadsafe(coroutine, fs.loop)
 
 
 class _Body:
@@ -197,7 +199,7 @@ class S3:
         self._fs = fs
 
     def get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Future[Answer]:
-        return _on_loop(self._fs, self._get(path, range_, version, limit, attempt))
+        return on_loop(self._fs, self._get(path, range_, version, limit, attempt))
 
     async def _get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Answer:
         from botocore.exceptions import ClientError
@@ -240,7 +242,7 @@ class Http:
         self._fs = fs
 
     def get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Future[Answer]:
-        return _on_loop(self._fs, self._get(path, range_, version, limit, attempt))
+        return on_loop(self._fs, self._get(path, range_, version, limit, attempt))
 
     async def _get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Answer:
         import aiohttp
@@ -291,7 +293,7 @@ class Obstore:
             )
 
     def get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Future[Answer]:
-        return _on_loop(self._fs, self._get(path, range_, version, limit, attempt))
+        return on_loop(self._fs, self._get(path, range_, version, limit, attempt))
 
     async def _get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Answer:
         import obstore.exceptions

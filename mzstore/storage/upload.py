@@ -5,7 +5,6 @@ are there. Closing a file of fsspec publishes what it has, also after an excepti
 is whole. What a lost process leaves is an unfinished upload, which nobody can read.
 """
 
-import asyncio
 import contextlib
 import hashlib
 import io
@@ -25,7 +24,7 @@ from typing import Any, Self
 
 from mzstore.errors import StorageError
 from mzstore.stats import Stats
-from mzstore.storage.backends import filesystem
+from mzstore.storage.backends import filesystem, on_loop
 from mzstore.storage.base import Options, Writable
 from mzstore.storage.remote import RemoteFolder
 from mzstore.storage.retry import MAX_PAUSE, Attempt, Operation, Retry, Transient, reason
@@ -197,7 +196,7 @@ class S3(Store):
     def _run(self, operation: Operation, method: str, nbytes: int, **arguments: Any) -> dict[str, Any]:
         def start(attempt: Attempt) -> Future[dict[str, Any]]:
             attempt.last_byte += nbytes / SLOWEST  # no answer comes before all is sent
-            return asyncio.run_coroutine_threadsafe(self._ask(method, arguments), self._fs.loop)
+            return on_loop(self._fs, self._ask(method, arguments))
 
         place = f"s3://{arguments['Bucket']}/{arguments['Key']}"
         return operation.run(start, f"write {place!r} ({method})")
