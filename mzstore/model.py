@@ -186,7 +186,7 @@ class Tensor:
 
     def _fill(self, spans: tuple[Span, ...], words: np.ndarray, threads: int) -> None:
         whole = words.shape == self._entry.spec.word_shape
-        cached = self._model.cached(self, threads, make=whole)
+        cached = self._model._cached(self, threads, make=whole)
         if cached is None:
             run(self._model.reader, jobs(self._stored, spans, words), threads)
         else:
@@ -391,7 +391,7 @@ class Model(Mapping[str, Tensor]):
         finishers, todo, fresh = {}, [], []
         for tensor, selection in chosen:
             spans, words, finishers[tensor.name] = tensor._prepare(selection, framework)
-            cached = self.cached(tensor, 1, make=False)
+            cached = self._cached(tensor, 1, make=False)
             if cached is not None:
                 words[...] = cached[_cut(spans)]
                 continue
@@ -429,7 +429,7 @@ class Model(Mapping[str, Tensor]):
             found.append((tensor, resolve(index, tensor.shape)))
         return found
 
-    def cached(self, tensor: Tensor, threads: int, *, make: bool) -> np.ndarray | None:
+    def _cached(self, tensor: Tensor, threads: int, *, make: bool) -> np.ndarray | None:
         """All words of ``tensor`` out of the cache (not to be changed); None if they are not there, or do not fit.
 
         make  whether to read them if they are not there: a part of a tensor is not worth that

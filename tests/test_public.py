@@ -9,7 +9,7 @@ import mzstore
 
 def test_public_names():
     assert sorted(mzstore.__all__) == [
-        "CorruptError", "FormatError", "Model", "MzError", "StorageError", "Tensor", "UnsupportedError",
+        "CorruptError", "FormatError", "Model", "MzError", "Retry", "StorageError", "Tensor", "UnsupportedError",
         "__version__", "convert", "diff", "open", "save", "verify",
     ]  # fmt: skip
     for name in mzstore.__all__:
@@ -19,13 +19,18 @@ def test_public_names():
 @pytest.mark.parametrize(
     ("function", "signature"),
     [
-        (mzstore.open, "(location, *, storage_options=None)"),
+        (mzstore.open, "(location, *, storage_options=None, retry=None, cache_bytes=0)"),
         (
             mzstore.save,
             "(location, tensors, *, metadata=None, assets=None, level='balanced', kind=None, threads=None, "
             "show_progress=None, storage_options=None)",
         ),
-        (mzstore.Model.load, "(self, names=None, *, framework='numpy', threads=None, show_progress=None)"),
+        (
+            mzstore.Model.load,
+            "(self, names=None, *, shard=None, axis=0, framework='numpy', threads=None, show_progress=None)",
+        ),
+        (mzstore.Model.plan, "(self, names=None, *, shard=None, axis=0)"),
+        (mzstore.Tensor.shard, "(self, axis, index, count)"),
         (mzstore.Model.names, "(self, patterns=None)"),
         (mzstore.Tensor.read, "(self, out=None, *, threads=1)"),
     ],
@@ -42,9 +47,21 @@ def test_public_attributes():
         return sorted(name for name in vars(cls) if not name.startswith("_"))
 
     assert names(mzstore.Tensor) == [
-        "dtype", "encoding", "name", "nbytes", "ndim", "read", "sha256", "shape", "size", "stored_nbytes",
+        "dtype", "encoding", "name", "nbytes", "ndim", "read", "sha256", "shape", "shard", "size", "stored_nbytes",
     ]  # fmt: skip
-    assert names(mzstore.Model) == ["assets", "close", "load", "metadata", "names", "nbytes", "sources", "url", "zarr"]
+    assert names(mzstore.Model) == [
+        "assets",
+        "close",
+        "load",
+        "metadata",
+        "names",
+        "nbytes",
+        "plan",
+        "sources",
+        "stats",
+        "url",
+        "zarr",
+    ]
 
 
 def test_every_error_is_one_of_ours():
