@@ -20,6 +20,7 @@ from mzstore.storage import Blob, OnBytes, Operation, Sink
 STORED, DEFLATED = 0, 8
 ALIGNMENT = 64
 TAIL_NBYTES = 512 << 10  # documents and directory of a model of 1,000 tensors
+MAX_DIRECTORY_NBYTES = 1 << 30  # some 10 million entries: what opening an archive can allocate
 MAX_ENTRY_NBYTES = (1 << 31) - 1  # beyond that TensorStore takes an entry for missing, silently
 
 LOCAL = struct.Struct("<IHHHHHIIIHH")
@@ -271,6 +272,8 @@ class ArchiveReader:
             count, nbytes, start = record[7:]
         if start + nbytes != end or count * CENTRAL.size > nbytes:
             raise refuse(f"the directory of {nbytes} bytes at {start} does not end at {end}", "zip-2")
+        if nbytes > MAX_DIRECTORY_NBYTES:
+            raise refuse(f"a directory of {nbytes} bytes, at most {MAX_DIRECTORY_NBYTES} are allowed", "zip-2")
 
         if start < self._tail_start:  # once more, with as much in front of it as the root document may well have
             before = max(0, start - max(nbytes, TAIL_NBYTES))

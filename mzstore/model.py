@@ -2,6 +2,7 @@
 
 import difflib
 import fnmatch
+import itertools
 import math
 import os
 import threading
@@ -17,6 +18,7 @@ from mzstore.cache import TensorCache
 from mzstore.container import Objects, Reader, open_reader, read_model
 from mzstore.decode import run
 from mzstore.documents import Asset, ModelDocument, TensorEntry
+from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError
 from mzstore.frameworks import Framework
 from mzstore.plan import Job, Plan, jobs, make, missing_chunk
@@ -412,7 +414,9 @@ class Model(Mapping[str, Tensor]):
             for tensor, selection in chosen:
                 spans = tensor._word_spans(selection)
                 nowhere = np.broadcast_to(np.zeros((), tensor._entry.spec.dtype.word), [span.count for span in spans])
-                yield from jobs(tensor._stored, spans, nowhere)
+                part = tensor._stored.part
+                one = isinstance(part, Raw) and part.constant  # one payload, however many pieces it fills
+                yield from itertools.islice(jobs(tensor._stored, spans, nowhere), 1 if one else None)
 
         return make(todo(), self.reader.extent, sum(_nbytes(*each) for each in chosen), self.url)
 

@@ -102,7 +102,8 @@ def read_ahead(tensors: Iterable[TensorSource]) -> Iterator[TensorSource]:
             return source
         return ArraySource(source.spec, np.array(source.read(0, math.prod(source.spec.word_shape))))
 
-    with ThreadPoolExecutor(1, thread_name_prefix="mzstore-ahead") as pool:
+    pool = ThreadPoolExecutor(1, thread_name_prefix="mzstore-ahead")
+    try:
         following: Future[TensorSource] | None = None
         for source in tensors:
             current, following = following, pool.submit(held, source)
@@ -110,6 +111,8 @@ def read_ahead(tensors: Iterable[TensorSource]) -> Iterator[TensorSource]:
                 yield current.result()
         if following:
             yield following.result()
+    finally:  # a read that stalls ends when its source is closed; nobody waits for it here
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def blocks(source: TensorSource) -> Iterator[np.ndarray]:

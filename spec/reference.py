@@ -165,8 +165,9 @@ def open_archive(data: bytes) -> dict[str, Object]:
         need((signature, size, disk, first_disk) == (0x06064B50, 44, 0, 0), "zip-2", "a wrong ZIP64 end record")
         need(count == count2, "zip-2", "several volumes")
     # > The directory ends where the end record, or the ZIP64 end record if there is one,
-    # > begins, and holds exactly as many entries as counted.
+    # > begins, and holds exactly as many entries as counted. It has at most 2^30 bytes.
     need(start + nbytes == end, "zip-2", "the directory does not end where the end record begins")
+    need(nbytes <= 1 << 30, "zip-2", "too large a directory")
     entries = []
     at = start
     while at < end:

@@ -37,7 +37,7 @@ ALLOWED = {
     "interleave": "kernels workspace",
     "kernels/__init__": "",
     "kernels/planes": "",
-    "model": "cache container decode documents errors frameworks kernels plan progress selection shards stats storage tensors",
+    "model": "cache container decode documents encodings.raw errors frameworks kernels plan progress selection shards stats storage tensors",
     "narrow": "dtypes",
     "nodes": "",
     "payload": "errors grid",

@@ -212,3 +212,13 @@ def test_every_payload_comes_once_in_requests_of_bounded_size(steps, sizes, rand
     assert found.wanted_nbytes == sum(e.stop - e.start for unit in units for e in unit)
     not_held = [r for b in found.batches for r in b.requests if not r.held]
     assert (found.n_requests, found.fetched_nbytes) == (len(not_held), sum(r.stop - r.start for r in not_held))
+
+
+def test_a_constant_of_any_size_is_one_payload(forged):
+    """However many pieces of the tensor it fills, and whether or not anybody could load them."""
+    for node in "constant", "tied":
+        forged.tensor(node)["shape"] = [1 << 30, 1 << 25]
+    with mzstore.open(forged.archive()) as model:
+        found = model.plan("constant")
+    assert (found.n_requests, len(found.batches)) == (0, 1), "it came with the documents"
+    assert found.result_nbytes == 4 << 55

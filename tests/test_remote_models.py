@@ -384,6 +384,22 @@ def test_an_interrupt_ends_a_load(place, open_archive):
         assert_right(model.load(threads=4))
 
 
+def test_an_interrupt_ends_a_conversion(place, tmp_path):
+    """Also while the tensor after next is read ahead by another thread, which nothing answers."""
+    place.put("model.safetensors", safetensors.numpy.save({f"t{i}": TENSORS["odd"] + i for i in range(4)}))
+    main = threading.get_ident()
+
+    def interrupt(exchange, proxy):
+        signal.pthread_kill(main, signal.SIGINT)
+        faults.stall_before(exchange, proxy)
+
+    place.proxy.fail(interrupt, skip=3)
+    with pytest.raises(KeyboardInterrupt):
+        mzstore.convert(place.url("model.safetensors"), tmp_path / "model.mz", storage_options=place.options)
+    place.proxy.mend()
+    assert not list(tmp_path.iterdir())
+
+
 def test_converting_from_remote(place, tmp_path):
     original = safetensors.numpy.save(dict.fromkeys("ab", TENSORS["odd"]), {"made": "by a test"})
     place.put("model.safetensors", original)

@@ -1,6 +1,7 @@
 """Remote storage for reading: objects and prefixes of any fsspec filesystem."""
 
 import os
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -67,6 +68,7 @@ class RemoteFile:
 
     def __init__(self, url: str, options: Options, retry: Retry, stats: Stats, ahead: int) -> None:
         self.url = url
+        self._operations: weakref.WeakSet[Operation] = weakref.WeakSet()
         self._remote = Remote(url, options, retry, stats)
         answer = self._remote.get("", Range(-ahead), None, None, retry.start())
         self.nbytes = len(answer.data) if answer.total is None else answer.total
@@ -94,7 +96,9 @@ class RemoteFile:
         return data
 
     def start(self) -> Operation:
-        return self._remote.retry.start()
+        operation = self._remote.retry.start()
+        self._operations.add(operation)
+        return operation
 
     def held(self, start: int) -> bool:
         """Whether what begins at ``start`` came with the opening."""
@@ -119,7 +123,10 @@ class RemoteFile:
         if self._remote.changed(self._version, operation):
             raise StorageError(f"{self.url!r} has changed since it was opened; open it again")
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Ends what other threads still wait for, so that nobody has to wait for them."""
+        for operation in list(self._operations):
+            operation.stop()
 
 
 class RemoteFolder(Folder):
