@@ -51,7 +51,7 @@ def compress(
     held = _local.__dict__  # a thread's coders and decoder are made once
     if coder not in held:
         held[coder] = zstandard.ZstdCompressor(compression_params=CODERS[coder])
-    stream = held[coder].compressobj(size=sum(plane.size for planes_ in (planes, stored) for plane in planes_))
+    stream = held[coder].compressobj(size=sum(plane.size for plane in (*planes, *stored)))
     pieces = []
     for plane in planes:
         blocks = max(1, -(-plane.size // block_nbytes))

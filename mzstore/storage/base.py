@@ -110,6 +110,33 @@ class FolderSink(Protocol):
     ) -> None: ...
 
 
+class Transaction(ABC):
+    """Something that is being written in a ``with`` block: committed at its end, aborted if it, or that, raises."""
+
+    @abstractmethod
+    def _commit(self) -> None:
+        """Make it appear."""
+
+    @abstractmethod
+    def _abort(self, error: BaseException) -> None:
+        """Leave nothing; also after a commit that failed at any point. ``error`` is the reason, and may get notes."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error:
+            self._abort(error)
+            return
+        try:
+            self._commit()
+        except BaseException as problem:
+            self._abort(problem)
+            raise
+
+
 @contextlib.contextmanager
 def storage_errors(url: str, doing: str) -> Iterator[None]:
     """Turn what the system or fsspec raises into a StorageError that names ``url``."""

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from mzstore.errors import StorageError
-from mzstore.storage.base import Folder, Writable, storage_errors
+from mzstore.storage.base import Folder, Transaction, Writable, storage_errors
 from mzstore.storage.retry import OnBytes, Operation, Retry
 from mzstore.workspace import buffer
 
@@ -153,7 +153,7 @@ class FileObjectSink:
     ) -> None: ...
 
 
-class LocalSink:
+class LocalSink(Transaction):
     """A file written beside its target; synced and renamed over it at the end.
 
     Whatever happens before, the target stays as it was: an exception removes the new file, and a killed process
@@ -178,34 +178,21 @@ class LocalSink:
         with storage_errors(self.url, "write"):
             self._file.write(data)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind:
-            self._abort()
-            return
-        try:
-            with storage_errors(self.url, "write"):
-                self._file.flush()
-                os.fsync(self._file.fileno())
-                self._file.close()
-                os.replace(self._temporary, self._target)
-        except BaseException:
-            self._abort()
-            raise
+    def _commit(self) -> None:
         with storage_errors(self.url, "write"):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            os.replace(self._temporary, self._target)
             sync_directory(self._target.parent)
 
-    def _abort(self) -> None:
+    def _abort(self, error: BaseException) -> None:
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             self._file.close()
         self._temporary.unlink(missing_ok=True)
 
 
-class _NewFile:
+class _NewFile(Transaction):
     """A file of a LocalFolderSink; its own errors are StorageErrors, those of the code that fills it are not."""
 
     def __init__(self, path: Path, url: str) -> None:
@@ -216,22 +203,17 @@ class _NewFile:
         with storage_errors(self._url, "write"):
             return self._file.write(data)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind:
-            with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
-                self._file.close()
-            return
+    def _commit(self) -> None:
         with storage_errors(self._url, "write"), self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
 
+    def _abort(self, error: BaseException) -> None:
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            self._file.close()
 
-class LocalFolderSink:
+
+class LocalFolderSink(Transaction):
     """A directory written beside its target and renamed at the end; the target must not exist, or be empty."""
 
     def __init__(self, path: Path) -> None:
@@ -259,21 +241,15 @@ class LocalFolderSink:
         with file:
             yield file
 
-    def __enter__(self) -> Self:
-        return self
+    def _commit(self) -> None:
+        with storage_errors(self.url, "write"):
+            for folder in self._folders:
+                sync_directory(folder)
+            os.replace(self._temporary, self._target)
+            sync_directory(self._target.parent)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if not kind:
-                with storage_errors(self.url, "write"):
-                    for folder in self._folders:
-                        sync_directory(folder)
-                    os.replace(self._temporary, self._target)
-                    sync_directory(self._target.parent)
-        finally:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+    def _abort(self, error: BaseException) -> None:
+        shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def sync_directory(path: Path) -> None:

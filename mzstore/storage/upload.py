@@ -19,13 +19,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from types import TracebackType
 from typing import Any, Self
 
 from mzstore.errors import StorageError
 from mzstore.stats import Stats
 from mzstore.storage.backends import filesystem, on_loop
-from mzstore.storage.base import Options, Writable
+from mzstore.storage.base import Options, Transaction, Writable
 from mzstore.storage.remote import RemoteFolder
 from mzstore.storage.retry import MAX_PAUSE, Attempt, Operation, Retry, Transient, reason
 
@@ -451,7 +450,7 @@ class _Stream:
             del part  # while it waits for the next
 
 
-class RemoteSink:
+class RemoteSink(Transaction):
     """An object that is being written; in memory are at most the parts in flight and three more."""
 
     def __init__(self, url: str, options: Options, expected: int = 0, retry: Retry | None = None) -> None:
@@ -499,29 +498,14 @@ class RemoteSink:
         taken, self._buffer = bytes(self._buffer), bytearray()
         return taken
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error:
-            self._abort(error)
-            return
-        try:
-            with _errors(self.url):
-                self._commit()
-        except BaseException as problem:
-            self._abort(problem)
-            raise
-
     def _commit(self) -> None:
-        if self._stream is None:
-            self._store.put(self._path, self._take(), self._operation)
-        else:
-            self._stream.give(self._take())
-            self._stream.finish()
-        found = self._store.nbytes(self._path)
+        with _errors(self.url):
+            if self._stream is None:
+                self._store.put(self._path, self._take(), self._operation)
+            else:
+                self._stream.give(self._take())
+                self._stream.finish()
+            found = self._store.nbytes(self._path)
         if found != self._nbytes:
             raise StorageError(
                 f"{self.url!r} has {found} bytes, {self._nbytes} were written; somebody else writes it as well, or the storage is at fault"
@@ -535,7 +519,7 @@ class RemoteSink:
                     error.add_note(note)
 
 
-class RemoteFolderSink:
+class RemoteFolderSink(Transaction):
     """Objects under a prefix, some of them on their way at a time. ``marker``, which makes the rest count, is put after
     all that was written before it: after a failure there are objects below the prefix, but no model.
     """
@@ -583,14 +567,11 @@ class RemoteFolderSink:
             self._free.acquire()
         self._free.release(IN_FLIGHT)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind:
-            self._operation.stop()
-        self._pool.shutdown(cancel_futures=bool(kind))
-        if self._failures and not kind:
+    def _commit(self) -> None:
+        self._pool.shutdown()
+        if self._failures:
             raise self._failures[0]
+
+    def _abort(self, error: BaseException) -> None:
+        self._operation.stop()
+        self._pool.shutdown(cancel_futures=True)
