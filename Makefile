@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick bench bench-load lint clean
+.PHONY: demo test quick bench bench-load bench-lossy lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python tools/demo.py
@@ -24,6 +24,9 @@ bench: $(VENV)/bench.stamp
 
 bench-load: $(VENV)/bench.stamp
 	$(BIN)/python tools/bench.py load
+
+bench-lossy: $(VENV)/bench.stamp
+	$(BIN)/python tools/bench.py lossy
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import mzstore
+
 ROOT = Path(__file__).parents[1]
 ALWAYS = {"mzstore fast", "mzstore balanced", "mzstore max", "zstd 3", "safetensors"}
 PERHAPS = {"zipnn", "lmz 1", "lmz 9"}
@@ -102,3 +104,32 @@ def test_load_as_json(tiny):
         assert row["wanted_nbytes"] <= row["fetched_nbytes"]
     assert {goal["goal"].partition(" ")[0] for goal in result["goals"]} >= {"open", "memory", "8-way"}
     assert all(goal["met"] is not None for goal in result["goals"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(mzstore, "Recipe"), reason="this mzstore does not quantize")
+def test_lossy_as_json(tmp_path):
+    rng = np.random.default_rng(8)
+    tensors = {f"layers.{i}": rng.standard_normal((384, 400), np.float32) for i in range(2)}
+    path, plot = tmp_path / "normal.safetensors", tmp_path / "new" / "plot.png"
+    save_file(tensors | {"bias": np.ones(400, np.float32)}, path)
+    result = json.loads(bench("lossy", path, "--offline", "--json", "--plot", plot))
+
+    assert (result["n_tensors"], result["n_weights"]) == (2, 2 * 384 * 400)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert {"mzstore 2", "mzstore 4", "mzstore 8", "NF4"} <= rows.keys()
+    for kind in ("Q8_0", "Q4_K", "gguf Q4_K"):  # a peer takes part or is named as missing
+        assert (kind in rows) != (kind in result["missing"])
+    for row in rows.values():
+        assert row["above_bound"] > 0  # these weights are normal: nothing is better
+        assert row["weights_per_s"]["decode_bfloat16"] > 0
+        assert row["weights_per_s"]["decode_float32"] > 0
+    nf4 = rows["NF4"]
+    assert nf4["at_its_snr"]["bits"] == pytest.approx(nf4["bits"] * (1 - nf4["at_its_snr"]["fewer"]))
+    assert nf4["at_its_size"]["bits"] <= nf4["bits"]
+    assert "embeddings" in result["missing"]
+    assert ("plot" in result["missing"]) == (result["plot"] is None)
+    assert result["plot"] is None or plot.read_bytes().startswith(b"\x89PNG")
+    for goal in result["goals"]:
+        assert goal.keys() == {"goal", "limit", "measured", "met"}
+        assert (goal["measured"] is None) == (goal["met"] is None)

@@ -3,9 +3,11 @@
     python tools/bench.py lossless [MODEL] [--dtype bf16|fp16|fp32|all] [--big [GB]] [--json] [--quick]
     python tools/bench.py coder [MODEL] [--dtype bf16|fp16|fp32] [--json] [--quick]
     python tools/bench.py load [MODEL] [--big GB] [--links GBIT ...] [--parts models|open|shards ...] [--json] [--quick]
+    python tools/bench.py lossy [MODEL] [--plot PNG] [--offline] [--json] [--quick]
 
 MODEL is a safetensors file or a directory of such, its floats cast to --dtype if that is given; without MODEL,
-all-MiniLM-L6-v2 (tools/real_models.py), cast to bf16 if not told otherwise; for load, as bf16 and as fp32.
+all-MiniLM-L6-v2 (tools/real_models.py), cast to bf16 if not told otherwise; for load, as bf16 and as fp32; for lossy,
+as fp32. lossy looks at embeddings too if MODEL is the directory of a sentence embedding model, with its tokenizer.
 """
 
 import argparse
@@ -18,10 +20,13 @@ from typing import Any
 from bench_coder import coder
 from bench_load import LINKS, PARTS, load
 from bench_lossless import lossless
+from bench_lossy import lossy
 from peers import DTYPES
 from real_models import minilm
 from rich.console import Console
 from rich.table import Table
+
+PLOT = Path(__file__).parents[1] / "results" / "lossy.png"  # git ignores it
 
 
 def main() -> None:
@@ -32,7 +37,8 @@ def main() -> None:
         print(json.dumps(result, indent=1))
     else:
         console = Console(width=None if Console().is_terminal else 150)
-        {"coder": _show_coder, "lossless": _show_lossless, "load": _show_load}[arguments.benchmark](result, console)
+        show = {"coder": _show_coder, "lossless": _show_lossless, "load": _show_load, "lossy": _show_lossy}
+        show[arguments.benchmark](result, console)
 
 
 def _run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -40,6 +46,8 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         big = arguments.big if arguments.big is not None else (0.1 if arguments.quick else 1.0)
         return load(arguments.model, quick=arguments.quick, big=big, links=arguments.links, parts=arguments.parts)
     model = arguments.model or minilm()
+    if arguments.benchmark == "lossy":
+        return lossy(model, quick=arguments.quick, fetch=not arguments.offline, plot=arguments.plot)
     dtype = arguments.dtype or (None if arguments.model else "bf16")
     if arguments.benchmark == "coder":
         return coder(model, dtype, quick=arguments.quick)
@@ -53,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
         ("lossless", [*DTYPES, "all"], "size, speed and memory beside other stores and compressors; the goals"),
         ("coder", list(DTYPES), "settings of zstd on the plane of the exponents"),
         ("load", [], "time to load from an S3 server over slow links, beside other loaders; shards; the goals"),
+        (
+            "lossy",
+            [],
+            "bits, error, speed and embeddings at rates of 2 to 8.5 bits, beside llama.cpp's types; the goals",
+        ),
     ):
         command = benchmarks.add_parser(name, help=about)
         command.add_argument("model", nargs="?", type=Path, help="a safetensors file or a directory of such")
@@ -62,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--quick", action="store_true", help="one round: to see that it works, not how fast")
         if name == "lossless":
             command.add_argument("--big", nargs="?", type=float, const=4.0, metavar="GB", help="convert a big file too")
+        if name == "lossy":
+            command.add_argument(
+                "--plot", type=Path, default=PLOT, metavar="PNG", help="of SNR against bits (%(default)s)"
+            )
+            command.add_argument("--offline", action="store_true", help="leave out what would have to be fetched")
         if name == "load":
             command.add_argument("--big", type=float, metavar="GB", help="of the synthetic model; 0: without it")
             command.add_argument("--links", nargs="+", type=float, default=list(LINKS), metavar="GBIT", help="Gb/s")
@@ -174,6 +192,50 @@ def _show_shards(rows: list[dict[str, Any]], console: Console) -> None:
             f"{row['requests_limit']:.1f}", f"{row['loaded']['nbytes'] / 1e6:.3f}", str(row["loaded"]["requests"]),
         )  # fmt: skip
     console.print(table)
+
+
+def _show_lossy(result: dict[str, Any], console: Console) -> None:
+    _show_machine(result, console)
+    table = Table(
+        title=f"{result['model']}: {result['n_tensors']} matrices, {result['n_weights']} weights; bits of a weight, weights "
+        "coded and decoded in a second with 1 thread; on the right: mzstore at the same SNR, and at the same size"
+    )
+    table.add_column("", no_wrap=True)
+    for column in (
+        "bits",
+        "SNR, dB",
+        "above bound",
+        "encode, M/s",
+        "bf16, G/s",
+        "fp32, G/s",
+        "1 - cosine",
+        "bits at its SNR",
+        "fewer",
+        "dB at its size",
+        "1 - cosine there",
+    ):
+        table.add_column(column, justify="right")
+    for row in result["rows"]:
+        speed, at_snr, at_size = row["weights_per_s"], row.get("at_its_snr"), row.get("at_its_size")
+        table.add_row(
+            row["name"], f"{row['bits']:.3f}", f"{row['snr_db']:.2f}", f"{row['above_bound']:+.3f}",
+            f"{speed['encode'] / 1e6:.1f}" if "encode" in speed else "", f"{speed['decode_bfloat16'] / 1e9:.2f}",
+            f"{speed['decode_float32'] / 1e9:.2f}", _loss(row),
+            f"{at_snr['bits']:.3f}" if at_snr else "", f"{at_snr['fewer']:.1%}" if at_snr else "",
+            f"{at_size['snr_db']:.2f}" if at_size else "", _loss(at_size),
+        )  # fmt: skip
+    console.print(table)
+    if result["plot"]:
+        console.print(f"plot: {result['plot']}", markup=False, soft_wrap=True)
+    for name, why in result["missing"].items():
+        console.print(f"left out: {name} ({why})", markup=False)
+    _show_goals(result["goals"], console)
+    for condition in result["conditions"]:
+        console.print(f"- {condition}", markup=False)
+
+
+def _loss(row: dict[str, Any] | None) -> str:
+    return f"{1 - row['cosine']['mean']:.2e}" if row and "cosine" in row else ""
 
 
 def _show_goals(goals: list[dict[str, Any]], console: Console) -> None:

@@ -1,6 +1,13 @@
-"""Goals: what mzstore promises, and whether a result of the benchmarks ``lossless`` and ``load`` meets it."""
+"""Goals: what mzstore promises, and whether a result of the benchmarks ``lossless``, ``load`` and ``lossy`` meets it."""
 
+import operator
 from typing import Any
+
+SIGNS = {"<=": operator.le, ">=": operator.ge, ">": operator.gt}
+# By how much fewer bits a weight than a rival's, at the rival's SNR.
+FEWER_BITS = {
+    "Q8_0": 0.08, "Q6_K": 0.07, "Q5_K": 0.08, "Q4_K": 0.09, "IQ4_XS": 0.07, "MXFP4": 0.19, "Q3_K": 0.12, "Q2_K": 0.15, "NF4": 0.10,
+}  # fmt: skip
 
 # What cannot be known from a result (a peer is missing, a dtype was not asked for) is neither met nor not.
 
@@ -57,6 +64,31 @@ def load_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def lossy_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same for a result of the benchmark ``lossy``."""
+    rows = {row["name"]: row for row in result["rows"]}
+    found = []
+    for name, percent in FEWER_BITS.items():
+        measured = rows[name]["at_its_snr"]["fewer"] if name in rows else None
+        found.append(_goal(f"bits at the SNR of {name}: part that is saved", ">=", percent, measured))
+    for bits, what, title, unit, limit in (
+        (4, "decode_bfloat16", "decode to bf16, G weights/s", 1e-9, 1.5),
+        (2, "decode_bfloat16", "decode to bf16, G weights/s", 1e-9, 2.5),
+        (4, "encode", "encode, M weights/s", 1e-6, 50.0),
+    ):
+        measured = rows[f"mzstore {bits}"]["weights_per_s"][what] * unit
+        found.append(_goal(f"{bits} bits, 1 thread: {title}", ">=", limit, measured))
+    found.append(_goal("cosine of embeddings at the size of Q4_K, less Q4_K's", ">", 0.0, _closer(rows.get("Q4_K"))))
+    return found
+
+
+def _closer(row: dict[str, Any] | None) -> float | None:
+    """By how much our mean cosine is higher than a rival's, at no more bits."""
+    if row is None or "cosine" not in row or row["at_its_size"] is None:
+        return None
+    return float(row["at_its_size"]["cosine"]["mean"] - row["cosine"]["mean"])
+
+
 def _load_to_uncompressed(model: dict[str, Any], gbit: float) -> float | None:
     rows = [row for row in model["rows"] if row["gbit_per_s"] == gbit]
     ours = [row["seconds"]["best"] for row in rows if row["name"].startswith("mzstore,")]
@@ -69,7 +101,7 @@ def _scaled(value: float | None, factor: float) -> float | None:
 
 
 def _goal(what: str, sign: str, limit: float, measured: float | None) -> dict[str, Any]:
-    met = None if measured is None else (measured <= limit if sign == "<=" else measured >= limit)
+    met = None if measured is None else bool(SIGNS[sign](measured, limit))
     return {"goal": what, "limit": f"{sign} {limit:g}", "measured": measured, "met": met}
 
 
