@@ -1,6 +1,7 @@
 """The benchmark ``lossy``: bits, error and speed of quantized weights beside what else there is, and embeddings."""
 
 import io
+import itertools
 import sys
 import tempfile
 from collections.abc import Callable
@@ -246,13 +247,9 @@ def _plot(result: dict[str, Any], path: Path) -> str:
         [1.5, most + 0.3], [1.5 * DB_PER_BIT, (most + 0.3) * DB_PER_BIT], "--", color="0.5", label="Gaussian bound"
     )
     axes.plot([row["bits"] for row in ours], [row["snr_db"] for row in ours], "o-", color="tab:blue", label="mzstore")
-    axes.plot(
-        [row["bits"] for row in theirs], [row["snr_db"] for row in theirs], "s", color="tab:orange", label="others"
-    )
-    for row in theirs:
-        # Around 4 bits they stand so close that not all labels can be on one side.
-        side = {"xytext": (6, -3)} if row["name"].startswith("Q") else {"xytext": (0, -13), "ha": "center"}
-        axes.annotate(row["name"], (row["bits"], row["snr_db"]), textcoords="offset points", fontsize=8, **side)
+    # Around 4 bits they stand too close for labels beside them.
+    for row, marker in zip(theirs, itertools.cycle("sDv^<>pPX*")):
+        axes.plot(row["bits"], row["snr_db"], marker, label=row["name"])
     axes.set(
         xlabel="bits a weight, all included",
         ylabel="SNR, dB",
