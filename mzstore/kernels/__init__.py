@@ -58,3 +58,9 @@ def load() -> ModuleType:
             _loading = True
             _kernels = importlib.import_module("mzstore.kernels.planes")
         return _kernels
+
+
+def load_quantized() -> ModuleType:
+    """The module of the kernels of quantized tensors; imports Numba the first time."""
+    load()
+    return importlib.import_module("mzstore.kernels.quantized")

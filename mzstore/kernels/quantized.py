@@ -1,0 +1,248 @@
+"""Kernels of quantized tensors: values to codes, codes to packed bytes, and both back in the caller's memory.
+
+Sources and targets are as in ``mzstore.kernels.planes``: one-dimensional, row ``i`` begins at ``start + i * row``.
+Arithmetic is float32 with one rounding per operation, so that NumPy gives the same bits.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from mzstore.kernels.planes import BLOCK, jit
+
+
+@intrinsic
+def put(typingctx, target, at, value):
+    """target[at :] = the bytes of ``value``, at any alignment. ``target`` is uint8, one-dimensional and contiguous."""
+
+    def generate(context, builder, signature, arguments):
+        array = cgutils.create_struct_proxy(signature.args[0])(context, builder, arguments[0])
+        place = builder.gep(array.data, [arguments[1]])
+        pointer = builder.bitcast(place, ir.PointerType(arguments[2].type))
+        builder.store(arguments[2], pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(target, at, value), generate
+
+
+@jit
+def quantize_uniform(values, start, row, rows, cols, inverse, slope, shift, limit, low, high, codes):
+    """codes[i, j] = k - low, where k = trunc(min(|value * inverse| * slope + shift, limit)) with the value's sign, in low..high.
+
+    values                         float32
+    inverse, slope, shift, limit   float32
+    low, high                      int32
+    codes                          uint8 or uint16 [rows, cols]
+    """
+    n = np.uint64(cols)
+    for i in range(rows):
+        a = np.uint64(start + i * row)
+        for j in range(n):
+            value = values[a + j] * inverse
+            k = np.int32(min(abs(value) * slope + shift, limit))
+            k = -k if value < 0 else k
+            codes[i, j] = min(max(k, low), high) - low
+
+
+@jit
+def pack(codes, n, base, out):
+    """out[i, j] = sum over d of codes[i, n * j + d] * base ** d; ``out`` (uint8) is 0 before.
+
+    codes  uint8[rows, cols], each below ``base``; base ** n <= 256
+    out    uint8[rows, ceil(cols / n)]
+    """
+    rows, cols = codes.shape
+    whole = cols // n
+    for i in range(rows):
+        if n == 2:
+            for j in range(np.uint64(whole)):
+                out[i, j] = codes[i, 2 * j] | (codes[i, 2 * j + 1] << 4)
+        elif n == 3:
+            for j in range(np.uint64(whole)):
+                out[i, j] = codes[i, 3 * j] + codes[i, 3 * j + 1] * np.uint8(6) + codes[i, 3 * j + 2] * np.uint8(36)
+        else:
+            for j in range(whole):
+                factor, total = 1, 0
+                for d in range(n):
+                    total += codes[i, n * j + d] * factor
+                    factor *= base
+                out[i, j] = total
+        factor = 1
+        for d in range(cols - n * whole):
+            out[i, whole] += codes[i, n * whole + d] * factor
+            factor *= base
+
+
+@jit
+def unpack(packed, start, row, rows, skip, cols, n, digits, out):
+    """out[i, :cols] = the codes of a row of packed bytes, without the first ``skip`` codes (fewer than ``n``).
+
+    digits  uint8[256, n]
+    out     uint8[rows, cols]
+    """
+    for i in range(rows):
+        at, d = start + i * row, skip
+        for j in range(cols):
+            out[i, j] = digits[packed[at], d]
+            d += 1
+            if d == n:
+                d = 0
+                at += 1
+
+
+@jit
+def expand(
+    packed, start, row, rows, cols, n, skip, table, head, tail, head_nbytes, tail_nbytes, out, out_start, out_row
+):
+    """The values of packed codes, ``n`` to a byte, into ``out`` seen as bytes.
+
+    cols         values in a row; the first byte lacks its first ``skip`` values
+    table        uint16[256, n] or uint32[256, n]: the words of the values of each byte
+    head, tail   the same words, as unsigned integers [256] of ``head_nbytes`` and ``tail_nbytes`` (0: no tail, a table of
+                 no use); a head may be longer than what belongs to it, the rest is written over. See ``word_tables``
+    out          uint8, contiguous; out_start and out_row count bytes
+    """
+    size = table.itemsize
+    step = np.uint64(n * size)
+    for i in range(rows):
+        at = np.uint64(start + i * row)
+        o = np.uint64(out_start + i * out_row)
+        left = cols
+        if skip:
+            for d in range(skip, min(n, skip + left)):
+                put(out, o, table[packed[at], d])
+                o += np.uint64(size)
+            left -= min(n - skip, left)
+            at += np.uint64(1)
+        # A head that is too long must not write behind the last value of the row.
+        whole = left // n
+        safe = max(0, min(whole, (left * size - head_nbytes) // (n * size) + 1)) if head_nbytes > n * size else whole
+        if tail_nbytes:
+            for j in range(np.uint64(safe)):
+                byte = packed[at + j]
+                put(out, o, head[byte])
+                put(out, o + np.uint64(head_nbytes), tail[byte])
+                o += step
+        else:
+            for j in range(np.uint64(safe)):
+                put(out, o, head[packed[at + j]])
+                o += step
+        at += np.uint64(safe)
+        left -= safe * n
+        d = 0
+        for _ in range(left):
+            put(out, o, table[packed[at], d])
+            o += np.uint64(size)
+            d += 1
+            if d == n:
+                d = 0
+                at += np.uint64(1)
+
+
+@jit
+def scale_codes(codes, start, row, rows, cols, zero, scale, out, out_start, out_row):
+    """out = (code - zero) * scale for one code per value; ``out`` is float32, ``zero`` int32, ``scale`` float32."""
+    n = np.uint64(cols)
+    for i in range(rows):
+        a = np.uint64(start + i * row)
+        o = np.uint64(out_start + i * out_row)
+        for j in range(n):
+            out[o + j] = np.float32(np.int32(codes[a + j]) - zero) * scale
+
+
+@jit
+def scale_codes_bf16(codes, start, row, rows, cols, zero, scale, values, words, out, out_start, out_row):
+    """``scale_codes`` into words (uint16) of bfloat16, rounded to nearest even.
+
+    values, words  float32[BLOCK], and the same memory as uint32
+    """
+    for i in range(rows):
+        for begin in range(0, cols, BLOCK):
+            n = np.uint64(min(BLOCK, cols - begin))
+            a = np.uint64(start + i * row + begin)
+            o = np.uint64(out_start + i * out_row + begin)
+            for j in range(n):
+                values[j] = np.float32(np.int32(codes[a + j]) - zero) * scale
+            for j in range(n):
+                out[o + j] = _bf16(words[j])
+
+
+@jit
+def _bf16(word):
+    """The word of bfloat16 nearest to that of a finite float32."""
+    return np.uint16((word + np.uint32(0x7FFF) + ((word >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+@jit
+def look_up(codes, start, row, rows, cols, table, out, out_start, out_row):
+    """out = table[code], of any type; code below the size of the table."""
+    n = np.uint64(cols)
+    for i in range(rows):
+        a = np.uint64(start + i * row)
+        o = np.uint64(out_start + i * out_row)
+        for j in range(n):
+            out[o + j] = table[codes[a + j]]
+
+
+@jit
+def multiply(values, start, row, rows, cols, scales, first_row, block_rows, first_col, block_cols):
+    """values *= scale of its block, in place; the first value of ``values`` is at (first_row, first_col) of the grid of blocks.
+
+    values  float32
+    scales  float32, two-dimensional, one for each block
+    """
+    for i in range(rows):
+        across = scales[(first_row + i) // block_rows]
+        at = np.uint64(start + i * row)
+        j, block = 0, first_col // block_cols
+        while j < cols:
+            n = min(cols - j, (block + 1) * block_cols - first_col - j)
+            scale = across[block]
+            for c in range(np.uint64(n)):
+                values[at + c] *= scale
+            at += np.uint64(n)
+            j += n
+            block += 1
+
+
+@jit
+def multiply_columns(values, start, row, rows, cols, scales):
+    """values[i, j] *= scales[j], in place; both float32, scales of ``cols``."""
+    n = np.uint64(cols)
+    for i in range(rows):
+        a = np.uint64(start + i * row)
+        for j in range(n):
+            values[a + j] *= scales[j]
+
+
+@jit
+def subtract(codes, start, row, rows, cols, zeros, first_row, block_rows, first_col, block_cols, out):
+    """out[i, j] = code - zero point of its block, as float32; positions as in ``multiply``.
+
+    zeros  int32, two-dimensional
+    out    float32[rows, cols]
+    """
+    for i in range(rows):
+        across = zeros[(first_row + i) // block_rows]
+        at = np.uint64(start + i * row)
+        j, block = 0, first_col // block_cols
+        while j < cols:
+            n = min(cols - j, (block + 1) * block_cols - first_col - j)
+            zero, o = across[block], np.uint64(j)
+            for c in range(np.uint64(n)):
+                out[i, o + c] = np.float32(np.int32(codes[at + c]) - zero)
+            at += np.uint64(n)
+            j += n
+            block += 1
+
+
+@jit
+def round_bf16(words, rows, cols, out, out_start, out_row):
+    """out = words of bfloat16 for ``words`` (uint32[rows, cols]) of finite float32, to nearest even."""
+    n = np.uint64(cols)
+    for i in range(rows):
+        o = np.uint64(out_start + i * out_row)
+        for j in range(n):
+            out[o + j] = _bf16(words[i, j])

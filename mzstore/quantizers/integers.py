@@ -1,0 +1,211 @@
+"""Integers of a fixed width: the classical int8 and int4, symmetric or affine, one scale for each block of values.
+
+    symmetric   value = (code - zero) * scale, zero = 2 ** (bits - 1) - 1: codes 0 .. 2 * zero, 0 is exact
+    affine      value = (code - zero of the block) * scale, codes 0 .. 2 ** bits - 1, 0 is exact (Jacob et al., 2018)
+
+The range of a block is that of its values (dynamic), given (static), or the part of it with the least weighted squared
+error (``clip="mse"``, a search over shrunken ranges as in llama.cpp and OMSE): values beyond saturate.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mzstore.quantizers import (
+    Codes,
+    Importance,
+    Matrix,
+    Scale,
+    Scheme,
+    Shape,
+    ZeroPoint,
+    check_finite,
+    checked_block,
+    checked_weights,
+    round_to,
+    weighted_blocks,
+)
+from mzstore.quantizers.ranges import Granularity, block_shape, by_block, per_block
+
+MAX_BITS = 16
+SHRINKS = tuple(1 - i / 32 for i in range(20))  # of the range, in the search for the one with the least error
+
+
+@dataclass(frozen=True, slots=True)
+class Integers:
+    """``bits`` 1..16; ``granularity`` as in ``ranges``.
+
+    affine       the range need not be symmetric: a zero point for each block. A width of 1 needs it
+    clip         "none": the range of the values; "mse": the one with the least error
+    static       (lowest, highest) for all blocks: the data is not asked
+    scale_dtype  scales are rounded to it before the codes are made
+    """
+
+    bits: int
+    granularity: Granularity = "tensor"
+    affine: bool = False
+    clip: str = "none"
+    static: tuple[float, float] | None = None
+    scale_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= MAX_BITS:
+            raise ValueError(f"integers of {self.bits} bits: 1 to {MAX_BITS} will do")
+        if self.bits == 1 and not self.affine:
+            raise ValueError("symmetric integers need 2 bits: of 1 bit only 0 is left; take affine ones")
+        if self.clip not in ("none", "mse"):
+            raise ValueError(f"clip = {self.clip!r}: 'none' or 'mse'")
+        if self.static is not None:
+            check_finite(*self.static)
+            if not self.static[0] < self.static[1]:
+                raise ValueError(f"a static range from {self.static[0]} to {self.static[1]} is empty")
+            if self.clip == "mse":
+                raise ValueError("a static range is not searched: clip is 'none'")
+
+    @property
+    def levels(self) -> int:
+        return 1 << self.bits if self.affine else (1 << self.bits) - 1
+
+    def fit(self, matrix: Matrix, importance: Importance = None) -> "FittedIntegers":
+        """Scales that belong to no rows (tensor, columns) are made here, in one pass or, with a search, in two."""
+        block = block_shape(self.granularity, matrix.shape)
+        zero_dtype = "uint8" if self.bits <= 8 else "uint16"
+        zero: int | ZeroPoint = ZeroPoint(block, zero_dtype) if self.affine else (self.levels - 1) // 2
+        local = block[0] < matrix.shape[0]
+        fitted = FittedIntegers(self, Scheme(matrix.shape, self.levels, zero, None, (Scale(block, self.scale_dtype),)))
+        if local and self.static is None:
+            return fitted
+        rows, cols = matrix.shape
+        if self.static is not None:
+            grid = fitted.scheme.scales[0].grid(rows, cols)
+            low, high = (np.full(grid, end, np.float32) for end in self.static)
+        else:
+            low, high = _extremes(matrix, block)
+        scale, zeros = self.from_range(low, high)
+        if self.clip == "mse":
+            scale, zeros = self._search(matrix, importance, block, low, high)
+        if self.affine:
+            zero = ZeroPoint(block, zero_dtype, zeros)
+        return FittedIntegers(
+            self, Scheme(matrix.shape, self.levels, zero, None, (Scale(block, self.scale_dtype, scale),))
+        )
+
+    def from_range(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(scales, zero points int32) of blocks with values from ``low`` to ``high``; 0 is made to lie between them.
+
+        A block of zeros has scale 1. Raises ValueError if a scale is too small or too great for its dtype.
+        """
+        low, high = np.minimum(low, 0).astype(np.float64), np.maximum(high, 0).astype(np.float64)
+        if self.affine:
+            wanted = (high - low) / (self.levels - 1)
+        else:
+            wanted = np.maximum(-low, high) / ((self.levels - 1) // 2)
+        scale = usable_scale(wanted, self.scale_dtype)
+        if not self.affine:
+            return scale, np.full(scale.shape, (self.levels - 1) // 2, np.int32)
+        return scale, np.clip(np.rint(-low / scale), 0, self.levels - 1).astype(np.int32)
+
+    def to_codes(self, values: np.ndarray, scale: np.ndarray, zeros: np.ndarray) -> np.ndarray:
+        """int32 codes of ``values``, of a shape that scales and zero points broadcast to."""
+        k = np.rint(values / scale) + zeros
+        out: np.ndarray = np.clip(k, 0, self.levels - 1, out=k).astype(np.int32)
+        return out
+
+    def best(
+        self, values: np.ndarray, weights: np.ndarray | None, low: np.ndarray, high: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(scales, zero points) with the least error among shrunken ranges; ``values`` [..., members of the block]."""
+        best_scale, best_zero = self.from_range(low, high)
+        least = self._loss(values, weights, best_scale, best_zero)
+        for shrink in SHRINKS[1:]:
+            scale, zeros = self.from_range(low * shrink, high * shrink)
+            loss = self._loss(values, weights, scale, zeros)
+            better = loss < least
+            least = np.where(better, loss, least)
+            best_scale, best_zero = np.where(better, scale, best_scale), np.where(better, zeros, best_zero)
+        return best_scale, best_zero
+
+    def _loss(self, values: np.ndarray, weights: np.ndarray | None, scale: np.ndarray, zeros: np.ndarray) -> np.ndarray:
+        scale, zeros = scale[..., None], zeros[..., None]
+        error = (self.to_codes(values, scale, zeros) - zeros) * scale - values
+        error *= error
+        if weights is not None:
+            error *= weights
+        out: np.ndarray = error.sum(axis=-1, dtype=np.float64)
+        return out
+
+    def _search(
+        self, matrix: Matrix, importance: Importance, block: Shape, low: np.ndarray, high: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``best`` for blocks that reach over all rows: the loss of each shrunken range, summed over row blocks."""
+        choices = [self.from_range(low * shrink, high * shrink) for shrink in SHRINKS]
+        losses = np.zeros((len(SHRINKS), *low.shape))
+        for _, values, weights in weighted_blocks(matrix, importance):
+            members = by_block(values, block)
+            own = None if weights is None else by_block(np.broadcast_to(weights, values.shape), block)
+            for loss, (scale, zeros) in zip(losses, choices, strict=True):
+                loss += self._loss(members, own, scale, zeros)
+        chosen = np.argmin(losses, axis=0)[None]
+        scales, zero_points = (np.stack(values) for values in zip(*choices, strict=True))
+        return np.take_along_axis(scales, chosen, axis=0)[0], np.take_along_axis(zero_points, chosen, axis=0)[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedIntegers:
+    quantizer: Integers
+    scheme: Scheme
+
+    def encode(self, block: np.ndarray, first_row: int, importance: np.ndarray | None = None) -> Codes:
+        values = checked_block(block, self.scheme, first_row)
+        weights = checked_weights(importance, values.shape)
+        (scale,) = self.scheme.scales
+        if scale.values is not None and self.scheme.local(scale.block):  # static
+            first, last = first_row // scale.block[0], -(-(first_row + values.shape[0]) // scale.block[0])
+            own = scale.values[first:last]
+            zeros = self._zeros(first, last)
+        elif scale.values is not None:
+            own, zeros = scale.values, self._zeros(0, None)
+        else:
+            own, zeros = self._local(values, weights, scale.block)
+        codes = self.quantizer.to_codes(
+            values, per_block(own, scale.block, values.shape), per_block(zeros, scale.block, values.shape)
+        )
+        affine = isinstance(self.scheme.zero_point, ZeroPoint)
+        return Codes(codes.astype(self.scheme.code_dtype), (own,), zeros if affine else None)
+
+    def _zeros(self, first: int, last: int | None) -> np.ndarray:
+        zero = self.scheme.zero_point
+        if isinstance(zero, ZeroPoint):
+            assert zero.values is not None
+            return zero.values[first:last]
+        return np.full((1, 1), zero, np.int32)
+
+    def _local(self, values: np.ndarray, weights: np.ndarray | None, block: Shape) -> tuple[np.ndarray, np.ndarray]:
+        members = by_block(values, block)
+        low, high = members.min(axis=-1), members.max(axis=-1)
+        if self.quantizer.clip == "none":
+            return self.quantizer.from_range(low, high)
+        own = None if weights is None else by_block(np.broadcast_to(weights, values.shape), block)
+        return self.quantizer.best(members, own, low, high)
+
+
+def usable_scale(wanted: np.ndarray, dtype: str) -> np.ndarray:
+    """float32 scales, exact in ``dtype``, near ``wanted`` (>= 0); 1 where that is 0, the least positive one where it rounds
+    to 0. Raises ValueError if one overflows."""
+    scale = round_to(np.where(wanted > 0, wanted, 1), dtype)
+    if not np.isfinite(scale).all():
+        raise ValueError(f"a scale of {float(wanted.max()):g} is too great for {dtype}: take another scale dtype")
+    least = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126}[dtype]
+    out: np.ndarray = np.maximum(scale, np.float32(least))
+    return out
+
+
+def _extremes(matrix: Matrix, block: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest values of blocks that reach over all rows."""
+    low: np.ndarray | None = None
+    high = np.zeros((1, 1), np.float32)
+    for _, values, _ in weighted_blocks(matrix, None):
+        members = by_block(values, block)
+        least, most = members.min(axis=-1), members.max(axis=-1)
+        low, high = (least, most) if low is None else (np.minimum(low, least), np.maximum(high, most))
+    return (np.zeros((1, 1), np.float32), high) if low is None else (low, high)

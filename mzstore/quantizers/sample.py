@@ -1,0 +1,113 @@
+"""Sample: what one reading of a matrix tells about its values; counts and errors of any cells in a few microseconds."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mzstore.quantizers import Importance, Matrix, weighted_blocks
+
+LIMIT = 1 << 17  # values: the bits per weight of a design differ by less than 0.004 from those of all values
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """Values of a matrix in ascending order, and sums over them; with weights, each sum has them in it.
+
+    count       of all values of the matrix, as are ``low``, ``high`` and ``square`` (the weighted mean square)
+    share       values of the matrix for one of the sample
+    values      float32[n], ascending
+    """
+
+    shape: tuple[int, int]
+    count: int
+    low: float
+    high: float
+    square: float
+    values: np.ndarray
+    _weight: np.ndarray  # float64[n + 1]: sums of w, w x and w x x over values[:i]
+    _first: np.ndarray
+    _second: np.ndarray
+
+    @property
+    def share(self) -> float:
+        return self.count / max(1, self.values.size)
+
+    @property
+    def weight(self) -> float:
+        """The sum of the weights of the sample."""
+        return float(self._weight[-1])
+
+    def cells(self, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(counts, sums of w, of w x, of w x x) of the cells between ``bounds`` (ascending), n + 1 of them.
+
+        Cell i holds the values from bounds[i - 1] on, below bounds[i].
+        """
+        ends = np.concatenate([[0], np.searchsorted(self.values, bounds.astype(np.float32)), [self.values.size]])
+        return np.diff(ends), np.diff(self._weight[ends]), np.diff(self._first[ends]), np.diff(self._second[ends])
+
+
+def collect(
+    matrix: Matrix, importance: Importance = None, *, limit: int = LIMIT, factors: np.ndarray | None = None
+) -> Sample:
+    """Read ``matrix`` once; ``limit`` values of it, evenly spread, make the sample.
+
+    With ``factors`` (float32[cols]) it is a sample of value * factor, without weights: the factors stand for them. Raises ValueError for NaN, infinity, bad weights, or if all weights are 0.
+    """
+    rows, cols = matrix.shape
+    stride = _stride(rows * cols, cols, limit)
+    taken, heavy = [], []
+    low, high, square, total = np.inf, -np.inf, 0.0, 0.0
+    for first, block, weights in weighted_blocks(matrix, importance):
+        if factors is not None:
+            block, weights = block * factors, None
+        if not block.size:
+            continue
+        low, high = min(low, float(block.min())), max(high, float(block.max()))
+        flat = block.reshape(-1)
+        start = -(first * cols) % stride
+        taken.append(flat[start::stride].copy())
+        if weights is None:
+            square += float(np.dot(flat, flat))
+            total += flat.size
+        else:
+            whole = np.broadcast_to(weights, block.shape).reshape(-1)
+            square += float(np.dot(flat * flat, whole))
+            total += float(whole.sum(dtype=np.float64))
+            heavy.append(whole[start::stride].copy())
+    values = np.concatenate(taken) if taken else np.zeros(0, np.float32)
+    if values.size and total <= 0:
+        raise ValueError("the importance of every value is 0")
+    if heavy:
+        weight = np.concatenate(heavy).astype(np.float64)
+        order = np.argsort(values, kind="stable")
+        values, weight = values[order], weight[order]
+    else:
+        values = np.sort(values)
+        weight = np.ones(values.size)
+    wide = values.astype(np.float64)
+    return Sample(
+        (rows, cols),
+        rows * cols,
+        low if values.size else 0.0,
+        high if values.size else 0.0,
+        square / total if total else 0.0,
+        values,
+        *(np.concatenate([[0.0], np.cumsum(terms)]) for terms in (weight, weight * wide, weight * wide * wide)),
+    )
+
+
+def column_roots(importance: np.ndarray, *, most: float = 16.0) -> np.ndarray:
+    """float32[cols]: the square roots of column weights, their mean square 1, none ``most`` times below or above that."""
+    weights = np.asarray(importance, np.float64)
+    if weights.size == 0 or not weights.max() > 0:
+        raise ValueError("the importance of every value is 0")
+    out: np.ndarray = np.clip(np.sqrt(weights / weights.mean()), 1 / most, most).astype(np.float32)
+    return out
+
+
+def _stride(count: int, cols: int, limit: int) -> int:
+    """The step between the values that are taken: one that visits every column alike."""
+    stride = max(1, -(-count // limit))
+    while np.gcd(stride, max(1, cols)) != 1:
+        stride += 1
+    return stride
