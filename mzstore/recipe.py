@@ -35,7 +35,7 @@ from mzstore.tensors import MAX_NDIM, TensorSpec
 CONDITIONS = ("name", "dtype", "ndim", "shape", "min_size", "max_size")
 TARGETS = ("bits", "nmse", "snr_db", "max_error")
 QUANTIZABLE = ("float16", "bfloat16", "float32", "float64")
-SCALES = ("tensor", "row", "column", "row*column", "group", "tile")
+SCALES = ("tensor", "row", "column", "group", "tile")
 FIXED_CODEBOOKS = ("nf4", "fp4")
 MAX_BITS = 16
 GROUPS = MappingProxyType({"mxfp8": 32, "mxfp4": 32, "nvfp4": 16})  # that are not a choice
@@ -285,6 +285,8 @@ class Rule:
         group = self.group or GROUPS.get(str(self.quantizer), 1)
         if columns % group:
             return f"{columns} values along the last axis are no multiple of groups of {group}"
+        if self.tile is not None and self.tile[0] > 1 and len(spec.shape) > 2:
+            return f"tile = {list(self.tile)} is for matrices, and this tensor has {len(spec.shape)} axes"
         if columns % (self.dimension or 1):
             return f"{columns} values along the last axis are no multiple of dimension = {self.dimension}"
         return None
@@ -508,7 +510,7 @@ _CHECKS: Mapping[str, Callable[[str, object], object]] = MappingProxyType(
         "nmse": _number("above 0 and below 1", lambda v: 0 < v < 1),
         "snr_db": _number("above 0 and up to 150", lambda v: 0 < v <= 150),
         "max_error": _number(f"above 0 {_FLOAT32}", lambda v: 1e-37 <= v <= 3e38),
-        "step": _number(f"above 0 {_FLOAT32}", lambda v: 1e-37 <= v <= 3e38),
+        "step": _number("from 1e-36 to 1e36", lambda v: 1e-36 <= v <= 1e36),
         "levels": _integer(2, MAX_LEVELS),
         "lagrangian": _number("from 0 to 1", lambda v: 0 <= v <= 1),
         "scales": _one_of(*SCALES),
@@ -526,8 +528,8 @@ _CHECKS: Mapping[str, Callable[[str, object], object]] = MappingProxyType(
 KEYS = tuple(key.name for key in fields(Rule))
 ACTIONS = tuple(key for key in KEYS if key not in (*CONDITIONS, "encoding", "on_error"))
 
-# Below this a tensor in bfloat16 has 32 KiB, of which 4 bits per weight would save some 13 after lossless coding: small
-# tensors (types of tokens, routers of few experts, relative positions) are a thousandth of a model and touch all of it.
+# Below this a tensor in bfloat16 has 32 KiB, of which 4 bits per weight save some 12 more than lossless coding: small
+# tensors (types of tokens, routers of few experts, relative positions) are a small part of a model and touch all of it.
 MIN_SIZE = 16384
 DEFAULTS = (
     Rule(dtype=tuple(name for name in DTYPES if name not in QUANTIZABLE), encoding="lossless"),

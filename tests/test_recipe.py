@@ -115,6 +115,7 @@ BAD = [
     ({"quux": 1}, "unknown key 'quux': one of name, dtype, "),
     ({"quantizer": "symetric", "bits": 4}, "quantizer = 'symetric': did you mean 'symmetric'?"),
     ({"quantizer": 4}, "quantizer = 4: one of uniform, symmetric, "),
+    ({"quantizer": "affine", "bits": 4, "scales": "rows"}, "scales = 'rows': did you mean 'row'?"),
     ({"bits": 4, "scale_dtype": "float64"}, "scale_dtype = 'float64': did you mean"),
     ({"dtype": "bfloat", "bits": 4}, "dtype = 'bfloat': did you mean 'bfloat16'?"),
     ({"bits": "4"}, "bits = '4': a number above 0 and up to 16 will do"),
@@ -125,7 +126,7 @@ BAD = [
     ({"nmse": 1}, "nmse = 1: a number above 0 and below 1"),
     ({"snr_db": -3}, "snr_db = -3: a number above 0"),
     ({"max_error": 10**400}, "a number above 0 that float32 holds"),
-    ({"step": 1e-60}, "step = 1e-60: a number above 0 that float32 holds"),
+    ({"step": 1e-60}, "step = 1e-60: a number from 1e-36 to 1e36 will do"),
     ({"bits": 4, "levels": 1}, "levels = 1: an integer from 2 to 65536"),
     ({"bits": 4, "levels": 16.0}, "levels = 16.0: an integer"),
     ({"bits": 4, "name": []}, "name = []: no tensor matches"),
@@ -421,6 +422,11 @@ def test_without_the_defaults_a_rule_takes_what_it_says(recipe):
             {"quantizer": "mxfp4"},
             spec(shape=(99, 48)),
             "48 values along the last axis are no multiple of groups of 32",
+        ),
+        (
+            {"quantizer": "affine", "bits": 4, "tile": [8, 8]},
+            spec(shape=(64, 64, 64)),
+            "tile = [8, 8] is for matrices, and this tensor has 3 axes",
         ),
         ({"quantizer": "nvfp4"}, spec(shape=(99, 40)), "no multiple of groups of 16"),
         (
