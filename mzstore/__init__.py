@@ -7,6 +7,7 @@ from mzstore.convert import convert
 from mzstore.diff import diff
 from mzstore.errors import CorruptError, FormatError, MzError, StorageError, UnsupportedError
 from mzstore.model import Model, Tensor, open  # noqa: A004  mzstore.open is what users type
+from mzstore.recipe import Recipe, Rule
 from mzstore.storage import Retry
 from mzstore.verify import verify
 from mzstore.version import __version__
@@ -17,7 +18,9 @@ __all__ = [
     "FormatError",
     "Model",
     "MzError",
+    "Recipe",
     "Retry",
+    "Rule",
     "StorageError",
     "Tensor",
     "UnsupportedError",

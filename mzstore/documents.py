@@ -6,22 +6,25 @@ Behind it everything is typed and checked (FORMAT.md section 6).
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from mzstore.arrays import Array, integers
 from mzstore.dtypes import DTYPES, DType
-from mzstore.encodings import Part, chunk_path
+from mzstore.encodings import Part, SinglePart, chunk_path, first_of
+from mzstore.encodings.combined import Combined, component_name
 from mzstore.encodings.planes import Planes
+from mzstore.encodings.quantized import Quantized
 from mzstore.encodings.raw import Raw
+from mzstore.encodings.sparse import Sparse
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.narrow import NARROWER
 from mzstore.nodes import ASSETS, LAYOUTS, RESERVED, is_node_name
 from mzstore.tensors import TensorSpec, check_name
 
 FORMAT = 1
-FEATURES = frozenset({"planes"})
+FEATURES = frozenset({"planes", "quantized", "sparse"})
 DOCUMENT = "zarr.json"
 CONVENTION = {
     "uuid": "6f0f3a4e-52d1-4c57-9b0a-1f8c2f6d7e90",
@@ -29,6 +32,9 @@ CONVENTION = {
     "description": "Model tensors as Zarr arrays, or as groups of component arrays",
 }
 MAX_DOCUMENT_NBYTES = 1 << 28
+MAX_PARTS = 8
+# The one array that a tensor of one component is.
+ONLY_ARRAY = {"raw": "values", "planes": "planes", "quantized": "codes"}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -42,6 +48,7 @@ class TensorEntry:
     sha256: str  # of the words, little endian, in row-major order
     part: Part | None = None
     same_as: str = ""
+    lossy: Mapping[str, Any] | None = None  # of values that were changed: what was asked for, and what was reached
 
     def documents(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(key of the node, document) of the tensor's node and all below it."""
@@ -50,8 +57,10 @@ class TensorEntry:
         if self.part is None:
             yield self.node, _group({"mzstore": about | {"same_as": self.same_as}})
             return
+        if self.lossy is not None:
+            about["lossy"] = dict(self.lossy)
         narrower = {} if self.part.dtype == self.spec.dtype else {"dtype": self.part.dtype.name}
-        about["parts"] = [self.part.to_json() | narrower]
+        about["parts"] = [part.to_json() | narrower for part in parts_of(self.part)]
         first, *more = self.part.components
         if not more:
             yield self.node, first.array.to_json({"mzstore": about})
@@ -63,10 +72,7 @@ class TensorEntry:
     @property
     def n_chunks(self) -> int:
         """Number of chunks that this tensor has in the container."""
-        if self.part is None:
-            return 0
-        constant = isinstance(self.part, Raw) and self.part.constant
-        return len(self.part.components) * (1 if constant else self.part.grid.n_chunks)
+        return sum(component.array.grid.n_chunks for component in self.part.components) if self.part else 0
 
     def chunk_keys(self) -> Iterator[str]:
         """Keys of all chunks that this tensor has in the container, in the order in which they are written."""
@@ -76,7 +82,8 @@ class TensorEntry:
         constant = isinstance(part, Raw) and part.constant
         for chunk in [(0,) * len(part.grid.shape)] if constant else part.grid.chunks():
             for component in part.components:
-                yield f"{self.node}/{chunk_path(part, component, chunk)}"
+                if first_of(part, component, chunk):
+                    yield f"{self.node}/{chunk_path(part, component, chunk)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +144,16 @@ class ModelDocument:
 
     def features(self) -> list[str]:
         """What a reader must know beyond ``raw`` to read all of this model."""
-        return sorted({entry.part.encoding for entry in self.tensors.values() if entry.part} - {"raw"})
+        return sorted(_encodings(self.tensors.values()) - {"raw"})
+
+
+def parts_of(part: Part) -> tuple[SinglePart, ...]:
+    """The parts that ``part`` is made of, in order: itself, or those that it combines."""
+    return part.parts if isinstance(part, Combined) else (cast(SinglePart, part),)
+
+
+def _encodings(entries: Iterable[TensorEntry]) -> set[str]:
+    return {part.encoding for entry in entries if entry.part for part in parts_of(entry.part)}
 
 
 def dump(doc: Mapping[str, Any]) -> bytes:
@@ -204,7 +220,7 @@ def parse(root: dict[str, Any], *, where: str) -> ModelDocument:
     if not isinstance(metadata, dict):
         raise FormatError("'metadata' is not an object", where=where, clause="root-5")
     tensors = _tensors(below, where=where)
-    used = {entry.part.encoding for entry in tensors.values() if entry.part} - {"raw"}
+    used = _encodings(tensors.values()) - {"raw"}
     if used - set(features):
         raise FormatError(
             f"encoding {min(used - set(features))!r} is used but is not in 'features'", where=where, clause="root-3"
@@ -294,7 +310,9 @@ def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], *, where: 
             raise FormatError("a reference has parts or arrays, or is not a string", where=where, clause="tensor-5")
         return TensorEntry(spec, node, sha256, same_as=about["same_as"])
     match about.get("parts"):
-        case [{"encoding": "raw" | "planes" as encoding} as doc_of_part]:
+        case [{"encoding": "raw" | "planes" | "quantized" as encoding}, *more] as parts if len(
+            parts
+        ) <= MAX_PARTS and all(isinstance(other, dict) and other.get("encoding") == "sparse" for other in more):
             pass
         case parts:
             raise UnsupportedError(f"parts {parts!r:.200} are unknown; upgrade mzstore", where=where, clause="tensor-4")
@@ -304,16 +322,47 @@ def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], *, where: 
         )
     arrays = {name: Array.from_json(child, where=f"{where}/{name}") for name, child in children.items()}
     if not arrays:
-        arrays = {"values" if encoding == "raw" else "planes": Array.from_json(doc, where=where)}
-    stored = _stored(spec, doc_of_part.get("dtype", dtype), where=where)
+        arrays = {ONLY_ARRAY[encoding]: Array.from_json(doc, where=where)}
+    lossy = about.get("lossy")
+    if lossy is not None and not isinstance(lossy, dict):
+        raise FormatError("'lossy' is not an object", where=where, clause="tensor-6")
+    part = _combined(spec, parts, arrays, where=where)
+    return TensorEntry(spec, node, sha256, part, lossy=lossy)
+
+
+def _combined(spec: TensorSpec, docs: list[dict[str, Any]], arrays: dict[str, Array], *, where: str) -> Part:
+    """The part, or the parts combined, of ``docs``; each takes those of ``arrays`` whose names are its own."""
+    parts: list[SinglePart] = []
+    left = dict(arrays)
+    for i, doc in reversed(list(enumerate(docs))):  # the names of the first part have no number in front
+        prefix = component_name(i, "")
+        own = {name.removeprefix(prefix): left.pop(name) for name in list(left) if name.startswith(prefix)}
+        try:
+            parts.insert(0, _part(spec, doc, own, where=where))
+        except ValueError as error:
+            raise FormatError(str(error), where=where, clause=f"{doc['encoding']}-1") from error
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].dtype != spec.dtype:
+        raise FormatError("values stored as another dtype, and more parts", where=where, clause="narrow-1")
     try:
-        if encoding == "planes":
-            return TensorEntry(spec, node, sha256, Planes.from_json(doc_of_part, stored, spec.word_shape, arrays))
-        if arrays.keys() != {"values"} or children:
-            raise ValueError("'raw' is one array")
-        return TensorEntry(spec, node, sha256, Raw(stored, spec.word_shape, arrays["values"]))
+        return Combined(tuple(parts))
     except ValueError as error:
-        raise FormatError(str(error), where=where, clause=f"{encoding}-1") from error
+        raise FormatError(str(error), where=where, clause="tensor-7") from error
+
+
+def _part(spec: TensorSpec, doc: dict[str, Any], arrays: dict[str, Array], *, where: str) -> SinglePart:
+    stored = _stored(spec, doc.get("dtype", spec.dtype.name), where=where)
+    match doc["encoding"]:
+        case "planes":
+            return Planes.from_json(doc, stored, spec.word_shape, arrays)
+        case "quantized":
+            return Quantized.from_json(doc, stored, spec.shape, arrays)
+        case "sparse":
+            return Sparse.from_json(doc, stored, spec.word_shape, arrays)
+    if arrays.keys() != {"values"}:
+        raise ValueError("'raw' is one array")
+    return Raw(stored, spec.word_shape, arrays["values"])
 
 
 def _stored(spec: TensorSpec, name: object, *, where: str) -> DType:

@@ -11,7 +11,7 @@ from mzstore import kernels
 from mzstore.arrays import Array
 from mzstore.documents import dump
 from mzstore.dtypes import DTYPES, DType
-from mzstore.encodings import Coding, Part, chunk_path
+from mzstore.encodings import Coding, chunk_path
 from mzstore.encodings.planes import MAX_RANKED_WORDS, MAX_SYMBOLS, Planes
 from mzstore.encodings.raw import Raw, constant_array
 from mzstore.grid import Grid, choose_chunk_shape
@@ -50,7 +50,7 @@ MOST_ESCAPES = 1 / 512  # of the words of a chunk: 0.06 bits each
 class Choice:
     """How a tensor is to be stored."""
 
-    part: Part
+    part: Raw | Planes
     coding: Coding
 
 
@@ -248,10 +248,9 @@ def _raw_array(dtype: DType, shape: tuple[int, ...]) -> Array:
     return Array(shape, choose_chunk_shape(shape, dtype.word.itemsize), dtype.disk, zstd=False)
 
 
-def _resized(part: Part, shape: tuple[int, ...]) -> Part:
+def _resized(part: Raw | Planes, shape: tuple[int, ...]) -> Raw | Planes:
     """``part`` for one chunk of ``shape``."""
     grid = Grid(shape, shape)
     if isinstance(part, Raw):
         return replace(part, shape=shape, array=replace(part.array, shape=shape, chunk_shape=shape))
-    assert isinstance(part, Planes)
     return part.over(grid)

@@ -4,6 +4,7 @@ The way of a tensor: is it equal to one before? choose how to store it; then row
 encode the chunks in threads, write the payloads in order. The documents follow at the end, the root last.
 """
 
+import functools
 import hashlib
 import math
 import os
@@ -36,6 +37,7 @@ from mzstore.errors import FormatError
 from mzstore.model import check_threads
 from mzstore.nodes import LAYOUTS, Namer
 from mzstore.progress import progress
+from mzstore.recipe import Recipe, Rule
 from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays
 from mzstore.storage import Options
 from mzstore.version import __version__
@@ -44,6 +46,7 @@ PREFIX_NBYTES = 64 << 10  # two tensors that differ at all mostly differ here
 MAX_METADATA_DEPTH = 400  # FORMAT.md lets a reader refuse 500, and the root document adds some
 
 Target = str | os.PathLike[str] | BinaryIO
+Importances = Mapping[str, Any]  # name -> array, see ``save``
 
 
 def save(
@@ -52,15 +55,20 @@ def save(
     *,
     metadata: Mapping[str, Any] | None = None,
     assets: Mapping[str, bytes | str | os.PathLike[str]] | None = None,
+    recipe: Recipe | None = None,
+    importance: Importances | None = None,
     level: Level = "balanced",
     kind: Kind | None = None,
     threads: int | None = None,
     show_progress: bool | None = None,
     storage_options: Options = None,
 ) -> None:
-    """Write ``tensors`` (name -> array of NumPy or tensor of PyTorch) losslessly to a path, URL or binary file object.
+    """Write ``tensors`` (name -> array of NumPy or tensor of PyTorch) to a path, URL or binary file object.
 
     metadata  anything JSON can hold
+    recipe    which tensors are quantized, and how; None: all stay lossless
+    importance  for quantized tensors, by name: how much the squared error of each column (one number for each index of
+              the last axis, such as an activation's second moment) or of each value (an array like the tensor) matters
     assets    small files that travel along: relative path -> content, or the path of a file
     level     ``fast`` (to decode), ``balanced``, ``max`` (smallest)
     kind      ``archive`` or ``tree``; None: a tree if the name ends in ``.zarr`` or a slash, else an archive
@@ -72,7 +80,15 @@ def save(
     """
     source = from_arrays(tensors, metadata or {}, assets or {})
     write(
-        location, source, level=level, kind=kind, threads=threads, show_progress=show_progress, options=storage_options
+        location,
+        source,
+        recipe=recipe,
+        importance=importance,
+        level=level,
+        kind=kind,
+        threads=threads,
+        show_progress=show_progress,
+        options=storage_options,
     )
 
 
@@ -80,6 +96,8 @@ def write(
     location: Target,
     source: ModelSource,
     *,
+    recipe: Recipe | None = None,
+    importance: Importances | None = None,
     level: Level = "balanced",
     kind: Kind | None = None,
     threads: int | None = None,
@@ -100,7 +118,7 @@ def write(
     ):
         workers = stack.enter_context(_threads(threads)) if threads > 1 else None
         hasher = stack.enter_context(_threads(1)) if threads > 1 else None
-        model = _ModelWriter(writer, level, workers, hasher, 2 * threads, done)
+        model = _ModelWriter(writer, level, workers, hasher, 2 * threads, done, recipe, importance or {})
         try:
             for tensor in source.tensors:
                 model.add(tensor)
@@ -149,9 +167,14 @@ class _Written:
 
     entry: TensorEntry
     digest: Callable[[], str]
+    source_digest: Callable[[], str]  # the same, but for values that were changed
+    rule: Rule | None = None
+    quality: Callable[[TensorEntry], Mapping[str, Any]] | None = None
 
     def settle(self) -> TensorEntry:
         self.entry = replace(self.entry, sha256=self.digest())
+        if self.quality:
+            self.entry = replace(self.entry, lossy=self.quality(self.entry))
         return self.entry
 
 
@@ -164,10 +187,12 @@ class _ModelWriter:
         hasher: Executor | None,
         most: int,
         done: Callable[[int], None],
+        recipe: Recipe | None,
+        importance: Importances,
     ) -> None:
         self._writer, self._level, self._workers, self._hasher = writer, level, workers, hasher
-        self._most, self._done = most, done
-        self._pending: deque[tuple[str, Future[list[Payload]]]] = deque()
+        self._most, self._done, self._recipe, self._importance = most, done, recipe, importance
+        self._pending: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
         self._hashing: deque[Future[None]] = deque()
         self._namer = Namer()
         self._written: dict[str, _Written] = {}
@@ -184,18 +209,65 @@ class _ModelWriter:
             spec.shape,
             hashlib.sha256(_bytes(source.read(0, min(size, PREFIX_NBYTES // spec.dtype.word.itemsize)))).digest(),
         )
-        alike = self._by_prefix.setdefault(prefix, [])
+        rule = self._recipe.rule_for(spec) if self._recipe else None
+        alike = [other for other in self._by_prefix.setdefault(prefix, []) if other.rule == rule]
         if alike and spec.nbytes:
             digest = _digest(source)
             for other in alike:
-                if other.digest() == digest:
-                    self._keep(_Written(TensorEntry(spec, node, digest, same_as=other.entry.node), lambda: digest))
+                if other.source_digest() == digest:
+                    self._keep(
+                        _Written(TensorEntry(spec, node, "", same_as=other.entry.node), other.digest, lambda: digest)
+                    )
                     self._done(spec.nbytes)
                     return
-        choice = choose(source, self._level)
-        written = _Written(TensorEntry(spec, node, "", choice.part), self._store(source, node, choice))
+        written = (rule and self._quantized(source, node, rule)) or self._lossless(source, node)
         self._keep(written)
-        alike.append(written)
+        self._by_prefix[prefix].append(written)
+
+    def _lossless(self, source: TensorSource, node: str) -> _Written:
+        choice = choose(source, self._level)
+        digest = self._store(source, node, choice)
+        return _Written(TensorEntry(source.spec, node, "", choice.part), digest, digest)
+
+    def _quantized(self, source: TensorSource, node: str, rule: Rule) -> _Written | None:
+        """None if the rule lets this tensor stay lossless because it cannot be quantized."""
+        from mzstore.quantize import ENTRY_NBYTES, Encoded, Errors, prepare
+
+        spec = source.spec
+        try:
+            lossy = prepare(source, rule, self._importance.get(spec.name))
+        except ValueError:
+            if rule.on_error == "lossless":
+                return None
+            raise
+        errors, digest = Errors(), hashlib.sha256()
+        last: Callable[[], None] = lambda: None  # noqa: E731
+
+        def keep(encoded: Encoded) -> None:
+            nonlocal errors, last
+            self._write(node, encoded.payloads)
+            stored = sum(len(p.data) + ENTRY_NBYTES + 2 * len(f"{node}/{p.path}") for p in encoded.payloads)
+            errors += replace(encoded.errors, stored_nbytes=stored)
+            last = self._hash(digest, encoded.words)
+            self._done(encoded.words.nbytes)
+
+        for start, shape, chunks in lossy.part.grid.row_blocks():
+            block = source.read(start, start + math.prod(shape)).reshape(shape)
+            self._work(keep, lossy.encode, block, start, chunks)
+
+        def finished() -> str:
+            self._drain(0)
+            last()
+            return digest.hexdigest()
+
+        def quality(entry: TensorEntry) -> Mapping[str, Any]:
+            documents = sum(len(zlib.compress(dump(doc))) for _, doc in entry.documents())
+            total = replace(errors, stored_nbytes=errors.stored_nbytes + 2 * documents)  # consolidated, too
+            return {"asked": lossy.asked, "reached": total.to_json(spec.nbytes)}
+
+        return _Written(
+            TensorEntry(spec, node, "", lossy.part), finished, functools.cache(lambda: _digest(source)), rule, quality
+        )
 
     def _keep(self, written: _Written) -> None:
         self._written[written.entry.spec.name] = written
@@ -237,16 +309,20 @@ class _ModelWriter:
         return future.result
 
     def _encode(self, node: str, choice: Choice, block: np.ndarray, chunk: tuple[int, ...], dtype: DType) -> None:
+        self._work(lambda found: self._write(node, found), payloads, choice, block, chunk, dtype)
+
+    def _work(self, keep: Callable[[Any], None], function: Callable[..., Any], *args: Any) -> None:
+        """``keep(function(*args))``: the function in a thread, if there are some, and ``keep`` here, in the order of calls."""
         if self._workers is None:
-            self._write(node, payloads(choice, block, chunk, dtype))
+            keep(function(*args))
             return
-        self._pending.append((node, self._workers.submit(payloads, choice, block, chunk, dtype)))
+        self._pending.append((self._workers.submit(function, *args), keep))
         self._drain(self._most)
 
     def _drain(self, most: int) -> None:
         while len(self._pending) > most:
-            node, future = self._pending.popleft()
-            self._write(node, future.result())
+            future, keep = self._pending.popleft()
+            keep(future.result())
 
     def _write(self, node: str, found: list[Payload]) -> None:
         for payload in found:

@@ -53,18 +53,18 @@ class Part(Protocol):
     def component_chunk(self, component: Component, chunk: tuple[int, ...]) -> tuple[int, ...]:
         """Position of ``chunk`` of the grid in the grid of the component."""
 
-    def to_json(self) -> dict[str, object]: ...
-
-    def encode(self, words: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
-        """The bodies of one chunk, one for each component; ``words`` has the chunk's shape
-        and is contiguous along its last axis."""
-
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Fill ``out`` (words, of the shape that ``source`` cuts from the chunk, last axis contiguous).
 
         ``read(i)`` gives the bytes of the chunk of component ``i``, decompressed and checked, valid until the
-        next call for that component. Raises CorruptError before anything is written.
+        next call for that component. Raises CorruptError, a single part before anything is written.
         """
+
+
+class SinglePart(Part, Protocol):
+    """A part that has a document of its own: all but ``Combined``."""
+
+    def to_json(self) -> dict[str, object]: ...
 
 
 def chunk_path(part: Part, component: Component, chunk: tuple[int, ...]) -> str:
@@ -74,6 +74,15 @@ def chunk_path(part: Part, component: Component, chunk: tuple[int, ...]) -> str:
     """
     key = component.array.chunk_key(part.component_chunk(component, chunk))
     return key if len(part.components) == 1 else f"{component.name}/{key}"
+
+
+def first_of(part: Part, component: Component, chunk: tuple[int, ...]) -> bool:
+    """Whether ``chunk`` is the first in row-major order that has this chunk of the component: the one it is written with."""
+    own = part.component_chunk(component, chunk)
+    return not any(
+        n and part.component_chunk(component, (*chunk[:axis], n - 1, *chunk[axis + 1 :])) == own
+        for axis, n in enumerate(chunk)
+    )
 
 
 def read_chunk(component: Component, payload: memoryview, *, where: str) -> np.ndarray:

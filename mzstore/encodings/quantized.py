@@ -1,0 +1,366 @@
+"""Encoding ``quantized``: codes that stand for values, and what these are multiplied with (FORMAT.md section 8.4).
+
+    value = table(code) * scale_1 * scale_2 ...        in float32, from left to right, then rounded to the dtype
+
+where table(code) is code - zero_point, or codebook[code]. Codes of a small alphabet share a byte; of codes beyond 8 bits the
+low bits, which hardly shrink, stand in an array of their own.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mzstore.arrays import Array, integers
+from mzstore.dtypes import DTYPES, DType
+from mzstore.encodings import Component
+from mzstore.errors import CorruptError
+from mzstore.grid import Grid
+from mzstore.quantizers import MAX_DIMENSION, MAX_LEVELS, Scale, Scheme, ZeroPoint
+from mzstore.quantizers.decoding import DTYPES_OUT, Decoder, Local
+from mzstore.quantizers.packing import BASES, digits, packed_cols, per_byte
+
+MAX_SCALES = 4
+MAX_LISTED = 256  # numbers of a codebook that stand in the document
+SCALE_DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}  # dtype -> Zarr data type
+ZERO_POINT_DTYPES = {"uint8": "uint8", "uint16": "uint16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Blocked:
+    """Numbers, one for each block of ``block`` values; blocks at the far edges are smaller."""
+
+    block: tuple[int, ...]
+    dtype: str  # a key of SCALE_DTYPES or ZERO_POINT_DTYPES
+    array: Array
+
+
+def blocked_array(grid: Grid, block: tuple[int, ...], data_type: str) -> Array:
+    """The array of a Blocked over ``grid``. Raises ValueError if no chunk could find its own numbers in it."""
+    lead = tuple(zip(block[:-1], grid.shape[:-1], strict=False))
+    if len(block) != len(grid.shape) or not (
+        len(block) == 2 or all(b == 1 for b, _ in lead) or all(b == n for b, n in lead)
+    ):
+        raise ValueError(f"blocks of {block} in a tensor of {grid.shape}")
+    chunks = []
+    for extent, n, c in zip(block, grid.shape, grid.chunk_shape, strict=True):
+        if not 1 <= extent <= n or (extent < n and c < n and c % extent):
+            raise ValueError(f"blocks of {block} do not fit chunks of {grid.chunk_shape} in a tensor of {grid.shape}")
+        chunks.append(1 if extent >= n else -(-c // extent))
+    shape = tuple(-(-n // extent) for n, extent in zip(grid.shape, block, strict=True))
+    return Array(shape, tuple(chunks), data_type, zstd=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """``quantized`` bound to a tensor of floats. One that exists is valid; ValueError otherwise.
+
+    levels      codes are 0 .. levels - 1
+    per_byte    codes in a byte of ``codes``: a key of BASES, whose value the levels are where it is more than 1
+    low_bits    bits of a code that stand in ``low``; those above them stand in ``codes``
+    zero_point  of all codes, or of blocks; 0 where there is a codebook
+    codebook    what the codes stand for: float32[levels], or [levels, d] for d neighbours on the last axis; None: uniform
+    scales      numbers of float32, or blocks of them
+    """
+
+    dtype: DType
+    grid: Grid
+    levels: int
+    codes: Array
+    per_byte: int = 1
+    low_bits: int = 0
+    low: Array | None = None
+    zero_point: int | Blocked = 0
+    codebook: np.ndarray | Array | None = field(default=None, compare=False)
+    scales: tuple[float | Blocked, ...] = ()
+    components: tuple[Component, ...] = field(init=False, repr=False, compare=False)
+    _decoder: Decoder | None = field(init=False, repr=False, compare=False)  # made when it is needed
+
+    def __post_init__(self) -> None:
+        ndim = len(self.grid.shape)
+        if self.dtype.name not in DTYPES_OUT or not ndim or 0 in self.grid.shape:
+            raise ValueError(f"a tensor of {self.dtype.name} with {ndim} dimensions is not quantized")
+        if not 1 <= self.levels <= MAX_LEVELS or not 0 <= self.low_bits <= 8 or self.per_byte not in BASES:
+            raise ValueError(f"{self.levels} levels, {self.low_bits} low bits, {self.per_byte} codes in a byte")
+        if self.per_byte > 1 and (self.low_bits or self.levels != BASES[self.per_byte]):
+            raise ValueError(f"{self.per_byte} codes in a byte have {BASES[self.per_byte]} levels and no low bits")
+        if self.levels > 256 << self.low_bits:
+            raise ValueError(f"{self.levels} levels do not fit a byte and {self.low_bits} bits")
+        if self.codebook is not None:
+            self._check_codebook(self.codebook)
+        d = self.dimension
+        if self.grid.shape[-1] % d or (self.grid.counts[-1] > 1 and self.grid.chunk_shape[-1] % (d * self._codes_unit)):
+            raise ValueError(
+                f"chunks of {self.grid.chunk_shape} in {self.grid.shape} cut bytes or groups of {d} values"
+            )
+        self._check_array("codes", self.codes, packed_array(self.grid, d, self.per_byte))
+        if self.low_bits:
+            self._check_array("low", self.low, packed_array(self.grid, d, per_byte(1 << self.low_bits)))
+        elif self.low is not None:
+            raise ValueError("an array of low bits, of which there are none")
+        components = [Component("codes", self.codes), *([Component("low", self.low)] if self.low else [])]
+        for i, scale in enumerate(self.scales):
+            if isinstance(scale, Blocked):
+                self._check_blocked(scale, SCALE_DTYPES)
+                components.append(Component(scale_name(i), scale.array))
+            elif not math.isfinite(scale) or float(np.float32(scale)) != scale:
+                raise ValueError(f"scale {scale!r} is not a number of float32")
+        if isinstance(self.zero_point, Blocked):
+            self._check_blocked(self.zero_point, ZERO_POINT_DTYPES)
+            components.append(Component("zero_point", self.zero_point.array))
+        elif not -MAX_LEVELS <= self.zero_point <= MAX_LEVELS:
+            raise ValueError(f"zero point {self.zero_point}")
+        if isinstance(self.codebook, Array):
+            components.append(Component("codebook", self.codebook))
+        object.__setattr__(self, "components", tuple(components))
+        object.__setattr__(self, "_decoder", None)
+
+    @property
+    def encoding(self) -> str:
+        return "quantized"
+
+    @property
+    def dimension(self) -> int:
+        """Values for one code."""
+        return self.codebook.shape[1] if self.codebook is not None and len(self.codebook.shape) == 2 else 1
+
+    @property
+    def _codes_unit(self) -> int:
+        """Chunks that are not alone on the last axis have a multiple of so many codes there."""
+        return math.lcm(self.per_byte, per_byte(1 << self.low_bits) if self.low_bits else 1)
+
+    def _check_codebook(self, codebook: np.ndarray | Array) -> None:
+        if self.zero_point != 0:
+            raise ValueError("both a codebook and a zero point")
+        if isinstance(codebook, Array):
+            one_chunk = codebook.chunk_shape == codebook.shape
+            fits = codebook.data_type == "float32" and codebook.shape[:1] == (self.levels,) and one_chunk
+            if not fits or len(codebook.shape) > 2 or not 1 <= math.prod(codebook.shape[1:]) <= MAX_DIMENSION:
+                raise ValueError(f"a codebook of {codebook.data_type} {codebook.shape} for {self.levels} levels")
+        elif codebook.shape != (self.levels,) or self.levels > MAX_LISTED or not np.isfinite(codebook).all():
+            raise ValueError(f"a codebook of {codebook.shape} finite numbers for {self.levels} levels")
+
+    def _check_array(self, name: str, array: Array | None, expected: Array) -> None:
+        if array is None:
+            raise ValueError(f"no array {name!r}")
+        if (array.data_type, array.shape, array.chunk_shape) != (
+            expected.data_type,
+            expected.shape,
+            expected.chunk_shape,
+        ):
+            raise ValueError(
+                f"{name!r} is {array.data_type} {array.shape} in chunks of {array.chunk_shape}, "
+                f"not {expected.data_type} {expected.shape} of {expected.chunk_shape}"
+            )
+
+    def _check_blocked(self, blocked: Blocked, dtypes: dict[str, str]) -> None:
+        if blocked.dtype not in dtypes:
+            raise ValueError(f"numbers of {blocked.dtype} for blocks: {', '.join(dtypes)} will do")
+        self._check_array("blocks", blocked.array, blocked_array(self.grid, blocked.block, dtypes[blocked.dtype]))
+
+    def component_chunk(self, component: Component, chunk: tuple[int, ...]) -> tuple[int, ...]:
+        if component.name in ("codes", "low"):
+            return chunk
+        if component.name == "codebook":
+            return (0,) * len(component.array.shape)
+        return tuple(0 if n == 1 else i for i, n in zip(chunk, component.array.grid.counts, strict=True))
+
+    def to_json(self) -> dict[str, object]:
+        doc: dict[str, object] = {
+            "encoding": self.encoding,
+            "levels": self.levels,
+            "chunk_shape": list(self.grid.chunk_shape),
+        }
+        if self.per_byte > 1:
+            doc["per_byte"] = self.per_byte
+        if self.low_bits:
+            doc["low_bits"] = self.low_bits
+        if isinstance(self.zero_point, Blocked):
+            doc["zero_point"] = {"block": list(self.zero_point.block)}
+        elif self.zero_point:
+            doc["zero_point"] = self.zero_point
+        if isinstance(self.codebook, np.ndarray):
+            doc["codebook"] = [float(value) for value in self.codebook]
+        if self.scales:
+            doc["scales"] = [
+                {"block": list(scale.block), "dtype": scale.dtype} if isinstance(scale, Blocked) else scale
+                for scale in self.scales
+            ]
+        return doc
+
+    @classmethod
+    def from_json(
+        cls, doc: dict[str, Any], dtype: DType, shape: tuple[int, ...], arrays: dict[str, Array]
+    ) -> "Quantized":
+        """The part of ``doc`` over values of ``shape``; ``arrays`` are the arrays of its components."""
+        (levels, per, low_bits) = integers([doc.get("levels"), doc.get("per_byte", 1), doc.get("low_bits", 0)])
+        rest = dict(arrays)
+        codes = rest.pop("codes", None)
+        if codes is None:
+            raise ValueError(f"no array 'codes' among {', '.join(arrays)}")
+        scales = doc.get("scales", [])
+        if not isinstance(scales, list) or len(scales) > MAX_SCALES:
+            raise ValueError(f"'scales' is {scales!r:.200}, not a list of at most {MAX_SCALES}")
+        zero_point, codebook = doc.get("zero_point", 0), doc.get("codebook")
+        book: np.ndarray | Array | None = rest.pop("codebook", None)
+        if codebook is not None:
+            if book is not None or not isinstance(codebook, list) or not all(type(x) in (int, float) for x in codebook):
+                raise ValueError("'codebook' is not a list of numbers, or there is an array as well")
+            book = np.array(codebook, np.float32)
+            if book.tolist() != codebook:
+                raise ValueError("'codebook' holds what is no number of float32")
+        found = cls(
+            dtype,
+            Grid(shape, integers(doc.get("chunk_shape"))),
+            levels,
+            codes,
+            per,
+            low_bits,
+            rest.pop("low", None),
+            _zero_point(zero_point, rest),
+            book,
+            tuple(_scale(scale, scale_name(i), rest) for i, scale in enumerate(scales)),
+        )
+        if rest:
+            raise ValueError(f"array {min(rest)!r} is none of its components")
+        return found
+
+    def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
+        names = {component.name: i for i, component in enumerate(self.components)}
+
+        def rows_of(name: str) -> np.ndarray:
+            """The component's chunk as a matrix."""
+            array = self.components[names[name]].array
+            return read(names[name]).view(array.word).reshape(-1, array.chunk_shape[-1])
+
+        def numbers(name: str, blocked: Blocked) -> np.ndarray:
+            return rows_of(name).view(DTYPES[blocked.dtype].numpy)
+
+        codes = rows_of("codes")
+        self._check_bytes(codes, where)
+        if self.low_bits:
+            codes = self._with_low(codes, rows_of("low"))
+        scales = tuple(
+            numbers(scale_name(i), scale).astype(np.float32)
+            if isinstance(scale, Blocked)
+            else self._scheme_scale(scale)
+            for i, scale in enumerate(self.scales)
+        )
+        zeros = (
+            numbers("zero_point", self.zero_point).astype(np.int32) if isinstance(self.zero_point, Blocked) else None
+        )
+        if isinstance(self.codebook, Array):
+            decoder = self._new_decoder(rows_of("codebook").view(np.float32).reshape(self.codebook.shape).copy())
+        elif self._decoder is None:
+            decoder = self._new_decoder(self.codebook)
+            object.__setattr__(self, "_decoder", decoder)
+        else:
+            decoder = self._decoder
+        try:
+            for rows, target in _row_runs(self.grid.chunk_shape, source, out):
+                decoder.decode(codes, rows, source[-1], Local(scales, zeros), target)
+        except ValueError as error:
+            raise CorruptError(str(error), where=where, clause="quantized-5") from error
+
+    def _check_bytes(self, codes: np.ndarray, where: str) -> None:
+        most = self.levels**self.per_byte if self.per_byte > 1 else 256
+        if most < 256 and int(codes.max()) >= most:
+            raise CorruptError(
+                f"byte {int(codes.max())} holds no {self.per_byte} codes of {self.levels} levels",
+                where=where,
+                clause="quantized-5",
+            )
+
+    def _with_low(self, codes: np.ndarray, low: np.ndarray) -> np.ndarray:
+        n = per_byte(1 << self.low_bits)
+        if n > 1:
+            low = digits(n)[low].reshape(low.shape[0], -1)[:, : codes.shape[1]]
+        whole = codes.astype(np.uint16)
+        whole <<= self.low_bits
+        whole |= low & np.uint8((1 << self.low_bits) - 1)
+        return whole
+
+    def _scheme_scale(self, scale: float) -> np.ndarray:
+        return np.full((1, 1), scale, np.float32)
+
+    def _new_decoder(self, codebook: np.ndarray | None) -> Decoder:
+        """For a chunk, which is a matrix of its own."""
+        *lead, cols = self.grid.chunk_shape
+        shape = (math.prod(lead), cols)
+
+        def block(blocked: Blocked) -> tuple[int, int]:
+            *heights, width = blocked.block
+            height = 1 if all(n == 1 for n in heights) else heights[0] if len(heights) == 1 else shape[0]
+            return (min(height, shape[0]), min(width, cols))
+
+        scales = tuple(
+            Scale(block(scale), scale.dtype)
+            if isinstance(scale, Blocked)
+            else Scale(shape, "float32", self._scheme_scale(scale))
+            for scale in self.scales
+        )
+        zero = (
+            ZeroPoint(block(self.zero_point), self.zero_point.dtype)
+            if isinstance(self.zero_point, Blocked)
+            else self.zero_point
+        )
+        return Decoder(Scheme(shape, self.levels, zero, codebook, scales), self.per_byte, self.dtype.name)
+
+
+def _row_runs(
+    chunk_shape: tuple[int, ...], source: tuple[slice, ...], out: np.ndarray
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """(rows of the chunk as a matrix, where they go) for all that ``source`` cuts from it."""
+    *lead, _ = chunk_shape
+    cuts = source[:-1]
+    whole = all(cut.start == 0 and cut.stop == n for cut, n in zip(cuts[1:], lead[1:], strict=True))
+    if len(lead) <= 1 or (whole and out.flags.c_contiguous):
+        below = math.prod(lead[1:])
+        rows = slice(cuts[0].start * below, cuts[0].stop * below) if cuts else slice(0, 1)
+        yield rows, out.reshape(-1, out.shape[-1])
+        return
+    for index in np.ndindex(*out.shape[:-2]):
+        at = 0
+        for i, cut, n in zip(index, cuts, lead, strict=False):
+            at = at * n + cut.start + i
+        at *= lead[-1]
+        yield slice(at + cuts[-1].start, at + cuts[-1].stop), out[index]
+
+
+def packed_array(grid: Grid, dimension: int, n: int) -> Array:
+    """The array of the codes of ``grid``, one for ``dimension`` values of the last axis, ``n`` to a byte."""
+    *lead, cols = grid.shape
+    *chunk_lead, chunk_cols = grid.chunk_shape
+    width = packed_cols(-(-chunk_cols // dimension), n)
+    # Chunks that are alone on the last axis are as wide as it, or wider.
+    total = packed_cols(cols // dimension, n)
+    return Array((*lead, total), (*chunk_lead, width), "uint8", zstd=True)
+
+
+def scale_name(i: int) -> str:
+    """Name of the component of the scale with this index."""
+    return f"scale-{i + 1}" if i else "scale"
+
+
+def _zero_point(doc: object, arrays: dict[str, Array]) -> int | Blocked:
+    array = arrays.pop("zero_point", None)
+    if array is None:
+        if type(doc) is not int:
+            raise ValueError(f"'zero_point' is {doc!r:.100}, not an integer, and there is no such array")
+        return doc
+    match doc:
+        case {"block": block}:
+            return Blocked(integers(block), array.data_type, array)
+    raise ValueError(f"'zero_point' is {doc!r:.100}, which has no block")
+
+
+def _scale(doc: object, name: str, arrays: dict[str, Array]) -> float | Blocked:
+    array = arrays.pop(name, None)
+    match doc:
+        case {"block": block, "dtype": str(dtype)} if array is not None:
+            return Blocked(integers(block), dtype, array)
+        case float() | int() if array is None and not isinstance(doc, bool):
+            return float(doc)
+    raise ValueError(f"scale {doc!r:.100} is no number, and no block with an array {name!r}")

@@ -1,0 +1,111 @@
+"""Encoding ``sparse``: values at some positions, which replace those of the parts before it (FORMAT.md section 8.5).
+
+The positions of a chunk, in row-major order, are gaps, a byte each: b below 255 passes b values, and at the next one
+stands an element; 255 passes 255 values. What is left of the array is filled with 255.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mzstore.arrays import Array, integers
+from mzstore.dtypes import DType
+from mzstore.encodings import Coding, Component
+from mzstore.errors import CorruptError
+from mzstore.grid import Grid
+from mzstore.payload import compress
+
+NO_ELEMENT = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Sparse:
+    """``sparse`` bound to a tensor of words. One that exists is valid; ValueError otherwise."""
+
+    dtype: DType
+    grid: Grid
+    positions: Array
+    values: Array
+    components: tuple[Component, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name, array, data_type in (
+            ("positions", self.positions, "uint8"),
+            ("values", self.values, self.dtype.disk),
+        ):
+            room = array.shape[-1] if array.shape else 0
+            expected = _array(self.grid, room, data_type)
+            if (array.data_type, array.shape, array.chunk_shape) != (data_type, expected.shape, expected.chunk_shape):
+                raise ValueError(
+                    f"{name!r} is {array.data_type} {array.shape} in chunks of {array.chunk_shape}, "
+                    f"not {data_type} {expected.shape} of {expected.chunk_shape}"
+                )
+        components = (Component("positions", self.positions), Component("values", self.values))
+        object.__setattr__(self, "components", components)
+
+    @classmethod
+    def new(cls, dtype: DType, grid: Grid, n_positions: int, n_values: int) -> "Sparse":
+        """The part that a writer makes, with room for so many bytes of positions and so many values in each chunk."""
+        return cls(dtype, grid, _array(grid, n_positions, "uint8"), _array(grid, n_values, dtype.disk))
+
+    @property
+    def encoding(self) -> str:
+        return "sparse"
+
+    def component_chunk(self, component: Component, chunk: tuple[int, ...]) -> tuple[int, ...]:
+        return (*chunk, 0)
+
+    def to_json(self) -> dict[str, object]:
+        return {"encoding": self.encoding, "chunk_shape": list(self.grid.chunk_shape)}
+
+    @classmethod
+    def from_json(cls, doc: dict[str, Any], dtype: DType, shape: tuple[int, ...], arrays: dict[str, Array]) -> "Sparse":
+        """The part of ``doc`` over words of ``shape``; ``arrays`` are the arrays of its components."""
+        if arrays.keys() != {"positions", "values"}:
+            raise ValueError(f"the components are {', '.join(arrays)}, not positions and values")
+        return cls(dtype, Grid(shape, integers(doc.get("chunk_shape"))), arrays["positions"], arrays["values"])
+
+    def encode(self, positions: np.ndarray, values: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
+        """The bodies of a chunk with ``values`` (words) at ``positions`` of it, ascending."""
+        steps = gaps(positions)
+        steps = np.concatenate([steps, np.full(self.positions.shape[-1] - steps.size, NO_ELEMENT, np.uint8)])
+        words = np.zeros(self.values.shape[-1], self.dtype.word)
+        words[: values.size] = values
+        return [
+            compress([plane], coder=coding.coder, block_nbytes=coding.block_nbytes)
+            for plane in (steps, words.view(np.uint8))
+        ]
+
+    def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
+        """Put the values into ``out``, which holds those of the parts before. Raises CorruptError before that."""
+        steps = read(0).astype(np.int64)
+        here = steps < NO_ELEMENT
+        positions = np.cumsum(steps + here)[here] - 1
+        if positions.size > self.values.shape[-1] or (positions.size and positions[-1] >= self.grid.chunk_size):
+            raise CorruptError(
+                f"{positions.size} positions up to {positions[-1]}, in a chunk of {self.grid.chunk_size} values with "
+                f"room for {self.values.shape[-1]}",
+                where=where,
+                clause="sparse-3",
+            )
+        index = np.unravel_index(positions, self.grid.chunk_shape)
+        inside = np.ones(positions.size, bool)
+        for at, cut in zip(index, source, strict=True):
+            inside &= (at >= cut.start) & (at < cut.stop)
+        words = read(1).view(self.dtype.word)[: positions.size][inside]
+        out[tuple(at[inside] - cut.start for at, cut in zip(index, source, strict=True))] = words
+
+
+def gaps(positions: np.ndarray) -> np.ndarray:
+    """uint8: ascending ``positions`` as bytes; see the head of this module."""
+    passed = np.diff(positions, prepend=-1) - 1
+    ends = np.cumsum(passed // NO_ELEMENT + 1)
+    steps = np.full(int(ends[-1]) if ends.size else 0, NO_ELEMENT, np.uint8)
+    steps[ends - 1] = passed % NO_ELEMENT
+    return steps
+
+
+def _array(grid: Grid, room: int, data_type: str) -> Array:
+    return Array((*grid.counts, room), (*(1 for _ in grid.counts), max(room, 1)), data_type, zstd=True)
