@@ -76,30 +76,13 @@ def pack(codes, n, base, out):
 
 
 @jit
-def unpack(packed, start, row, rows, skip, cols, n, digits, out):
-    """out[i, :cols] = the codes of a row of packed bytes, without the first ``skip`` codes (fewer than ``n``).
-
-    digits  uint8[256, n]
-    out     uint8[rows, cols]
-    """
-    for i in range(rows):
-        at, d = start + i * row, skip
-        for j in range(cols):
-            out[i, j] = digits[packed[at], d]
-            d += 1
-            if d == n:
-                d = 0
-                at += 1
-
-
-@jit
 def expand(
     packed, start, row, rows, cols, n, skip, table, head, tail, head_nbytes, tail_nbytes, out, out_start, out_row
 ):
     """The values of packed codes, ``n`` to a byte, into ``out`` seen as bytes.
 
     cols         values in a row; the first byte lacks its first ``skip`` values
-    table        uint16[256, n] or uint32[256, n]: the words of the values of each byte
+    table        uint8, uint16 or uint32 [256, n]: the words of the values of each byte
     head, tail   the same words, as unsigned integers [256] of ``head_nbytes`` and ``tail_nbytes`` (0: no tail, a table of
                  no use); a head may be longer than what belongs to it, the rest is written over. See ``word_tables``
     out          uint8, contiguous; out_start and out_row count bytes

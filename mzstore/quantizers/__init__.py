@@ -12,6 +12,7 @@ where table(code) is code - zero_point, or codebook[code]. The caller rounds tha
 Each module holds one family: ``ecsq`` (a uniform step, entropy coded), ``integers``, ``codebooks``, ``floats``.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -51,8 +52,8 @@ class ArrayMatrix:
 
     @property
     def shape(self) -> Shape:
-        cols = self.array.shape[-1] if self.array.ndim else 1
-        return (self.array.size // cols if cols else 0, cols)
+        *lead, cols = self.array.shape or (1,)
+        return math.prod(lead), cols
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         rows, cols = self.shape

@@ -245,8 +245,10 @@ class FittedVectors:
 def _k_means(vectors: np.ndarray, weights: np.ndarray | None, levels: int) -> np.ndarray:
     """float32[levels, d]; an entry that nothing is near to is kept as it was."""
     n, d = vectors.shape
-    if not n:
+    if not n or not vectors.any():
         return np.zeros((levels, d), np.float32)
+    size = _power(vectors)
+    vectors = vectors / size
     # Evenly spread along the longest axis of the cloud: near to the answer, and no chance in it.
     spread = (
         vectors @ np.linalg.svd(np.cov(vectors.T).reshape(d, d))[0][:, 0].astype(np.float32) if n > 1 else vectors[:, 0]
@@ -264,18 +266,26 @@ def _k_means(vectors: np.ndarray, weights: np.ndarray | None, levels: int) -> np
             weight = np.bincount(codes, heavy[:, i], levels)
             total = np.bincount(codes, heavy[:, i] * vectors[:, i], levels)
             entries[:, i] = np.divide(total, weight, out=entries[:, i].astype(np.float64), where=weight > 0)
-    out: np.ndarray = entries
-    return out
+    scaled: np.ndarray = entries * size
+    return scaled
+
+
+def _power(values: np.ndarray) -> np.float32:
+    """The power of two below the greatest of ``values``: squares of what is divided by it are near 1."""
+    most = float(np.abs(values).max(initial=0.0))
+    return np.float32(2.0 ** np.clip(np.floor(np.log2(most)), -126, 126)) if most > 0 else np.float32(1)
 
 
 def _nearest(vectors: np.ndarray, weights: np.ndarray | None, entries: np.ndarray) -> np.ndarray:
     """int64[n]: the entry with the least (weighted) squared distance from each vector; the first of equals."""
+    size = _power(entries)
+    entries = entries / size
     squares = entries * entries
-    half = None if weights is not None else squares.sum(axis=1) / 2
+    half = squares.sum(axis=1) / 2
     out = np.empty(vectors.shape[0], np.int64)
     step = max(1, ASSIGN_BLOCK // entries.shape[0])
     for i in range(0, vectors.shape[0], step):
-        part = vectors[i : i + step]
+        part = vectors[i : i + step] / size
         if weights is None:
             distance = half - part @ entries.T
         else:

@@ -17,6 +17,7 @@ from mzstore.workspace import buffer
 
 BLOCK = 1 << 15  # values of float32 that stay in the second-level cache between the steps over them
 NUMPY_COST = 8  # decoding a value with NumPy costs as much as joining so many bytes (see kernels.pays)
+MAX_EXPANDED_NBYTES = 16  # of the words of one byte: the kernel stores them at once, or in two pieces
 DTYPES_OUT = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -24,7 +25,8 @@ DTYPES_OUT = ("float32", "float16", "bfloat16", "float64")
 class Local:
     """Scales and zero points over the rows of a chunk, in its first row's order: the values of ``Codes``.
 
-    For a scale that is one for the whole matrix, or one for each column, they are those of the scheme.
+    For a scale that is one for the whole matrix, or one for each column, they are those of the scheme. ``scales`` may be
+    empty where all are.
     """
 
     scales: tuple[np.ndarray, ...] = ()
@@ -58,7 +60,7 @@ class Decoder:
             codes = np.arange(self.scheme.levels)[None]
             values = tuple(own.values for own in self.scheme.scales if own.values is not None)
             words = _to_words(dequantize(codes, self.scheme, values), self.dtype)[0]
-            if self.n > 1:
+            if self.n > 1 and self.n * words.itemsize <= MAX_EXPANDED_NBYTES:
                 tables = word_tables(words, self.n)
         for name, value in (("_scale", scale), ("_words", words), ("_tables", tables)):
             object.__setattr__(self, name, value)
@@ -90,7 +92,7 @@ class Decoder:
             self._decode_numpy(packed, rows, cols, local, out)
         elif self._tables is not None:
             self._expand(packed, rows, cols, out)
-        elif self._words is not None:
+        elif self._words is not None and self.n == 1:
             self._by_code(packed, rows, cols, out)
         else:
             self._by_blocks(packed, rows, cols, local, out)
@@ -146,7 +148,7 @@ class Decoder:
             first = rows.start + i
             values = buffer("quantized values", 4 * n * width).view(np.float32).reshape(n, width)
             self._table_values(kernel, packed, first, cols, local, values)
-            for scale, own in zip(self.scheme.scales, local.scales, strict=True):
+            for scale, own in zip(self.scheme.scales, self._scales(local), strict=True):
                 target = (values.reshape(-1), 0, width, n, width)
                 if own.shape[0] == 1 and scale.block[1] == 1:
                     kernel.multiply_columns(*target, own[0, cols])
@@ -165,8 +167,21 @@ class Decoder:
         if self.n > 1:
             codes = buffer("quantized codes", n * width).reshape(n, width)
             at, skip = divmod(start, self.n)
-            source = _flat(packed, first, at)
-            kernel.unpack(*source, n, skip, width, self.n, digits(self.n), codes)  # type: ignore[attr-defined]
+            table, head, tail, *sizes = word_tables(np.arange(BASES[self.n], dtype=np.uint8), self.n)
+            kernel.expand(  # type: ignore[attr-defined]
+                *_flat(packed, first, at),
+                n,
+                width,
+                self.n,
+                skip,
+                table,
+                head,
+                tail,
+                *sizes,
+                codes.reshape(-1),
+                0,
+                width,
+            )
             if codes.size and scheme.levels < BASES[self.n] and int(codes.max()) >= scheme.levels:
                 raise ValueError(f"code {int(codes.max())}, where there are {scheme.levels} levels")
             source = (codes.reshape(-1), 0, width)
@@ -188,6 +203,9 @@ class Decoder:
             kernel.subtract(*source, n, width, local.zero_points, first, block_rows, start, block[1], values)  # type: ignore[attr-defined]
         else:
             kernel.scale_codes(*source, n, width, np.int32(scheme.zero_point), np.float32(1), *target)  # type: ignore[attr-defined]
+
+    def _scales(self, local: Local) -> tuple[np.ndarray, ...]:
+        return local.scales or tuple(scale.values for scale in self.scheme.scales if scale.values is not None)
 
     def _store(self, kernel: object, values: np.ndarray, out: np.ndarray) -> None:
         if self.dtype == "bfloat16":
@@ -237,7 +255,7 @@ class Decoder:
                 values = (codes.astype(np.int32) - over(local.zero_points, zero.block)).astype(np.float32)
             else:
                 values = (codes.astype(np.int32) - np.int32(zero)).astype(np.float32)
-        for scale, own in zip(scheme.scales, local.scales, strict=True):
+        for scale, own in zip(scheme.scales, self._scales(local), strict=True):
             values = values * over(own, scale.block)
         return values
 

@@ -48,11 +48,16 @@ ALPHABETS = (
     1024,
     2048,
 )  # the sizes that are tried besides one that reaches every value
+NARROWER = 1.003  # so many times the bits are paid for codes that fit a byte
 DENSER = 1.015  # so many times the bits are paid for more codes in a byte, which are decoded that much faster
+NEAR_ENOUGH = 0.01  # bits per weight
 MOST_BEYOND = 0.01  # with more outliers no alphabet pays
 ROUNDS = 3  # of the iteration: further ones change the bits by less than 0.001
 BLOCK = 1 << 16  # values: what NumPy needs for them stays in the second-level cache
 NUMPY_COST = 16  # quantizing a value with NumPy costs as much as it does to decode so many bytes
+LEAST_STEP, GREATEST_STEP = 2.0**-120, 2.0**120  # float32 holds the step, its inverse, and what they make of values
+# What decoded values must not be beyond, so that rounding makes no infinity of them.
+GREATEST = {"float32": 3.4e38, "float64": 3.4e38, "bfloat16": 3.38e38, "float16": 65504.0}
 MOST_STEPS = (MAX_LEVELS >> 1) - 1
 
 
@@ -150,8 +155,10 @@ class Uniform:
     def __post_init__(self) -> None:
         if (self.step is None) == (self.target is None):
             raise ValueError("either a step or a target is given")
-        if self.step is not None and not (self.step > 0 and np.isfinite(self.step)):
-            raise ValueError(f"a step of {self.step}")
+        if self.step is not None and not LEAST_STEP <= self.step <= GREATEST_STEP:
+            raise ValueError(f"a step of {self.step}: {LEAST_STEP:g} to {GREATEST_STEP:g} will do")
+        if self.dtype not in GREATEST:
+            raise ValueError(f"values of {self.dtype}: one of {', '.join(GREATEST)}")
         if self.levels is not None and not 2 <= self.levels <= MAX_LEVELS:
             raise ValueError(f"{self.levels} levels: 2 to {MAX_LEVELS} will do")
         if self.lagrangian < 0:
@@ -177,7 +184,7 @@ class Uniform:
             tuple(scales),
         )
         mean = sample.weight / max(1, sample.values.size)
-        return FittedUniform(scheme, design, factors, mean if importance is not None and scale is None else None)
+        return FittedUniform(scheme, design, factors, None if sample.relative is None else mean)
 
     def design(self, sample: Sample) -> Design:
         """The best way to quantize the sample; ``levels`` by counted bits unless it is given."""
@@ -194,13 +201,17 @@ class Uniform:
                 continue
             tried = self._at(sample, full.step, levels)
             new = _cost(tried, full) + OUTLIERS_OVERHEAD_BITS / sample.count * (tried.outlier_share > 0)
-            denser = per_byte(min(levels, 256)) > (per_byte(min(best.levels, 256)))
-            if new < cost * (DENSER if denser else 1):
+            faster = DENSER if _density(levels) > max(1, _density(best.levels)) else 1.0
+            if best.levels > 256 >= levels:
+                faster = NARROWER
+            if new < cost * faster:
                 best, cost = tried, min(cost, new)
         return full if best is full else self._solve(sample, best.levels)
 
     def _at(self, sample: Sample, step: float, levels: int | None, reach: float | None = None) -> Design:
-        return design_for(sample, step, levels, self.lagrangian, self.outlier_bits, reach=reach)
+        return design_for(
+            sample, step, levels, self.lagrangian, self.outlier_bits, reach=reach, greatest=GREATEST[self.dtype]
+        )
 
     def _solve(self, sample: Sample, levels: int | None) -> Design:
         """The design with ``levels`` (None: as many as reach every value) that meets the step or the target."""
@@ -235,7 +246,7 @@ class Uniform:
                 return bits - overhead - made(log_step).bits
 
         try:
-            return made(root_of(above, start))
+            return made(root_of(above, start, better=-1 if nmse is not None else 1))
         except _NotReached as error:
             asked = f"nmse {nmse:g}" if nmse is not None else f"{self.target.bits} bits per weight"
             raise ValueError(f"{asked} cannot be reached by a uniform step: {error}") from None
@@ -243,15 +254,13 @@ class Uniform:
     def _within(self, sample: Sample, max_error: float) -> Design:
         """No value is further than ``max_error`` from what it is decoded to, in ``dtype``."""
         most = max(abs(sample.low), abs(sample.high))
-        digits = {"float64": 24, "float32": 24, "bfloat16": 8, "float16": 11}.get(self.dtype)
-        if digits is None:
-            raise ValueError(f"max_error for values in {self.dtype}: float64, float32, float16 or bfloat16")
+        digits = {"float64": 24, "float32": 24, "bfloat16": 8, "float16": 11}[self.dtype]
+        if most + max_error >= GREATEST[self.dtype]:
+            raise ValueError(f"max_error cannot be promised for {self.dtype} values as great as {most:g}")
         # What rounding the decoded value may add: half a unit in the last place of the greatest.
         rounding = 2.0 ** (np.ceil(np.log2(most + max_error)) - digits - 1)
         if self.dtype == "float16":
             rounding = max(rounding, 2.0**-25)
-            if most + max_error >= 65504:
-                raise ValueError("max_error for float16 values of 65504 or above cannot be promised")
         room = max_error - rounding
         if room <= 0:
             raise ValueError(
@@ -339,8 +348,7 @@ def quantize(values: np.ndarray, design: Design, codes: np.ndarray, weights: np.
             size += shift
         else:
             own = weights if weights.shape[0] == 1 else weights[i : i + high_block]
-            drop = (size * (1 - slope) + (np.float32(0.5) - shift)) / np.maximum(own, np.float32(1e-6))
-            size += np.maximum(np.float32(0.5) - drop, np.float32(0.05))
+            size = _moved(size, slope, shift, own)
         k = np.minimum(size, limit, out=size).astype(np.int32)
         np.negative(k, out=k, where=part < 0)
         np.clip(k, low, high, out=k)
@@ -356,12 +364,16 @@ def design_for(
     outlier_bits: float = OUTLIER_BITS,
     *,
     reach: float | None = None,
+    greatest: float = GREATEST["float32"],
 ) -> Design:
     """The best thresholds and, where they pay, points for ``step`` and ``levels`` (None: as many as reach every value).
 
-    Raises ValueError if that needs more than MAX_LEVELS.
+    No level is beyond ``greatest``. Raises ValueError if that needs more than MAX_LEVELS.
     """
+    if not LEAST_STEP <= step <= GREATEST_STEP:
+        raise ValueError(f"a step of {step:g} is too small or too great for float32")
     low, high = (int(np.copysign(np.trunc(abs(x) / step + 0.5), x)) for x in (sample.low, sample.high))
+    low, high = max(low, -int(greatest / step)), min(high, int(greatest / step))
     if levels is not None and levels < high - low + 1:
         low, high = _saturated(sample, step, low, high, levels)
         if reach is None:
@@ -386,7 +398,7 @@ def design_for(
     if around_zero and np.isfinite(reach) and lagrangian > 0:
         chosen = _points(k, step, slope, shift, weight, first)
         better = _error(chosen * step, weight, first, second)
-        if 0.5 * np.log2(plain / max(better, 1e-300)) * sample.count > 32 * k.size + 8 * 300:
+        if 0.5 * np.log2(max(plain, 1e-300) / max(better, 1e-300)) * sample.count > 32 * k.size + 8 * 300:
             points, error = chosen.astype(np.float32), better
     outside = (sample.values.size - int(counts.sum())) / sample.values.size
     nmse = error / sample.weight / sample.square
@@ -400,11 +412,39 @@ def _cells(
     sample: Sample, k: np.ndarray, step: float, slope: float, shift: float, reach: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Counts and sums of the values that are quantized to each of ``k``, without outliers."""
+    if sample.relative is not None:
+        return _cells_by_value(sample, sample.relative, k, step, slope, shift, reach)
     up = k[1:] > 0  # the bound between k - 1 and k belongs to k above 0, to k - 1 below
     between = np.where(up, (k[1:] - shift) / slope, (k[:-1] + shift) / slope)
     bounds = np.concatenate([[k[0] - reach], between, [k[-1] + reach]]) * step
     counts, weight, first, second = (column[1:-1] for column in sample.cells(bounds))
     return counts, weight, first, second
+
+
+def _cells_by_value(
+    sample: Sample, relative: np.ndarray, k: np.ndarray, step: float, slope: float, shift: float, reach: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """``_cells`` where each value has thresholds of its own."""
+    inside = slice(*np.searchsorted(sample.values, np.array([k[0] - reach, k[-1] + reach]) * step))
+    values, wide = sample.values[inside], sample.values[inside].astype(np.float64)
+    size = np.abs(values * np.float32(1 / np.float32(step)))
+    rounded = _moved(size, np.float32(slope), np.float32(shift), relative[inside])
+    at = np.clip(np.copysign(np.trunc(rounded), values), k[0], k[-1]).astype(np.int64) - k[0]
+    weight = relative[inside].astype(np.float64) * sample.weight / max(1, sample.values.size)
+    first = weight * wide
+    return (
+        np.bincount(at, minlength=k.size),
+        np.bincount(at, weight, k.size),
+        np.bincount(at, first, k.size),
+        np.bincount(at, first * wide, k.size),
+    )
+
+
+def _moved(size: np.ndarray, slope: np.float32, shift: np.float32, weights: np.ndarray) -> np.ndarray:
+    """What is truncated to the level of ``size`` = |value| / step: thresholds move by the lambda over each weight (mean 1)."""
+    drop = (size * (1 - slope) + (np.float32(0.5) - shift)) / np.maximum(weights, np.float32(1e-6))
+    out: np.ndarray = size + np.maximum(np.float32(0.5) - drop, np.float32(0.05))
+    return out
 
 
 def _line(k: np.ndarray, counts: np.ndarray, lagrangian: float) -> tuple[float, float]:
@@ -465,6 +505,11 @@ def _saturated(sample: Sample, step: float, low: int, high: int, levels: int) ->
     return chosen, chosen + levels - 1
 
 
+def _density(levels: int) -> int:
+    """Codes in a byte; 0 if one needs more."""
+    return per_byte(levels) if levels <= 256 else 0
+
+
 def _beyond(sample: Sample, step: float, levels: int) -> float:
     """The share of values that lie clearly beyond any ``levels`` around 0."""
     ends = np.searchsorted(sample.values, np.array([-1, 1], np.float32) * np.float32((levels // 2 + 1.5) * step))
@@ -497,10 +542,14 @@ class _NotReached(Exception):
     pass
 
 
-def root_of(above: Callable[[float], float], start: float, *, tolerance: float = 5e-4) -> float:
-    """Where ``above``, which rises by about 1 for each 1, crosses 0: a secant that never leaves its bracket."""
+def root_of(above: Callable[[float], float], start: float, *, better: int, tolerance: float = 5e-4) -> float:
+    """Where ``above``, which rises by about 1 for each 1, crosses 0: a secant that never leaves its bracket.
+
+    Where it jumps over 0 (few values make few different results), the nearest place on the side of the sign ``better``.
+    """
     low, high = start - 24.0, start + 8.0
     x, best, least = start, start, np.inf
+    good, margin = start, np.inf
     for _ in range(40):
         try:
             y = above(x)
@@ -508,6 +557,8 @@ def root_of(above: Callable[[float], float], start: float, *, tolerance: float =
             y = -np.inf
         if abs(y) < least:
             best, least = x, abs(y)
+        if y * better >= 0 and abs(y) < margin:
+            good, margin = x, abs(y)
         if abs(y) < tolerance:
             return x
         if y < 0:
@@ -517,6 +568,8 @@ def root_of(above: Callable[[float], float], start: float, *, tolerance: float =
         if high - low < 1e-6:
             break
         x = x - y if low < x - y < high else (low + high) / 2
-    if least > 0.02:
-        raise _NotReached(f"the nearest is {least:.2f} bits away")
-    return best
+    if least <= NEAR_ENOUGH:
+        return best
+    if margin > 1:
+        raise _NotReached(f"the nearest is {min(least, margin):.2f} bits per weight away")
+    return good

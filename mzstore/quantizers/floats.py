@@ -122,11 +122,11 @@ class Floats:
     ) -> np.ndarray:
         """The weighted squared error of each block; ``members`` [..., values of the block]."""
         own = scale[..., None]
-        error = table[self.to_codes(members, own * outer)] * own * outer - members
+        error = (table[self.to_codes(members, own * outer)] * own * outer - members).astype(np.float64)
         error *= error
         if weights is not None:
             error *= weights
-        out: np.ndarray = error.sum(axis=-1, dtype=np.float64)
+        out: np.ndarray = error.sum(axis=-1)
         return out
 
     def _search(

@@ -96,13 +96,11 @@ class Integers:
         A block of zeros has scale 1. Raises ValueError if a scale is too small or too great for its dtype.
         """
         low, high = np.minimum(low, 0).astype(np.float64), np.maximum(high, 0).astype(np.float64)
-        if self.affine:
-            wanted = (high - low) / (self.levels - 1)
-        else:
-            wanted = np.maximum(-low, high) / ((self.levels - 1) // 2)
-        scale = usable_scale(wanted, self.scale_dtype)
         if not self.affine:
-            return scale, np.full(scale.shape, (self.levels - 1) // 2, np.int32)
+            most = (self.levels - 1) // 2
+            scale = usable_scale(np.maximum(-low, high) / most, self.scale_dtype)
+            return scale, np.full(scale.shape, most, np.int32)
+        scale = usable_scale((high - low) / (self.levels - 1), self.scale_dtype)
         return scale, np.clip(np.rint(-low / scale), 0, self.levels - 1).astype(np.int32)
 
     def to_codes(self, values: np.ndarray, scale: np.ndarray, zeros: np.ndarray) -> np.ndarray:
@@ -127,11 +125,11 @@ class Integers:
 
     def _loss(self, values: np.ndarray, weights: np.ndarray | None, scale: np.ndarray, zeros: np.ndarray) -> np.ndarray:
         scale, zeros = scale[..., None], zeros[..., None]
-        error = (self.to_codes(values, scale, zeros) - zeros) * scale - values
+        error = ((self.to_codes(values, scale, zeros) - zeros) * scale - values).astype(np.float64)
         error *= error
         if weights is not None:
             error *= weights
-        out: np.ndarray = error.sum(axis=-1, dtype=np.float64)
+        out: np.ndarray = error.sum(axis=-1)
         return out
 
     def _search(

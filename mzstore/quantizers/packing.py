@@ -66,7 +66,7 @@ def unpack(packed: np.ndarray, n: int, cols: int) -> np.ndarray:
         raise ValueError(f"byte {int(packed.max())} holds no {n} codes: they are below {base**n}")
     if n == 1:
         return packed
-    out: np.ndarray = digits(n)[packed].reshape(packed.shape[0], -1)[:, :cols]
+    out: np.ndarray = digits(n)[packed].reshape(packed.shape[0], n * packed.shape[1])[:, :cols]
     return out
 
 

@@ -43,9 +43,8 @@ def by_block(values: np.ndarray, block: Shape) -> np.ndarray:
     down, across = -(-rows // high), -(-cols // wide)
     if (down * high, across * wide) != (rows, cols):
         values = np.pad(values, ((0, down * high - rows), (0, across * wide - cols)), mode="edge")
-    return np.ascontiguousarray(values.reshape(down, high, across, wide).transpose(0, 2, 1, 3)).reshape(
-        down, across, -1
-    )
+    blocks = values.reshape(down, high, across, wide).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(blocks).reshape(down, across, high * wide)
 
 
 def per_block(values: np.ndarray, block: Shape, shape: tuple[int, ...]) -> np.ndarray:

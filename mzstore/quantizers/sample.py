@@ -7,6 +7,7 @@ import numpy as np
 from mzstore.quantizers import Importance, Matrix, weighted_blocks
 
 LIMIT = 1 << 17  # values: the bits per weight of a design differ by less than 0.004 from those of all values
+SQUARE_FITS = 1e15  # sums of squares of values up to here, and down to its inverse, stay within float32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,6 +17,7 @@ class Sample:
     count       of all values of the matrix, as are ``low``, ``high`` and ``square`` (the weighted mean square)
     share       values of the matrix for one of the sample
     values      float32[n], ascending
+    relative    float32[n] or None: the weight of each over their mean
     """
 
     shape: tuple[int, int]
@@ -24,6 +26,7 @@ class Sample:
     high: float
     square: float
     values: np.ndarray
+    relative: np.ndarray | None
     _weight: np.ndarray  # float64[n + 1]: sums of w, w x and w x x over values[:i]
     _first: np.ndarray
     _second: np.ndarray
@@ -66,6 +69,8 @@ def collect(
         flat = block.reshape(-1)
         start = -(first * cols) % stride
         taken.append(flat[start::stride].copy())
+        if max(abs(low), abs(high)) > SQUARE_FITS or max(abs(low), abs(high)) < 1 / SQUARE_FITS:
+            flat = flat.astype(np.float64)
         if weights is None:
             square += float(np.dot(flat, flat))
             total += flat.size
@@ -92,6 +97,7 @@ def collect(
         high if values.size else 0.0,
         square / total if total else 0.0,
         values,
+        (weight / max(weight.mean(), 1e-300)).astype(np.float32) if heavy else None,
         *(np.concatenate([[0.0], np.cumsum(terms)]) for terms in (weight, weight * wide, weight * wide * wide)),
     )
 
