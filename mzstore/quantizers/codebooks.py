@@ -44,7 +44,7 @@ FP4 = np.array([0, 0.0625, 8, 12, 4, 6, 2, 3, -0.0, -0.0625, -8, -12, -4, -6, -2
 ROUNDS = 60
 ENOUGH = 1e-5  # the iteration ends when the error falls by a smaller part
 VECTOR_ROUNDS = 20
-VECTOR_SAMPLE = 1 << 16  # vectors: at least 64 for each of up to 1,024 entries
+VECTOR_SAMPLE = 1 << 16  # vectors, or 4 for each entry: an assignment takes vectors * entries * weights operations
 ASSIGN_BLOCK = 1 << 22  # distances held at a time
 
 
@@ -214,7 +214,7 @@ class Vectors:
     def _sample(self, matrix: Matrix, importance: Importance) -> tuple[np.ndarray, np.ndarray | None]:
         rows, cols = matrix.shape
         across = cols // self.dimension
-        limit = max(VECTOR_SAMPLE, 16 * self.levels)
+        limit = max(VECTOR_SAMPLE, 4 * self.levels)
         stride = max(1, -(-(rows * across) // limit))
         while np.gcd(stride, max(1, across)) != 1:
             stride += 1

@@ -285,6 +285,8 @@ def _to_words(values: np.ndarray, dtype: str) -> np.ndarray:
 
 def _flat(array: np.ndarray, row: int, col: int) -> tuple[np.ndarray, int, int]:
     """(memory in one dimension, where ``array[row, col]`` is in it, entries between rows)."""
+    if array.flags.c_contiguous:  # as_strided takes longer than decoding some thousand values
+        return array.reshape(-1), row * array.shape[1] + col, array.shape[1]
     stride = array.strides[0] // array.itemsize
     span = (array.shape[0] - 1) * stride + array.shape[1]
     flat = np.lib.stride_tricks.as_strided(array, (span,), (array.itemsize,))

@@ -49,7 +49,7 @@ ALPHABETS = (
     2048,
 )  # the sizes that are tried besides one that reaches every value
 NARROWER = 1.003  # so many times the bits are paid for codes that fit a byte
-DENSER = 1.015  # so many times the bits are paid for more codes in a byte, which are decoded that much faster
+DENSER = 1.03  # so many times the bits are paid for more codes in a byte, which are decoded that much faster
 NEAR_ENOUGH = 0.01  # bits per weight
 MOST_BEYOND = 0.01  # with more outliers no alphabet pays
 ROUNDS = 3  # of the iteration: further ones change the bits by less than 0.001
