@@ -343,8 +343,8 @@ def _combined(spec: TensorSpec, docs: list[dict[str, Any]], arrays: dict[str, Ar
             raise FormatError(str(error), where=where, clause=f"{doc['encoding']}-1") from error
     if len(parts) == 1:
         return parts[0]
-    if parts[0].dtype != spec.dtype:
-        raise FormatError("values stored as another dtype, and more parts", where=where, clause="narrow-1")
+    if any(part.dtype != spec.dtype for part in parts) or (isinstance(parts[0], Raw) and parts[0].constant):
+        raise FormatError("several parts, one of which is constant or of another dtype", where=where, clause="tensor-7")
     try:
         return Combined(tuple(parts))
     except ValueError as error:

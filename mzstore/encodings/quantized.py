@@ -7,7 +7,7 @@ low bits, which hardly shrink, stand in an array of their own.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,14 @@ from mzstore.arrays import Array, integers
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Component
 from mzstore.errors import CorruptError
-from mzstore.grid import Grid
+from mzstore.grid import MAX_CHUNK_NBYTES, Grid
 from mzstore.quantizers import MAX_DIMENSION, MAX_LEVELS, Scale, Scheme, ZeroPoint
 from mzstore.quantizers.decoding import DTYPES_OUT, Decoder, Local
 from mzstore.quantizers.packing import BASES, digits, packed_cols, per_byte
+from mzstore.workspace import buffer
 
 MAX_SCALES = 4
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_LISTED = 256  # numbers of a codebook that stand in the document
 SCALE_DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}  # dtype -> Zarr data type
 ZERO_POINT_DTYPES = {"uint8": "uint8", "uint16": "uint16"}
@@ -81,7 +83,9 @@ class Quantized:
     def __post_init__(self) -> None:
         ndim = len(self.grid.shape)
         if self.dtype.name not in DTYPES_OUT or not ndim or 0 in self.grid.shape:
-            raise ValueError(f"a tensor of {self.dtype.name} with {ndim} dimensions is not quantized")
+            raise ValueError(f"a tensor of {self.dtype.name} and shape {self.grid.shape} is not quantized")
+        if self.grid.chunk_size * self.dtype.word.itemsize > MAX_CHUNK_NBYTES:
+            raise ValueError(f"chunks of {self.grid.chunk_shape} values have more than {MAX_CHUNK_NBYTES} bytes")
         if not 1 <= self.levels <= MAX_LEVELS or not 0 <= self.low_bits <= 8 or self.per_byte not in BASES:
             raise ValueError(f"{self.levels} levels, {self.low_bits} low bits, {self.per_byte} codes in a byte")
         if self.per_byte > 1 and (self.low_bits or self.levels != BASES[self.per_byte]):
@@ -91,10 +95,13 @@ class Quantized:
         if self.codebook is not None:
             self._check_codebook(self.codebook)
         d = self.dimension
-        if self.grid.shape[-1] % d or (self.grid.counts[-1] > 1 and self.grid.chunk_shape[-1] % (d * self._codes_unit)):
+        unit = d * self._codes_unit if self.grid.counts[-1] > 1 else d
+        if self.grid.shape[-1] % d or self.grid.chunk_shape[-1] % unit:
             raise ValueError(
                 f"chunks of {self.grid.chunk_shape} in {self.grid.shape} cut bytes or groups of {d} values"
             )
+        if d > 1 and self.per_byte > 1:
+            raise ValueError(f"{self.per_byte} codes in a byte, each of which stands for {d} values")
         self._check_array("codes", self.codes, packed_array(self.grid, d, self.per_byte))
         if self.low_bits:
             self._check_array("low", self.low, packed_array(self.grid, d, per_byte(1 << self.low_bits)))
@@ -105,8 +112,8 @@ class Quantized:
             if isinstance(scale, Blocked):
                 self._check_blocked(scale, SCALE_DTYPES)
                 components.append(Component(scale_name(i), scale.array))
-            elif not math.isfinite(scale) or float(np.float32(scale)) != scale:
-                raise ValueError(f"scale {scale!r} is not a number of float32")
+            elif not math.isfinite(scale):
+                raise ValueError(f"scale {scale!r} is not finite")
         if isinstance(self.zero_point, Blocked):
             self._check_blocked(self.zero_point, ZERO_POINT_DTYPES)
             components.append(Component("zero_point", self.zero_point.array))
@@ -137,7 +144,7 @@ class Quantized:
         if isinstance(codebook, Array):
             one_chunk = codebook.chunk_shape == codebook.shape
             fits = codebook.data_type == "float32" and codebook.shape[:1] == (self.levels,) and one_chunk
-            if not fits or len(codebook.shape) > 2 or not 1 <= math.prod(codebook.shape[1:]) <= MAX_DIMENSION:
+            if not fits or any(not 2 <= n <= MAX_DIMENSION for n in codebook.shape[1:]) or len(codebook.shape) > 2:
                 raise ValueError(f"a codebook of {codebook.data_type} {codebook.shape} for {self.levels} levels")
         elif codebook.shape != (self.levels,) or self.levels > MAX_LISTED or not np.isfinite(codebook).all():
             raise ValueError(f"a codebook of {codebook.shape} finite numbers for {self.levels} levels")
@@ -203,14 +210,14 @@ class Quantized:
         scales = doc.get("scales", [])
         if not isinstance(scales, list) or len(scales) > MAX_SCALES:
             raise ValueError(f"'scales' is {scales!r:.200}, not a list of at most {MAX_SCALES}")
-        zero_point, codebook = doc.get("zero_point", 0), doc.get("codebook")
         book: np.ndarray | Array | None = rest.pop("codebook", None)
-        if codebook is not None:
-            if book is not None or not isinstance(codebook, list) or not all(type(x) in (int, float) for x in codebook):
-                raise ValueError("'codebook' is not a list of numbers, or there is an array as well")
-            book = np.array(codebook, np.float32)
-            if book.tolist() != codebook:
-                raise ValueError("'codebook' holds what is no number of float32")
+        if "codebook" in doc:
+            listed = doc["codebook"]
+            if book is not None or not isinstance(listed, list) or len(listed) > MAX_LISTED:
+                raise ValueError(
+                    f"'codebook' is {listed!r:.200}, not a list of at most {MAX_LISTED}, or there is an array as well"
+                )
+            book = np.array([_float32(number) for number in listed], np.float32)
         found = cls(
             dtype,
             Grid(shape, integers(doc.get("chunk_shape"))),
@@ -219,7 +226,7 @@ class Quantized:
             per,
             low_bits,
             rest.pop("low", None),
-            _zero_point(zero_point, rest),
+            _zero_point(doc.get("zero_point", 0), rest),
             book,
             tuple(_scale(scale, scale_name(i), rest) for i, scale in enumerate(scales)),
         )
@@ -248,21 +255,35 @@ class Quantized:
             else self._scheme_scale(scale)
             for i, scale in enumerate(self.scales)
         )
+        for i, values in enumerate(scales):
+            _check_finite(scale_name(i), values, where)
         zeros = (
             numbers("zero_point", self.zero_point).astype(np.int32) if isinstance(self.zero_point, Blocked) else None
         )
         if isinstance(self.codebook, Array):
-            decoder = self._new_decoder(rows_of("codebook").view(np.float32).reshape(self.codebook.shape).copy())
+            book = rows_of("codebook").view(np.float32).reshape(self.codebook.shape).copy()
+            _check_finite("codebook", book, where)
+            decoder = self._new_decoder(book)
         elif self._decoder is None:
             decoder = self._new_decoder(self.codebook)
             object.__setattr__(self, "_decoder", decoder)
         else:
             decoder = self._decoder
+        rows, steps = _rows(self.grid.chunk_shape, source)
+        target = _as_matrix(out)
         try:
-            for rows, target in _row_runs(self.grid.chunk_shape, source, out):
+            if target is not None and rows.stop - rows.start == target.shape[0]:
                 decoder.decode(codes, rows, source[-1], Local(scales, zeros), target)
+                return
+            # What is cut from several axes is no run of rows: decode those between as well, and leave them out.
+            width = out.shape[-1]
+            nbytes = (rows.stop - rows.start) * width * out.itemsize
+            run = buffer("quantized rows", nbytes).view(out.dtype).reshape(-1, width)
+            decoder.decode(codes, rows, source[-1], Local(scales, zeros), run)
         except ValueError as error:
             raise CorruptError(str(error), where=where, clause="quantized-5") from error
+        strides = (*(step * run.strides[0] for step in steps), out.itemsize)
+        out[...] = np.lib.stride_tricks.as_strided(run, out.shape, strides)
 
     def _check_bytes(self, codes: np.ndarray, where: str) -> None:
         most = self.levels**self.per_byte if self.per_byte > 1 else 256
@@ -309,24 +330,29 @@ class Quantized:
         return Decoder(Scheme(shape, self.levels, zero, codebook, scales), self.per_byte, self.dtype.name)
 
 
-def _row_runs(
-    chunk_shape: tuple[int, ...], source: tuple[slice, ...], out: np.ndarray
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """(rows of the chunk as a matrix, where they go) for all that ``source`` cuts from it."""
-    *lead, _ = chunk_shape
-    cuts = source[:-1]
-    whole = all(cut.start == 0 and cut.stop == n for cut, n in zip(cuts[1:], lead[1:], strict=True))
-    if len(lead) <= 1 or (whole and out.flags.c_contiguous):
-        below = math.prod(lead[1:])
-        rows = slice(cuts[0].start * below, cuts[0].stop * below) if cuts else slice(0, 1)
-        yield rows, out.reshape(-1, out.shape[-1])
-        return
-    for index in np.ndindex(*out.shape[:-2]):
-        at = 0
-        for i, cut, n in zip(index, cuts, lead, strict=False):
-            at = at * n + cut.start + i
-        at *= lead[-1]
-        yield slice(at + cuts[-1].start, at + cuts[-1].stop), out[index]
+def _rows(chunk_shape: tuple[int, ...], source: tuple[slice, ...]) -> tuple[slice, list[int]]:
+    """Of a chunk as a matrix, the rows from the first to the last one that ``source`` cuts; and the rows between two
+    positions of each axis but the last one."""
+    first = last = 0
+    steps: list[int] = []
+    for cut, n in zip(source[:-1], chunk_shape[:-1], strict=True):
+        first, last = first * n + cut.start, last * n + cut.stop - 1
+        steps = [*(step * n for step in steps), 1]
+    return slice(first, last + 1), steps
+
+
+def _as_matrix(out: np.ndarray) -> np.ndarray | None:
+    """``out`` with all axes but the last one as rows; None where its memory does not allow that."""
+    if out.flags.c_contiguous:
+        return out.reshape(-1, out.shape[-1])
+    if all(n == 1 for n in out.shape[:-2]):
+        return out[(0,) * (out.ndim - 2)] if out.ndim > 1 else out[None]
+    return None
+
+
+def _check_finite(name: str, values: np.ndarray, where: str) -> None:
+    if not np.isfinite(values).all():
+        raise CorruptError(f"{name!r} holds NaN or infinity", where=where, clause="quantized-7")
 
 
 def packed_array(grid: Grid, dimension: int, n: int) -> Array:
@@ -361,6 +387,15 @@ def _scale(doc: object, name: str, arrays: dict[str, Array]) -> float | Blocked:
     match doc:
         case {"block": block, "dtype": str(dtype)} if array is not None:
             return Blocked(integers(block), dtype, array)
-        case float() | int() if array is None and not isinstance(doc, bool):
-            return float(doc)
+        case float() | int() if array is None:
+            return _float32(doc)
     raise ValueError(f"scale {doc!r:.100} is no number, and no block with an array {name!r}")
+
+
+def _float32(number: object) -> float:
+    """A number of a document as it is in float32. Raises ValueError for what is none, or would be rounded."""
+    if type(number) in (int, float) and abs(number) <= MAX_FLOAT32:  # type: ignore[arg-type]
+        value = float(np.float32(number))  # type: ignore[arg-type]
+        if value == number:
+            return value
+    raise ValueError(f"{number!r:.100} is not a number of float32")

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from mzstore.arrays import Array, integers
-from mzstore.dtypes import DType
+from mzstore.dtypes import DType, cast
 from mzstore.encodings import Coding, Component
 from mzstore.errors import CorruptError
-from mzstore.grid import Grid
+from mzstore.grid import MAX_CHUNK_NBYTES, Grid
 from mzstore.payload import compress
 
 NO_ELEMENT = 255
+BLOCK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,14 +29,23 @@ class Sparse:
     grid: Grid
     positions: Array
     values: Array
+    into: DType | None = None  # what a read asks for instead of ``dtype``
     components: tuple[Component, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        n = self.grid.chunk_size
+        if not self.grid.shape or n * self.dtype.word.itemsize > MAX_CHUNK_NBYTES:
+            raise ValueError(
+                f"chunks of {self.grid.chunk_shape} in {self.grid.shape}: one axis or more, and at most "
+                f"{MAX_CHUNK_NBYTES} bytes of values"
+            )
         for name, array, data_type in (
             ("positions", self.positions, "uint8"),
             ("values", self.values, self.dtype.disk),
         ):
             room = array.shape[-1] if array.shape else 0
+            if not 1 <= room <= n:
+                raise ValueError(f"{name!r} has room for {room} in each chunk of {n} values")
             expected = _array(self.grid, room, data_type)
             if (array.data_type, array.shape, array.chunk_shape) != (data_type, expected.shape, expected.chunk_shape):
                 raise ValueError(
@@ -79,23 +89,32 @@ class Sparse:
         ]
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
-        """Put the values into ``out``, which holds those of the parts before. Raises CorruptError before that."""
-        steps = read(0).astype(np.int64)
-        here = steps < NO_ELEMENT
-        positions = np.cumsum(steps + here)[here] - 1
-        if positions.size > self.values.shape[-1] or (positions.size and positions[-1] >= self.grid.chunk_size):
-            raise CorruptError(
-                f"{positions.size} positions up to {positions[-1]}, in a chunk of {self.grid.chunk_size} values with "
-                f"room for {self.values.shape[-1]}",
-                where=where,
-                clause="sparse-3",
-            )
+        """Put the values into ``out``, which holds those of the parts before."""
+        steps, words = read(0), read(1).view(self.dtype.word)
+        if self.into:
+            words = cast(words, self.dtype, self.into)
+        passed = count = 0  # values of the chunk, elements
+        for first in range(0, steps.size, BLOCK):  # positions take eight times the memory of their gaps
+            block = steps[first : first + BLOCK]
+            here = block < NO_ELEMENT
+            ends = passed + np.cumsum(block + here, dtype=np.int64)
+            positions = ends[here] - 1
+            if count + positions.size > words.size or (positions.size and positions[-1] >= self.grid.chunk_size):
+                raise CorruptError(
+                    f"{count + positions.size} positions up to {positions[-1]}, in a chunk of {self.grid.chunk_size} "
+                    f"values with room for {words.size}",
+                    where=where,
+                    clause="sparse-3",
+                )
+            self._place(positions, words[count : count + positions.size], source, out)
+            passed, count = int(ends[-1]), count + positions.size
+
+    def _place(self, positions: np.ndarray, words: np.ndarray, source: tuple[slice, ...], out: np.ndarray) -> None:
         index = np.unravel_index(positions, self.grid.chunk_shape)
         inside = np.ones(positions.size, bool)
         for at, cut in zip(index, source, strict=True):
             inside &= (at >= cut.start) & (at < cut.stop)
-        words = read(1).view(self.dtype.word)[: positions.size][inside]
-        out[tuple(at[inside] - cut.start for at, cut in zip(index, source, strict=True))] = words
+        out[tuple(at[inside] - cut.start for at, cut in zip(index, source, strict=True))] = words[inside]
 
 
 def gaps(positions: np.ndarray) -> np.ndarray:
@@ -108,4 +127,4 @@ def gaps(positions: np.ndarray) -> np.ndarray:
 
 
 def _array(grid: Grid, room: int, data_type: str) -> Array:
-    return Array((*grid.counts, room), (*(1 for _ in grid.counts), max(room, 1)), data_type, zstd=True)
+    return Array((*grid.counts, room), (*(1 for _ in grid.counts), room), data_type, zstd=True)
