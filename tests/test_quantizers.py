@@ -332,6 +332,25 @@ def test_a_few_great_values_do_not_decide_the_alphabet():
     assert 0 < design.outlier_share < 0.01
 
 
+def test_one_enormous_value_leaves_the_others_their_bits():
+    values = weights_like((600, 400), scale=1.0)
+    values[7, 7] = 1e6
+    fitted = Uniform(target=Target(bits=4)).fit(ArrayMatrix(values))
+    got = restored(fitted, values)
+    assert got[7, 7] == values[7, 7]
+    values[7, 7] = got[7, 7] = 0
+    assert nmse(values, got) < 0.01
+
+
+@pytest.mark.parametrize("values", [np.full((30, 40), 0.3), np.eye(40), np.resize([1.0, -1.0], (30, 40))])
+@pytest.mark.parametrize("target", [Target(bits=4), Target(nmse=1e-4), Target(snr_db=20)])
+def test_what_needs_fewer_bits_takes_fewer(values, target):
+    values = values.astype(np.float32)
+    fitted = Uniform(target=target).fit(ArrayMatrix(values))
+    assert fitted.design.bits <= 4.01
+    assert nmse(values, restored(fitted, values)) < 1e-2
+
+
 def test_values_far_from_zero():
     values = (weights_like((50, 64)) + 1).astype(np.float32)
     fitted = Uniform(step=0.01).fit(ArrayMatrix(values))

@@ -75,7 +75,8 @@ class Table:
         return FittedTable(self, scheme, *_ordered(values))
 
     def scale_of(self, greatest: np.ndarray) -> np.ndarray:
-        return usable_scale(greatest.astype(np.float64) / float(np.abs(self.values).max()), self.scale_dtype)
+        most = float(np.abs(self.values).max())
+        return usable_scale(greatest.astype(np.float64) / most, self.scale_dtype, most)
 
     def weighted_scale(
         self, members: np.ndarray, weights: np.ndarray, scale: np.ndarray, order: np.ndarray, bounds: np.ndarray
@@ -88,14 +89,15 @@ class Table:
             return out
 
         def loss(own: np.ndarray) -> np.ndarray:
-            out: np.ndarray = (weights * (decoded(own) * own[..., None] - members) ** 2).sum(axis=-1, dtype=np.float64)
+            error = (decoded(own) * own[..., None] - members).astype(np.float64)
+            out: np.ndarray = (weights * error**2).sum(axis=-1)
             return out
 
         taken = decoded(scale)
-        above = (weights * taken * members).sum(axis=-1, dtype=np.float64)
-        below = (weights * taken * taken).sum(axis=-1, dtype=np.float64)
+        heavy = (weights * taken).astype(np.float64)
+        above, below = (heavy * members).sum(axis=-1), (heavy * taken).sum(axis=-1)
         new = np.divide(above, below, out=scale.astype(np.float64), where=below > 0)
-        new_scale = usable_scale(np.where(new > 0, new, scale), self.scale_dtype)
+        new_scale = usable_scale(np.where(new > 0, new, scale), self.scale_dtype, float(np.abs(values).max()))
         return np.where(loss(new_scale) < loss(scale), new_scale, scale)
 
 

@@ -29,7 +29,7 @@ from mzstore.quantizers import (
 )
 from mzstore.quantizers.lengths import entropy
 from mzstore.quantizers.packing import counted_bits, per_byte
-from mzstore.quantizers.sample import Sample, collect, column_roots
+from mzstore.quantizers.sample import Sample, collect, column_roots, to_float32
 
 # d(error) / d(bits) of a uniform quantizer at high rate, in units of step ** 2: 2 ln 2 / 12. The best one at low rate, too.
 LAGRANGIAN = float(np.log(2)) / 6
@@ -65,8 +65,8 @@ MOST_STEPS = (MAX_LEVELS >> 1) - 1
 class Target:
     """What to reach: exactly one of the first four.
 
-    bits       per weight, with ``overhead_bits`` (of the whole tensor) and outliers in it
-    nmse       squared error / squared values, both weighted by the importance
+    bits       per weight, at most, with ``overhead_bits`` (of the whole tensor) and outliers in it
+    nmse       at most: squared error / squared values, both weighted by the importance
     snr_db     -10 log10(nmse)
     max_error  a guarantee for every value, after rounding to ``dtype`` as well
     """
@@ -194,8 +194,8 @@ class Uniform:
             return self._within(sample, self.target.max_error)
         if self.levels is not None:
             return self._solve(sample, self.levels)
-        full = self._solve(sample, None)
-        best, cost = full, _cost(full, full)
+        full = self._reaching(sample)
+        best, cost = full, full.bits
         for levels in sorted(ALPHABETS, reverse=True):
             if levels >= full.levels or _beyond(sample, full.step, levels) > MOST_BEYOND:
                 continue
@@ -207,6 +207,24 @@ class Uniform:
             if new < cost * faster:
                 best, cost = tried, min(cost, new)
         return full if best is full else self._solve(sample, best.levels)
+
+    def _reaching(self, sample: Sample) -> Design:
+        """The design that reaches every value; or with the alphabet of a byte, if a few great values make that too costly."""
+        try:
+            full = self._solve(sample, None)
+        except ValueError:
+            byte = self._solve(sample, 256)
+            if byte.outlier_share > MOST_BEYOND:  # nothing would be left to the codes
+                raise
+            return byte
+        if full.levels <= 256:
+            return full
+        try:
+            byte = self._solve(sample, 256)
+        except ValueError:
+            return full
+        overhead = OUTLIERS_OVERHEAD_BITS / sample.count
+        return byte if _cost(byte, full) + overhead < NARROWER * full.bits else full
 
     def _at(self, sample: Sample, step: float, levels: int | None, reach: float | None = None) -> Design:
         return design_for(
@@ -223,7 +241,7 @@ class Uniform:
         designs: dict[float, Design] = {}
 
         def made(log_step: float) -> Design:
-            step = float(np.float32(2.0**log_step))
+            step = float(np.float32(min(2.0**log_step, GREATEST_STEP)))
             return designs.setdefault(log_step, self._at(sample, step, levels))
 
         root = float(np.log2(np.sqrt(sample.square)))
@@ -318,9 +336,9 @@ class FittedUniform:
 
 def reached(design: Design) -> tuple[np.float32, np.float32]:
     """The least and the greatest value (float32) that is no outlier."""
-    return tuple(  # type: ignore[return-value]
-        np.float32((end + sign * design.reach) * design.step) for end, sign in ((design.low, -1), (design.high, 1))
-    )
+    ends = np.array([design.low - design.reach, design.high + design.reach]) * design.step
+    least, most = to_float32(ends)
+    return least, most
 
 
 def quantize(values: np.ndarray, design: Design, codes: np.ndarray, weights: np.ndarray | None = None) -> None:
@@ -342,7 +360,8 @@ def quantize(values: np.ndarray, design: Design, codes: np.ndarray, weights: np.
     high_block = max(1, BLOCK // max(1, cols))
     for i in range(0, rows, high_block):
         part = values[i : i + high_block]
-        size = np.abs(part * inverse)
+        with np.errstate(over="ignore"):  # infinity is beyond the limit, as it should be
+            size = np.abs(part * inverse)
         if weights is None:
             size *= slope
             size += shift
@@ -373,7 +392,8 @@ def design_for(
     if not LEAST_STEP <= step <= GREATEST_STEP:
         raise ValueError(f"a step of {step:g} is too small or too great for float32")
     low, high = (int(np.copysign(np.trunc(abs(x) / step + 0.5), x)) for x in (sample.low, sample.high))
-    low, high = max(low, -int(greatest / step)), min(high, int(greatest / step))
+    most = int(greatest / step)
+    low, high = min(max(low, -most), most), min(max(high, -most), most)
     if levels is not None and levels < high - low + 1:
         low, high = _saturated(sample, step, low, high, levels)
         if reach is None:
@@ -425,7 +445,7 @@ def _cells_by_value(
     sample: Sample, relative: np.ndarray, k: np.ndarray, step: float, slope: float, shift: float, reach: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """``_cells`` where each value has thresholds of its own."""
-    inside = slice(*np.searchsorted(sample.values, np.array([k[0] - reach, k[-1] + reach]) * step))
+    inside = slice(*np.searchsorted(sample.values, to_float32(np.array([k[0] - reach, k[-1] + reach]) * step)))
     values, wide = sample.values[inside], sample.values[inside].astype(np.float64)
     size = np.abs(values * np.float32(1 / np.float32(step)))
     rounded = _moved(size, np.float32(slope), np.float32(shift), relative[inside])
@@ -500,7 +520,7 @@ def _saturated(sample: Sample, step: float, low: int, high: int, levels: int) ->
     else:
         starts = np.array([low, high - levels + 1])
     bounds = (starts[:, None] + np.array([-0.5, levels - 0.5])) * step
-    ends = np.searchsorted(sample.values, bounds.astype(np.float32))
+    ends = np.searchsorted(sample.values, to_float32(bounds))
     chosen = int(starts[np.argmax(ends[:, 1] - ends[:, 0])])
     return chosen, chosen + levels - 1
 
@@ -512,7 +532,7 @@ def _density(levels: int) -> int:
 
 def _beyond(sample: Sample, step: float, levels: int) -> float:
     """The share of values that lie clearly beyond any ``levels`` around 0."""
-    ends = np.searchsorted(sample.values, np.array([-1, 1], np.float32) * np.float32((levels // 2 + 1.5) * step))
+    ends = np.searchsorted(sample.values, to_float32(np.array([-1, 1]) * (levels // 2 + 1.5) * step))
     return 1 - float(ends[1] - ends[0]) / sample.values.size
 
 
@@ -543,13 +563,13 @@ class _NotReached(Exception):
 
 
 def root_of(above: Callable[[float], float], start: float, *, better: int, tolerance: float = 5e-4) -> float:
-    """Where ``above``, which rises by about 1 for each 1, crosses 0: a secant that never leaves its bracket.
+    """Where ``above``, which rises by about 1 for each 1, crosses 0. Where it does not, the bracket is halved.
 
     Where it jumps over 0 (few values make few different results), the nearest place on the side of the sign ``better``.
     """
     low, high = start - 24.0, start + 8.0
     x, best, least = start, start, np.inf
-    good, margin = start, np.inf
+    good, margin, before = start, np.inf, np.inf
     for _ in range(40):
         try:
             y = above(x)
@@ -565,11 +585,12 @@ def root_of(above: Callable[[float], float], start: float, *, better: int, toler
             low = x
         else:
             high = x
-        if high - low < 1e-6:
+        if high - low < 1e-4:
             break
-        x = x - y if low < x - y < high else (low + high) / 2
+        x = x - y if low < x - y < high and abs(y) < before / 2 else (low + high) / 2
+        before = abs(y)
     if least <= NEAR_ENOUGH:
         return best
-    if margin > 1:
-        raise _NotReached(f"the nearest is {min(least, margin):.2f} bits per weight away")
+    if not np.isfinite(margin):
+        raise _NotReached(f"the nearest is {least:.2f} bits per weight away")
     return good

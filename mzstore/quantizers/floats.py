@@ -81,7 +81,11 @@ class Floats:
             greatest = _greatest(matrix, block if not local else (rows, cols))
             if self.scaling == "two levels":
                 most = float(greatest.max(initial=0.0))
-                outer = usable_scale(np.full((1, 1), most / (_element(self.element)[1] * E4M3_GREATEST)), "float32")
+                outer = usable_scale(
+                    np.full((1, 1), most / (_element(self.element)[1] * E4M3_GREATEST)),
+                    "float32",
+                    _element(self.element)[1] * E4M3_GREATEST,
+                )
                 scales = (Scale(block, self.scale_dtype), Scale((rows, cols), "float32", outer))
             if not local:
                 own = self.scale_of(greatest, _outer(scales))
@@ -99,7 +103,7 @@ class Floats:
             out: np.ndarray = np.exp2(np.clip(np.where(greatest > 0, power, 0), -126, 127)).astype(np.float32)
             return out
         wanted = greatest.astype(np.float64) / most / outer
-        return _e4m3(wanted) if self.scaling == "two levels" else usable_scale(wanted, self.scale_dtype)
+        return _e4m3(wanted) if self.scaling == "two levels" else usable_scale(wanted, self.scale_dtype, most)
 
     def to_codes(self, values: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """uint8 codes: ``values`` / ``scale``, rounded to nearest even and saturated."""
@@ -114,7 +118,11 @@ class Floats:
         if self.scaling == "power of two":
             return [scale, np.minimum(scale * 2, np.float32(2.0**127)), np.maximum(scale / 2, np.float32(2.0**-126))]
         tried = [scale.astype(np.float64) * shrink for shrink in SHRINKS]
-        rounded = _e4m3 if self.scaling == "two levels" else lambda wanted: usable_scale(wanted, self.scale_dtype)
+        rounded = (
+            _e4m3
+            if self.scaling == "two levels"
+            else lambda wanted: usable_scale(wanted, self.scale_dtype, _element(self.element)[1])
+        )
         return [scale, *(rounded(wanted) for wanted in tried)]
 
     def loss(

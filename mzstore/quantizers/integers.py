@@ -28,6 +28,7 @@ from mzstore.quantizers import (
 from mzstore.quantizers.ranges import Granularity, block_shape, by_block, per_block
 
 MAX_BITS = 16
+GREATEST_DECODED = 3.36e38  # what a scale near the greatest float32 may lead to, before the scale is rounded
 SHRINKS = tuple(1 - i / 32 for i in range(20))  # of the range, in the search for the one with the least error
 
 
@@ -98,9 +99,9 @@ class Integers:
         low, high = np.minimum(low, 0).astype(np.float64), np.maximum(high, 0).astype(np.float64)
         if not self.affine:
             most = (self.levels - 1) // 2
-            scale = usable_scale(np.maximum(-low, high) / most, self.scale_dtype)
+            scale = usable_scale(np.maximum(-low, high) / most, self.scale_dtype, most)
             return scale, np.full(scale.shape, most, np.int32)
-        scale = usable_scale((high - low) / (self.levels - 1), self.scale_dtype)
+        scale = usable_scale((high - low) / (self.levels - 1), self.scale_dtype, self.levels - 1)
         return scale, np.clip(np.rint(-low / scale), 0, self.levels - 1).astype(np.int32)
 
     def to_codes(self, values: np.ndarray, scale: np.ndarray, zeros: np.ndarray) -> np.ndarray:
@@ -187,10 +188,10 @@ class FittedIntegers:
         return self.quantizer.best(members, own, low, high)
 
 
-def usable_scale(wanted: np.ndarray, dtype: str) -> np.ndarray:
+def usable_scale(wanted: np.ndarray, dtype: str, most: float) -> np.ndarray:
     """float32 scales, exact in ``dtype``, near ``wanted`` (>= 0); 1 where that is 0, the least positive one where it rounds
-    to 0. Raises ValueError if one overflows."""
-    scale = round_to(np.where(wanted > 0, wanted, 1), dtype)
+    to 0. What they multiply is at most ``most``, which stays finite. Raises ValueError if a scale overflows."""
+    scale = round_to(np.where(wanted > 0, np.minimum(wanted, GREATEST_DECODED / most), 1), dtype)
     if not np.isfinite(scale).all():
         raise ValueError(f"a scale of {float(wanted.max()):g} is too great for {dtype}: take another scale dtype")
     least = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126}[dtype]

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mzstore.quantizers import Importance, Matrix, weighted_blocks
+from mzstore.quantizers import Importance, Matrix, check_finite, weighted_blocks
 
 LIMIT = 1 << 17  # values: the bits per weight of a design differ by less than 0.004 from those of all values
 SQUARE_FITS = 1e15  # sums of squares of values up to here, and down to its inverse, stay within float32
@@ -45,7 +45,7 @@ class Sample:
 
         Cell i holds the values from bounds[i - 1] on, below bounds[i].
         """
-        ends = np.concatenate([[0], np.searchsorted(self.values, bounds.astype(np.float32)), [self.values.size]])
+        ends = np.concatenate([[0], np.searchsorted(self.values, to_float32(bounds)), [self.values.size]])
         return np.diff(ends), np.diff(self._weight[ends]), np.diff(self._first[ends]), np.diff(self._second[ends])
 
 
@@ -62,10 +62,12 @@ def collect(
     low, high, square, total = np.inf, -np.inf, 0.0, 0.0
     for first, block, weights in weighted_blocks(matrix, importance):
         if factors is not None:
-            block, weights = block * factors, None
+            with np.errstate(over="ignore"):
+                block, weights = block * factors, None
         if not block.size:
             continue
         low, high = min(low, float(block.min())), max(high, float(block.max()))
+        check_finite(low, high)
         flat = block.reshape(-1)
         start = -(first * cols) % stride
         taken.append(flat[start::stride].copy())
@@ -100,6 +102,12 @@ def collect(
         (weight / max(weight.mean(), 1e-300)).astype(np.float32) if heavy else None,
         *(np.concatenate([[0.0], np.cumsum(terms)]) for terms in (weight, weight * wide, weight * wide * wide)),
     )
+
+
+def to_float32(bounds: np.ndarray) -> np.ndarray:
+    """``bounds`` in float32; what is beyond it is infinity."""
+    with np.errstate(over="ignore"):
+        return bounds.astype(np.float32)
 
 
 def column_roots(importance: np.ndarray, *, most: float = 16.0) -> np.ndarray:
