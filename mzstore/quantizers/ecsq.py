@@ -51,6 +51,7 @@ ALPHABETS = (
 NARROWER = 1.003  # so many times the bits are paid for codes that fit a byte
 DENSER = 1.03  # so many times the bits are paid for more codes in a byte, which are decoded that much faster
 NEAR_ENOUGH = 0.01  # bits per weight
+MOST_POINTS = 16  # codes that share a byte are decoded by a table anyway; others are not slowed down by one
 MOST_BEYOND = 0.01  # with more outliers no alphabet pays
 ROUNDS = 3  # of the iteration: further ones change the bits by less than 0.001
 BLOCK = 1 << 16  # values: what NumPy needs for them stays in the second-level cache
@@ -415,7 +416,7 @@ def design_for(
     counts, weight, first, second = cells
     plain = _error(k * step, weight, first, second)
     points, error = None, plain
-    if around_zero and np.isfinite(reach) and lagrangian > 0:
+    if around_zero and lagrangian > 0 and np.isfinite(reach) and k.size <= MOST_POINTS:
         chosen = _points(k, step, slope, shift, weight, first)
         better = _error(chosen * step, weight, first, second)
         if 0.5 * np.log2(max(plain, 1e-300) / max(better, 1e-300)) * sample.count > 32 * k.size + 8 * 300:
