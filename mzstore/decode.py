@@ -7,16 +7,24 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mzstore import fetch
 from mzstore.container import Reader
-from mzstore.encodings import read_chunk
+from mzstore.documents import TensorEntry, parts_of
+from mzstore.dtypes import DTYPES, DType
+from mzstore.encodings import SinglePart, read_chunk
+from mzstore.encodings.combined import Combined
+from mzstore.encodings.quantized import Quantized
+from mzstore.encodings.sparse import Sparse
 from mzstore.errors import CorruptError
-from mzstore.narrow import widen
+from mzstore.grid import MAX_CHUNK_NBYTES
+from mzstore.narrow import convert
 from mzstore.plan import Batch, Job, Unit, make, missing_chunk
+from mzstore.quantizers.decoding import DTYPES_OUT
 from mzstore.workspace import buffer
 
 # Of values. Threads take turns in Python between the steps of a job, which in small jobs is most of the time.
@@ -25,6 +33,29 @@ BATCH_JOBS = 64  # a document may claim any number of chunks of a byte
 BATCHES_AHEAD = 4  # for each thread: enough that a slow one stops none of them
 
 Read = Callable[[str, str], memoryview | None]  # (key, slot) -> payload, valid until the next call with that slot
+
+
+def bound(entry: TensorEntry, dtype: DType) -> TensorEntry:
+    """``entry`` as a read in ``dtype`` sees it.
+
+    Quantized values are computed in float32 and rounded to ``dtype`` once; all others are cast from what they are.
+    """
+    if entry.spec.dtype is dtype:
+        return entry
+    part = entry.part
+    if part is not None and any(isinstance(each, Quantized) for each in parts_of(part)):
+        near = dtype if dtype.name in DTYPES_OUT else DTYPES["float32"]
+        if part.grid.chunk_size * near.word.itemsize <= MAX_CHUNK_NBYTES:
+            parts = tuple(_into(each, near) for each in parts_of(part))
+            part = parts[0] if len(parts) == 1 else Combined(parts)
+    return replace(entry, spec=replace(entry.spec, dtype=dtype), part=part)
+
+
+def _into(part: SinglePart, dtype: DType) -> SinglePart:
+    if isinstance(part, Quantized):
+        return replace(part, dtype=dtype)
+    assert isinstance(part, Sparse)
+    return replace(part, into=dtype)
 
 
 def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None = None) -> None:
@@ -120,9 +151,9 @@ def decode(job: Job, read_payload: Read, url: str) -> None:
         return read_chunk(component, payload, where=where)
 
     stepped = any(cut.step != 1 for cut in piece.source)
-    narrower = part.dtype != entry.spec.dtype
+    other = part.dtype != entry.spec.dtype
     gapped = target.ndim > 0 and target.shape[-1] > 1 and target.strides[-1] != target.itemsize
-    if not (stepped or narrower or gapped or any(s < 0 or s % target.itemsize for s in target.strides)):
+    if not (stepped or other or gapped or any(s < 0 or s % target.itemsize for s in target.strides)):
         part.decode(read, piece.source, target, where)
         return
     source = tuple(slice(cut.start, cut.stop) for cut in piece.source)
@@ -134,7 +165,7 @@ def decode(job: Job, read_payload: Read, url: str) -> None:
     )
     part.decode(read, source, whole, where)
     taken = whole[tuple(slice(None, None, cut.step) for cut in piece.source)]
-    if narrower:
-        widen(taken, part.dtype, target)
+    if other:
+        convert(taken, part.dtype, entry.spec.dtype, target)
     else:
         target[...] = taken

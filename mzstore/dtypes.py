@@ -41,6 +41,11 @@ class DType:
         for name, value in (("packed", self.bits == 4), ("parts", parts), ("word_bits", word_bits), ("word", word)):
             object.__setattr__(self, name, value)
 
+    @property
+    def is_float(self) -> bool:
+        """Whether it is a real float, a value to a word."""
+        return "float" in self.name and not self.packed
+
     def __reduce__(self) -> tuple[object, ...]:
         return (_by_name, (self.name,))
 
@@ -109,6 +114,37 @@ def _table() -> Mapping[str, DType]:
 DTYPES = _table()
 BY_SAFETENSORS = MappingProxyType({d.safetensors: d for d in DTYPES.values() if d.safetensors})
 BY_NUMPY = MappingProxyType({d.numpy: d for d in DTYPES.values()})
+
+
+def cast(words: np.ndarray, source: DType, target: DType) -> np.ndarray:
+    """The words of ``target`` for ``words`` of ``source``, as NumPy converts values: floats to the nearest, ties to even."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return words.view(source.numpy).astype(target.numpy).view(target.word)
+
+
+def check_cast(source: DType, target: DType) -> None:
+    """Raises ValueError if values of ``source`` are not read as ``target``."""
+    if source is target:
+        return
+    if any(dtype.packed or dtype.parts > 1 for dtype in (source, target)):
+        raise ValueError(
+            f"values of {source.name} are not read as {target.name}; read them as they are, and convert then"
+        )
+    if (source.is_float and not target.is_float) or (target.name == "bool"):
+        raise ValueError(f"values of {source.name} are not read as {target.name}, which cannot hold them")
+
+
+def of(value: object) -> DType:
+    """The DType that a user means: a name, a dtype of NumPy, ml_dtypes or PyTorch, or what NumPy takes for one."""
+    name = str(value).removeprefix("torch.") if type(value).__module__.partition(".")[0] == "torch" else value
+    if isinstance(name, str):
+        found = next((d for d in DTYPES.values() if name in (d.name, d.torch)), None)
+        if found:
+            return found
+    try:
+        return BY_NUMPY[np.dtype(name).newbyteorder("<")]  # type: ignore[call-overload]
+    except (TypeError, KeyError):
+        raise ValueError(f"dtype {value!r} is none of {', '.join(DTYPES)}") from None
 
 
 def _by_name(name: str) -> DType:

@@ -40,6 +40,15 @@ def allocate(spec: TensorSpec, framework: Framework) -> tuple[np.ndarray, Callab
     return words, finish
 
 
+def to_torch(array: np.ndarray) -> "torch.Tensor":
+    """A tensor of PyTorch with the values of ``array``, in its memory where that is possible."""
+    import torch
+
+    dtype = of_array(array)
+    words = np.require(array, requirements=("C", "W")).view(dtype.word)
+    return torch.from_numpy(words).view(getattr(torch, dtype.torch))
+
+
 def is_torch(value: object) -> bool:
     return any(c.__module__.partition(".")[0] == "torch" for c in type(value).__mro__)
 
@@ -107,7 +116,8 @@ def check_out(spec: TensorSpec, out: Any) -> np.ndarray:
 
 
 def _unlike(spec: TensorSpec, dtype: str, shape: tuple[int, ...]) -> ValueError:
-    return ValueError(f"tensor {spec.name!r} is {spec.dtype.name} of {spec.shape}, 'out' is {dtype} of {shape}")
+    advice = f"; dtype={dtype!r} converts" if shape == spec.shape else ""
+    return ValueError(f"tensor {spec.name!r} is {spec.dtype.name} of {spec.shape}, 'out' is {dtype} of {shape}{advice}")
 
 
 def _viewed(out: np.ndarray, dtype: DType) -> np.ndarray:

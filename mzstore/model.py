@@ -1,22 +1,24 @@
 """Model and Tensor: what a user opens and reads."""
 
+import copy
 import difflib
 import fnmatch
 import itertools
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from mzstore import frameworks, kernels
+from mzstore import dtypes, frameworks, kernels
 from mzstore.cache import TensorCache
+from mzstore.components import Component, components
 from mzstore.container import Objects, Reader, open_reader, read_model
-from mzstore.decode import run
+from mzstore.decode import bound, run
 from mzstore.documents import Asset, ModelDocument, TensorEntry
 from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError
@@ -116,8 +118,19 @@ class Tensor:
 
     @property
     def encoding(self) -> str:
-        """How the values are stored: ``raw``, ``planes``; ``same`` if they are those of another tensor."""
+        """How the values are stored: ``raw``, ``planes``, ``quantized``, ``quantized + sparse``; ``same`` if they are those
+        of another tensor."""
         return self._entry.part.encoding if self._entry.part else "same"
+
+    @property
+    def quality(self) -> Mapping[str, Any] | None:
+        """What was asked for and what was reached, of values that were changed to be stored; None of all others.
+
+        ``asked`` is the rule of the recipe, with its defaults. ``reached`` has ``bits`` (per weight, with all overhead),
+        ``ratio`` (size of the values / stored), ``nmse`` (squared error / squared values), ``snr_db`` (the same as
+        -10 log10; absent if there is no error), ``rmse`` and ``max_error``.
+        """
+        return None if self._stored.lossy is None else copy.deepcopy(dict(self._stored.lossy))
 
     @property
     def sha256(self) -> str:
@@ -132,20 +145,58 @@ class Tensor:
         """
         return sum(self._chunk_nbytes(key) for key in self._entry.chunk_keys())
 
-    def read(self, out: Any = None, *, threads: int = 1) -> Any:
-        """All values: a new array, or ``out`` filled (an array of this shape and dtype with any strides, or a
+    def read(self, out: Any = None, *, index: Index = ..., dtype: Any = None, threads: int = 1) -> Any:
+        """The values: a new array, or ``out`` filled (an array of the same shape and dtype with any strides, or a
         contiguous CPU tensor of PyTorch), which is returned.
 
-        Raises ValueError if ``out`` does not fit, CorruptError or StorageError.
+        index  what to take, as ``tensor[index]`` has it; all if not given
+        dtype  of what is returned, of NumPy, ``ml_dtypes`` or PyTorch, or its name; None: the tensor's own. Quantized
+               values are computed in float32 and rounded to it once, whatever the tensor's own dtype; others are cast.
+               Floats do not become integers, and complex and 4-bit values nothing else.
+
+        Raises ValueError if ``out`` or ``dtype`` does not fit, CorruptError or StorageError.
         """
+        tensor, selection = self._in(dtype), resolve(index, self.shape)
         if out is None:
-            return self._select(resolve(..., self.shape), threads)
-        words = frameworks.check_out(self._entry.spec, out)
-        if self._entry.spec.dtype.packed and isinstance(out, np.ndarray):  # a value to a byte, words have two
-            out[...] = self._select(resolve(..., self.shape), threads)
-        else:
-            self._fill(tuple(Span(0, n) for n in self._entry.spec.word_shape), words, threads)
+            return tensor._select(selection, threads)
+        spec = TensorSpec(self.name, tensor._entry.spec.dtype, selection.shape)
+        words = frameworks.check_out(spec, out)
+        if spec.dtype.packed:  # two values to a word, and a slice may begin at the second one
+            values = tensor._select(selection, threads)
+            if isinstance(out, np.ndarray):
+                out[...] = values
+            else:
+                words[...] = spec.dtype.to_words(values)
+            return out
+        axes = [
+            None if dropped else slice(None, None, -1 if back else 1)
+            for dropped, back in zip(selection.dropped, selection.backwards, strict=True)
+        ]
+        tensor._fill(tensor._word_spans(selection), words[(*axes, ...)], threads)
         return out
+
+    def components(self, framework: Framework = "numpy") -> Mapping[str, Component]:
+        """The arrays that the tensor is stored as, by name, for kernels that need no values: read where they are indexed.
+
+        Each has ``shape``, ``dtype``, ``block`` (how many values an entry stands for on each axis) and NumPy's basic
+        indexing, which reads only the chunks that it touches, and gives arrays, or tensors of PyTorch. What a read of the
+        values would refuse is refused. A quantized tensor has
+
+        codes       uint8, or uint16 for more than 256 levels, in the tensor's shape, one to an entry however they are
+                    packed; where the codebook has ``d`` numbers for a code, the last axis is as many times shorter
+        scale, scale-2, ...  float32, float16 or bfloat16, one for each block; no array or several, in order
+        zero_point  int32 of one block, or uint8 or uint16 of several; absent if there is a codebook
+        codebook    float32 [levels] or [levels, d]; absent if codes are uniform
+        positions, values  of outliers, if there are any: int64 positions in row-major order of the tensor, ascending, and
+                    the exact values there, in the tensor's dtype. Both are read whole
+
+        and its values are (codes - zero_point) or codebook[codes], times each scale, from left to right in float32, rounded
+        to the dtype, and then the outliers put in. Blocks at the far edges may be smaller. A tensor that is stored ``raw``
+        has ``values``, in the dtype that they are stored in (one value if all are the same), ``planes`` has ``planes``:
+        bytes, as FORMAT.md says.
+        """
+        frameworks.check_framework(framework)
+        return components(self._stored, lambda entry: Tensor(self._model, entry, entry), framework)
 
     def shard(self, axis: int | None, index: int, count: int) -> np.ndarray:
         """The part that rank ``index`` of ``count`` holds if the tensor is cut on ``axis``; all of it for None.
@@ -179,6 +230,17 @@ class Tensor:
 
     def __repr__(self) -> str:
         return f"<mzstore.Tensor {self.name!r}: {self._entry.spec.dtype.name} {list(self.shape)}, {self.encoding}>"
+
+    def _in(self, dtype: Any) -> "Tensor":
+        """This tensor as a read in ``dtype`` sees it."""
+        if dtype is None:
+            return self
+        wanted = dtypes.of(dtype)
+        try:
+            dtypes.check_cast(self._entry.spec.dtype, wanted)
+        except ValueError as error:
+            raise ValueError(f"tensor {self.name!r}: {error}") from None
+        return Tensor(self._model, bound(self._entry, wanted), bound(self._stored, wanted))
 
     def _chunk_nbytes(self, key: str) -> int:
         nbytes = self._model.reader.nbytes(key)
@@ -362,6 +424,7 @@ class Model(Mapping[str, Tensor]):
         *,
         shard: tuple[int, int] | None = None,
         axis: Axis = 0,
+        dtype: Any = None,
         framework: Framework = "numpy",
         threads: int | None = None,
         show_progress: bool | None = None,
@@ -374,6 +437,7 @@ class Model(Mapping[str, Tensor]):
         axis           on which axis tensors are cut for ``shard``: an integer, where a tensor without this axis is loaded
                        whole; or a mapping from glob patterns to axes, the first that matches; or a function of (name,
                        shape). None among the latter, or no match, means whole
+        dtype          of all that have floats of 8 bits or more, see ``Tensor.read``; others stay as they are
         threads        that decode; None: one for each processor
         show_progress  None: if it takes long and stderr is a terminal
 
@@ -383,7 +447,7 @@ class Model(Mapping[str, Tensor]):
         machine has.
         """
         frameworks.check_framework(framework)
-        chosen = self._chosen(names, shard, axis)
+        chosen = self._chosen(names, shard, axis, dtype)
         total = sum(_nbytes(tensor, selection) for tensor, selection in chosen)
         frameworks.check_memory(total)
         if self.reader.local:
@@ -399,16 +463,18 @@ class Model(Mapping[str, Tensor]):
                 continue
             todo.append(jobs(tensor._stored, spans, words))
             if words.shape == tensor._entry.spec.word_shape and 0 < words.nbytes <= self._cache.budget_nbytes:
-                fresh.append((tensor._stored.node, words))
+                fresh.append((_cache_key(tensor), words))
         with progress("load", total, show_progress) as done:
             run(self.reader, (job for group in todo for job in group), check_threads(threads), done)
-        for node, words in fresh:
-            self._cache.put(node, words.copy())  # the caller may change what he gets
+        for key, words in fresh:
+            self._cache.put(key, words.copy())  # the caller may change what he gets
         return {name: finish() for name, finish in finishers.items()}
 
-    def plan(self, names: Names = None, *, shard: tuple[int, int] | None = None, axis: Axis = 0) -> Plan:
+    def plan(
+        self, names: Names = None, *, shard: tuple[int, int] | None = None, axis: Axis = 0, dtype: Any = None
+    ) -> Plan:
         """What ``load`` with the same arguments would ask remote storage for. Without I/O."""
-        chosen = self._chosen(names, shard, axis)
+        chosen = self._chosen(names, shard, axis, dtype)
 
         def todo() -> Iterator[Job]:
             for tensor, selection in chosen:
@@ -420,13 +486,23 @@ class Model(Mapping[str, Tensor]):
 
         return make(todo(), self.reader.extent, sum(_nbytes(*each) for each in chosen), self.url)
 
-    def _chosen(self, names: Names, shard: tuple[int, int] | None, axis: Axis) -> list[tuple[Tensor, Selection]]:
+    def _chosen(
+        self, names: Names, shard: tuple[int, int] | None, axis: Axis, dtype: Any
+    ) -> list[tuple[Tensor, Selection]]:
+        wanted = None if dtype is None else dtypes.of(dtype)
+        if wanted and not wanted.is_float:
+            raise ValueError(f"a model is not loaded as {wanted.name}: only its floats are converted, to other floats")
+
+        def find(name: str) -> Tensor:
+            tensor = self[name]
+            return tensor._in(wanted) if wanted and tensor._entry.spec.dtype.is_float else tensor
+
         if isinstance(names, Mapping):
             if shard is not None:
                 raise ValueError("either say what to take of each tensor, or give a shard")
-            return [(self[name], resolve(index, self[name].shape)) for name, index in names.items()]
+            return [(find(name), resolve(index, self[name].shape)) for name, index in names.items()]
         found = []
-        for tensor in (self[name] for name in self.names(names)):
+        for tensor in (find(name) for name in self.names(names)):
             index: Index = ...
             if shard is not None:
                 index = shard_slices(tensor.shape, axis_of(axis, tensor.name, tensor.shape), *shard)
@@ -442,14 +518,14 @@ class Model(Mapping[str, Tensor]):
         if not 0 < spec.nbytes <= self._cache.budget_nbytes:
             return None
         if not make:
-            return self._cache.get(stored.node)
+            return self._cache.get(_cache_key(tensor))
 
         def make_words() -> np.ndarray:
             words = np.empty(spec.word_shape, spec.dtype.word)
             run(self.reader, jobs(stored, tuple(Span(0, n) for n in spec.word_shape), words), threads)
             return words
 
-        return self._cache.fetch(stored.node, spec.nbytes, make_words)
+        return self._cache.fetch(_cache_key(tensor), spec.nbytes, make_words)
 
     def sources(self, threads: int = 1) -> list[StoredTensor]:
         """All tensors, to be read by ranges of words."""
@@ -529,6 +605,11 @@ def _reopen(opening: _Opening) -> Model:
 
 def _cut(spans: tuple[Span, ...]) -> tuple[slice, ...]:
     return tuple(slice(span.start, span.stop, span.step) for span in spans)
+
+
+def _cache_key(tensor: Tensor) -> Hashable:
+    """What is read in another dtype, and the codes at a tensor's node, are not its own values."""
+    return tensor._stored.node, tensor._entry.spec.dtype.name
 
 
 def _nbytes(tensor: Tensor, selection: Selection) -> int:

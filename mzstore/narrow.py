@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mzstore.dtypes import DTYPES, DType
+from mzstore.dtypes import DType, cast
 
 NARROWER = {"float32": ("bfloat16", "float16")}
 
@@ -29,9 +29,9 @@ def narrow(words: np.ndarray, dtype: DType) -> np.ndarray:
     return words.view(np.float32).astype(np.float16).view(np.uint16)
 
 
-def widen(words: np.ndarray, dtype: DType, out: np.ndarray) -> None:
-    """Fill ``out`` (words of float32) from ``words`` of ``dtype``; the inverse of ``narrow``."""
-    if dtype.name == "bfloat16":
+def convert(words: np.ndarray, dtype: DType, target: DType, out: np.ndarray) -> None:
+    """Fill ``out`` (words of ``target``) from ``words`` of ``dtype``; for float32, the inverse of ``narrow``."""
+    if (dtype.name, target.name) == ("bfloat16", "float32"):
         np.left_shift(words, np.uint32(16), out=out, dtype=np.uint32)
     else:
-        out[...] = words.view(DTYPES[dtype.name].numpy).astype(np.float32).view(np.uint32)
+        out[...] = cast(words, dtype, target)

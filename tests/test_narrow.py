@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mzstore.dtypes import DTYPES
-from mzstore.narrow import fits, narrow, widen
+from mzstore.narrow import convert, fits, narrow
 
-BFLOAT16, FLOAT16 = DTYPES["bfloat16"], DTYPES["float16"]
+BFLOAT16, FLOAT16, FLOAT32 = DTYPES["bfloat16"], DTYPES["float16"], DTYPES["float32"]
 
 
 def as_float32(words: np.ndarray, dtype) -> np.ndarray:
@@ -25,7 +25,7 @@ def test_every_bfloat16_fits_and_comes_back():
     assert fits(words, BFLOAT16)
     np.testing.assert_array_equal(narrow(words, BFLOAT16), ALL)
     out = np.empty_like(words)
-    widen(ALL, BFLOAT16, out)
+    convert(ALL, BFLOAT16, FLOAT32, out)
     np.testing.assert_array_equal(out, words)
 
 
@@ -35,7 +35,7 @@ def test_every_float16_but_nan_fits_and_comes_back():
     assert fits(words, FLOAT16)
     np.testing.assert_array_equal(narrow(words, FLOAT16), halves)
     out = np.empty_like(words)
-    widen(halves, FLOAT16, out)
+    convert(halves, FLOAT16, FLOAT32, out)
     np.testing.assert_array_equal(out, words)
 
 
@@ -75,7 +75,7 @@ def test_what_fits_comes_back(words, dtype):
     words = np.array(words, np.uint32)
     if fits(words, dtype):
         out = np.empty_like(words)
-        widen(narrow(words, dtype), dtype, out)
+        convert(narrow(words, dtype), dtype, FLOAT32, out)
         np.testing.assert_array_equal(out, words)
 
 
@@ -83,7 +83,7 @@ def test_what_fits_comes_back(words, dtype):
 def test_widens_into_strided_memory(dtype):
     words = np.arange(0, 60, dtype=np.uint16).reshape(6, 10)
     memory = np.zeros((12, 30), np.uint32)
-    widen(words[::2, 1::3], dtype, memory[1:7:2, ::12])
+    convert(words[::2, 1::3], dtype, FLOAT32, memory[1:7:2, ::12])
     np.testing.assert_array_equal(memory[1:7:2, ::12], as_float32(words[::2, 1::3].copy(), dtype))
     memory[1:7:2, ::12] = 0
     assert not memory.any()

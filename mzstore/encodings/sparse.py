@@ -4,7 +4,7 @@ The positions of a chunk, in row-major order, are gaps, a byte each: b below 255
 stands an element; 255 passes 255 values. What is left of the array is filled with 255.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,20 +93,30 @@ class Sparse:
         steps, words = read(0), read(1).view(self.dtype.word)
         if self.into:
             words = cast(words, self.dtype, self.into)
+        for positions, which in self.elements(steps, where):
+            self._place(positions, words[which], source, out)
+
+    def elements(self, steps: np.ndarray, where: str) -> Iterator[tuple[np.ndarray, slice]]:
+        """(positions in the chunk, ascending; which of its values stand there) of all elements, some at a time.
+
+        ``steps`` is the chunk of ``positions``. Raises CorruptError for what lies behind the end.
+        """
         passed = count = 0  # values of the chunk, elements
         for first in range(0, steps.size, BLOCK):  # positions take eight times the memory of their gaps
             block = steps[first : first + BLOCK]
             here = block < NO_ELEMENT
             ends = passed + np.cumsum(block + here, dtype=np.int64)
             positions = ends[here] - 1
-            if count + positions.size > words.size or (positions.size and positions[-1] >= self.grid.chunk_size):
+            if count + positions.size > self.values.shape[-1] or (
+                positions.size and positions[-1] >= self.grid.chunk_size
+            ):
                 raise CorruptError(
                     f"{count + positions.size} positions up to {positions[-1]}, in a chunk of {self.grid.chunk_size} "
-                    f"values with room for {words.size}",
+                    f"values with room for {self.values.shape[-1]}",
                     where=where,
                     clause="sparse-3",
                 )
-            self._place(positions, words[count : count + positions.size], source, out)
+            yield positions, slice(count, count + positions.size)
             passed, count = int(ends[-1]), count + positions.size
 
     def _place(self, positions: np.ndarray, words: np.ndarray, source: tuple[slice, ...], out: np.ndarray) -> None:
