@@ -1,13 +1,15 @@
 """Inspect: what a model holds and how it is stored, from the documents and the index alone. No chunk is read."""
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mzstore.archive import ArchiveReader
-from mzstore.documents import DOCUMENT, FORMAT, TensorEntry
+from mzstore.documents import DOCUMENT, FORMAT, TensorEntry, parts_of
 from mzstore.encodings.planes import Planes
+from mzstore.encodings.quantized import Blocked, Quantized
 from mzstore.encodings.raw import Raw
 from mzstore.model import Model
 from mzstore.text import count, ratio, shown, size
@@ -18,7 +20,61 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 SIZES = ("size", "stored", "ratio")
+ERRORS = ("bits", "SNR")  # where there is a tensor whose values were changed
 LONGEST_VALUE = 500  # of metadata; --json has all of it
+LONGEST_QUANTIZER = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """What quantizing has made of some values. Means over several tensors are weighted by their sizes.
+
+    size       number of values
+    bits       stored for a value, with all overhead
+    nmse       squared error / squared values
+    max_error  of any value
+    """
+
+    size: int
+    bits: float
+    nmse: float
+    max_error: float
+
+    @property
+    def snr_db(self) -> float | None:
+        """None where there is no error."""
+        return -10 * math.log10(self.nmse) if self.nmse else None
+
+    @classmethod
+    def of(cls, size: int, lossy: Mapping[str, Any] | None) -> "Reached | None":
+        """What a document says of ``size`` values; None if it says nothing that can be understood."""
+        reached = (lossy or {}).get("reached")
+        found = [reached.get(name) for name in ("bits", "nmse", "max_error")] if isinstance(reached, dict) else []
+        numbers = [float(n) for n in found if type(n) in (int, float) and 0 <= n < 1e300]
+        return cls(size, *numbers) if size and len(numbers) == 3 else None
+
+    @classmethod
+    def all(cls, members: "Sequence[Reached]") -> "Reached | None":
+        """Of several tensors together; None of none."""
+        size = sum(each.size for each in members)
+        if not size:
+            return None
+        bits, nmse = (sum(getattr(each, name) * (each.size / size) for each in members) for name in ("bits", "nmse"))
+        return cls(size, bits, nmse, max(each.max_error for each in members))
+
+    def to_json(self) -> dict[str, Any]:
+        numbers = {"bits": self.bits, "nmse": self.nmse, "snr_db": self.snr_db, "max_error": self.max_error}
+        return {"size": self.size, **numbers}
+
+    def __str__(self) -> str:
+        return f"{self.bits:.2f} bits per weight, {'no error' if self.snr_db is None else f'SNR {self._snr()}'}"
+
+    def cells(self) -> tuple[str, str]:
+        """As ERRORS heads them."""
+        return f"{self.bits:.2f}", self._snr()
+
+    def _snr(self) -> str:
+        return "-" if self.snr_db is None else f"{self.snr_db:.1f} dB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +91,11 @@ class TensorSummary:
     chunks: int
     sha256: str
     same_as: str | None = None
+    lossy: Mapping[str, Any] | None = None  # of values that were changed: what ``Tensor.quality`` has
+
+    @property
+    def reached(self) -> Reached | None:
+        return Reached.of(math.prod(self.shape), self.lossy)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -48,6 +109,7 @@ class TensorSummary:
             "stored_nbytes": self.stored_nbytes,
             "chunks": self.chunks,
             "sha256": self.sha256,
+            "quality": None if self.lossy is None else dict(self.lossy),
         }
 
     def how(self) -> str:
@@ -61,6 +123,12 @@ class TensorSummary:
             words.append("ranks")
         if symbols := self.details.get("symbols"):
             words.append(f"{symbols} symbols")
+        if quantizer := self.details.get("quantizer"):
+            words.append(shown(quantizer[:LONGEST_QUANTIZER]))
+        if levels := self.details.get("levels"):
+            words.append(f"{levels} levels")
+        blocks = [scale["block"] for scale in self.details.get("scales", ()) if scale["block"] != list(self.shape)]
+        words += [f"scales of {'x'.join(map(str, block))}" for block in blocks]
         if stored := self.details.get("stored_dtype"):
             words.append(f"as {stored}")
         return ", ".join(words)
@@ -90,6 +158,11 @@ class Summary:
         return sum(tensor.stored_nbytes for tensor in self.tensors)
 
     @property
+    def reached(self) -> Reached | None:
+        """Of all tensors whose values were changed; None if there are none."""
+        return Reached.all([tensor.reached for tensor in self.tensors if tensor.reached])
+
+    @property
     def overhead_nbytes(self) -> int:
         """Of what is neither chunk nor asset: documents, layouts, headers, directory, padding."""
         return self.container_nbytes - self.stored_nbytes - sum(nbytes for _, nbytes in self.assets)
@@ -105,6 +178,7 @@ class Summary:
             "stored_nbytes": self.stored_nbytes,
             "container_nbytes": self.container_nbytes,
             "overhead_nbytes": self.overhead_nbytes,
+            "quantized": self.reached.to_json() if self.reached else None,
             "metadata": dict(self.metadata),
             "assets": [{"path": path, "nbytes": nbytes} for path, nbytes in self.assets],
             "layouts": list(self.layouts),
@@ -136,6 +210,7 @@ def summarize(model: Model) -> Summary:
             entry.n_chunks,
             entry.sha256,
             None if part else names[entry.same_as],
+            entry.lossy,
         )
 
     archive = reader if isinstance(reader, ArchiveReader) else None
@@ -161,10 +236,17 @@ def _details(entry: TensorEntry) -> dict[str, Any]:
     symbols       planes: how many values of these occur; absent if they are coded as they are
     ranks         planes: whether these values are packed in pairs, as ranks
     escapes       planes, with ranks: how many others a chunk can have
+    quantizer     quantized: what the writer calls it; absent if it does not say
+    levels        quantized: how many codes there are
+    per_byte      quantized: how many of them share a byte
+    scales        quantized: dtype and block of each; the block is the tensor's shape if there is one for all values
+    zero_point    quantized: the integer, or the block of many; absent if there is a codebook
+    codebook      quantized: its shape; absent if codes are uniform
+    outliers      quantized: whether some values are stored as they are
     """
-    part = entry.part
-    if part is None:
+    if entry.part is None:
         return {}
+    part, *more = parts_of(entry.part)
     details: dict[str, Any] = {"chunk_shape": list(part.grid.chunk_shape)}
     if part.dtype != entry.spec.dtype:
         details["stored_dtype"] = part.dtype.name
@@ -176,6 +258,31 @@ def _details(entry: TensorEntry) -> dict[str, Any]:
             details["symbols"] = sum(count for _, count in part.symbols)
         if part.ranks is not None:
             details["escapes"] = part.n_escapes
+    elif isinstance(part, Quantized):
+        details |= _quantized_details(part, entry.lossy or {}) | {"outliers": bool(more)}
+    return details
+
+
+def _quantized_details(part: Quantized, lossy: Mapping[str, Any]) -> dict[str, Any]:
+    whole = list(part.grid.shape)
+    details: dict[str, Any] = {"levels": part.levels, "per_byte": part.per_byte}
+    asked = lossy.get("asked")
+    if isinstance(asked, dict):
+        # Codebooks have names of their own.
+        name = asked.get("codebook") if asked.get("quantizer") == "codebook" else asked.get("quantizer")
+        if isinstance(name, str):
+            details["quantizer"] = name
+    details["scales"] = [
+        {"block": list(scale.block), "dtype": scale.dtype}
+        if isinstance(scale, Blocked)
+        else {"block": whole, "dtype": "float32"}
+        for scale in part.scales
+    ]
+    if part.codebook is not None:
+        details["codebook"] = list(part.codebook.shape)
+    else:
+        zero = part.zero_point
+        details["zero_point"] = {"block": list(zero.block)} if isinstance(zero, Blocked) else zero
     return details
 
 
@@ -196,6 +303,8 @@ def render(summary: Summary, width: int | None) -> "Iterator[RenderableType]":
         yield table
     yield ""
     yield Text(_container(summary))
+    if summary.reached:
+        yield Text(_quantized(summary, summary.reached))
     for label, lines in (
         ("metadata", [f"{shown(str(key))}: {_brief(value)}" for key, value in summary.metadata.items()]),
         ("assets", [f"{shown(path)}  {size(nbytes)}" for path, nbytes in summary.assets]),
@@ -216,10 +325,11 @@ def _table(summary: Summary) -> "Table":
     table.add_column("tensor", count(len(summary.tensors), "tensor"), no_wrap=True)
     for header in ("dtype", "shape", "encoding"):
         table.add_column(header, no_wrap=True)
-    for header, footer in zip(SIZES, _sizes(summary), strict=True):
+    lossy = summary.reached is not None
+    for header, footer in zip(_heads(lossy), _numbers(summary, lossy), strict=True):
         table.add_column(header, footer, justify="right", no_wrap=True)
     for tensor in summary.tensors:
-        cells = (shown(tensor.name), tensor.dtype, str(list(tensor.shape)), tensor.how(), *_sizes(tensor))
+        cells = (shown(tensor.name), tensor.dtype, str(list(tensor.shape)), tensor.how(), *_numbers(tensor, lossy))
         table.add_row(*map(Text, cells))
     return table
 
@@ -228,9 +338,10 @@ def _lines(summary: Summary) -> "Iterator[Text]":
     """Two lines for a tensor, the first of which is its name: for narrow terminals and long names."""
     from rich.text import Text
 
-    heads = ("dtype, shape", "encoding", *SIZES)
-    rows = [(f"{t.dtype} {list(t.shape)}", t.how(), *_sizes(t)) for t in summary.tensors]
-    total = ("", "", *_sizes(summary))
+    lossy = summary.reached is not None
+    heads = ("dtype, shape", "encoding", *_heads(lossy))
+    rows = [(f"{t.dtype} {list(t.shape)}", t.how(), *_numbers(t, lossy)) for t in summary.tensors]
+    total = ("", "", *_numbers(summary, lossy))
     short = [row for row, tensor in zip(rows, summary.tensors, strict=True) if tensor.same_as is None]
     widths = [max(map(len, column)) for column in zip(heads, total, *short, strict=True)]
 
@@ -248,8 +359,22 @@ def _lines(summary: Summary) -> "Iterator[Text]":
     yield Text(line(total), style="bold", overflow="fold")
 
 
-def _sizes(of: Summary | TensorSummary) -> tuple[str, str, str]:
-    return size(of.nbytes), size(of.stored_nbytes), ratio(of.stored_nbytes, of.nbytes)
+def _heads(lossy: bool) -> tuple[str, ...]:
+    return (*SIZES, *ERRORS) if lossy else SIZES
+
+
+def _numbers(of: Summary | TensorSummary, lossy: bool) -> tuple[str, ...]:
+    """As ``_heads`` has them; of a summary, bits and SNR are those of what was changed."""
+    sizes = size(of.nbytes), size(of.stored_nbytes), ratio(of.stored_nbytes, of.nbytes)
+    if not lossy:
+        return sizes
+    return (*sizes, *(of.reached.cells() if of.reached else ("", "")))
+
+
+def _quantized(summary: Summary, reached: Reached) -> str:
+    n = sum(tensor.reached is not None for tensor in summary.tensors)
+    size = sum(math.prod(tensor.shape) for tensor in summary.tensors if tensor.same_as is None)
+    return f"quantized {count(n, 'tensor')}, {100 * reached.size / size:.3g} % of all values: {reached}"
 
 
 def _container(summary: Summary) -> str:
