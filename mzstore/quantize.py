@@ -5,7 +5,9 @@ its arrays. Then row block by row block: codes, packed bytes, payloads; and the 
 digest and the errors.
 """
 
+import itertools
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mzstore.arrays import Array
+from mzstore.documents import TensorEntry, dump
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encode import Payload
 from mzstore.encodings import Coding, SinglePart, chunk_path, first_of
@@ -24,7 +27,7 @@ from mzstore.payload import compress, seal
 from mzstore.quantizers import ArrayMatrix, Codes, Fitted, Importance, Quantizer, Scheme, ZeroPoint
 from mzstore.quantizers.codebooks import Lloyd, Vectors, fp4, nf4
 from mzstore.quantizers.decoding import Decoder, Local
-from mzstore.quantizers.ecsq import LAGRANGIAN, Target, Uniform
+from mzstore.quantizers.ecsq import LAGRANGIAN, FittedUniform, Target, Uniform
 from mzstore.quantizers.floats import Floats, mxfp4, mxfp8, nvfp4
 from mzstore.quantizers.integers import Integers
 from mzstore.quantizers.packing import BASES, pack, per_byte
@@ -33,7 +36,9 @@ from mzstore.sources import TensorSource
 from mzstore.tensors import TensorSpec
 
 CODES = Coding()
-ENTRY_NBYTES = 30 + 46  # what an archive spends on a chunk besides its payload and twice its key
+TRIALS = 4  # of a step, for a target
+TOLERANCE = 0.005  # in bits per weight: of the rate, or of the rate that the error is worth
+ENTRY_NBYTES = 30 + 46  # of the headers of an entry, besides its key
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +112,14 @@ class Lossy:
     _quantized: Quantized = field(repr=False)
     _sparse: Sparse | None = field(repr=False)
     _decoder: Decoder = field(repr=False)
+    _trial: "Encoded | None" = field(
+        repr=False, default=None
+    )  # of a tensor of one row block, which was tried as a whole
 
     def encode(self, words: np.ndarray, start: int, chunks: list[tuple[int, ...]]) -> "Encoded":
         """The ``chunks`` of a row block: ``words``, of the block's shape, ``start`` words into the tensor."""
+        if self._trial:
+            return self._trial
         cols = words.shape[-1]
         first_row = start // cols
         values = to_float32(words, self.spec.dtype).reshape(-1, cols)
@@ -126,7 +136,8 @@ class Lossy:
                     if first_of(self.part, component, chunk):
                         found.append(Payload(chunk_path(self.part, component, chunk), seal(body), plain=False))
         decoded = self._decoded(codes, words, start)
-        return Encoded(found, decoded, self._errors(words, decoded))
+        errors = replace(self._errors(words, decoded), stored_nbytes=sum(len(payload.data) for payload in found))
+        return Encoded(found, decoded, errors)
 
     def _parts(self) -> Iterator[tuple[SinglePart, tuple[Any, ...]]]:
         components = self.part.components
@@ -225,10 +236,60 @@ def prepare(source: TensorSource, rule: Rule, importance: Any = None) -> Lossy:
 
 
 def _prepare(source: TensorSource, rule: Rule, importance: Any) -> Lossy:
-    spec, matrix = source.spec, SourceMatrix(source)
-    weights, given = _importance(importance, spec, matrix.shape)
-    fitted = quantizer_for(rule, spec).fit(matrix, given)
-    scheme = fitted.scheme
+    matrix = SourceMatrix(source)
+    weights, given = _importance(importance, source.spec, matrix.shape)
+    quantizer = quantizer_for(rule, source.spec)
+    fitted = quantizer.fit(matrix, given)
+    lossy = _bound(source, rule, fitted, weights)
+    if not isinstance(quantizer, Uniform) or quantizer.target is None or quantizer.target.max_error is not None:
+        return lossy
+    row_blocks = list(itertools.islice(lossy.part.grid.row_blocks(), 2))
+    if len(row_blocks) > 1:  # of a large tensor, what the sample shows is exact enough
+        return lossy
+    ((start, shape, chunks),) = row_blocks
+    words = source.read(start, start + math.prod(shape)).reshape(shape)
+    points: list[tuple[float, float]] = []  # (logarithm of the step, what it is off)
+    trial = lossy.encode(words, start, chunks)
+    while isinstance(fitted, FittedUniform) and len(points) < TRIALS:
+        points.append((math.log2(fitted.design.step), _bits_off(lossy, trial, quantizer.target)))
+        if abs(points[-1][1]) <= TOLERANCE:
+            break
+        again = replace(quantizer, step=2.0 ** _next(points), target=None, levels=fitted.design.levels)
+        fitted = again.fit(matrix, given)
+        lossy = _bound(source, rule, fitted, weights)
+        trial = lossy.encode(words, start, chunks)
+    return replace(lossy, _trial=trial)
+
+
+def overhead_nbytes(entry: TensorEntry) -> int:
+    """What an archive spends on the tensor besides its payloads: headers and directory; documents, which are there twice."""
+    return sum(ENTRY_NBYTES + 2 * len(key) for key in entry.chunk_keys()) + 2 * sum(
+        len(zlib.compress(dump(doc))) for _, doc in entry.documents()
+    )
+
+
+def _next(points: list[tuple[float, float]]) -> float:
+    """The logarithm of the step to try after ``points``: a bit less for each doubling, until two points tell better."""
+    (log_step, off), slope = points[-1], 1.0
+    if len(points) > 1 and points[-2][0] != log_step:
+        slope = min(4.0, max(0.3, (points[-2][1] - off) / (log_step - points[-2][0])))
+    return log_step + off / slope
+
+
+def _bits_off(lossy: Lossy, trial: "Encoded", target: Target) -> float:
+    """By how much what was measured is above the target: in bits, or in the bits that a lower error is short of."""
+    errors = trial.errors
+    if target.bits is not None:
+        quality = {"asked": lossy.asked, "reached": errors.to_json(1)}
+        entry = TensorEntry(lossy.spec, lossy.spec.name, "0" * 64, lossy.part, lossy=quality)
+        return 8 * (errors.stored_nbytes + overhead_nbytes(entry)) / errors.count - target.bits
+    asked = target.relative_error
+    measured = errors.squared_error / errors.square if errors.square else 0.0
+    return 0.5 * math.log2(asked / measured) if asked and measured else 0.0  # a finer step costs bits and lowers it
+
+
+def _bound(source: TensorSource, rule: Rule, fitted: Fitted, weights: np.ndarray | None) -> Lossy:
+    spec, scheme = source.spec, fitted.scheme
     n = per_byte(scheme.levels) if scheme.levels <= 256 and scheme.dimension == 1 else 1
     low_bits = max(0, (scheme.levels - 1).bit_length() - 8)
     grid = Grid(spec.shape, _chunk_shape(spec, scheme, math.lcm(n, 8 if low_bits else 1)))
@@ -247,9 +308,9 @@ def quantizer_for(rule: Rule, spec: TensorSpec) -> Quantizer:
         case "uniform":
             target = None
             if rule.step is None:
-                # Documents, and for each chunk what the directory has of it.
+                # About what ``overhead_nbytes`` will be.
                 overhead = 8.0 * (
-                    700 + 120 * Grid(spec.shape, choose_chunk_shape(spec.shape, spec.dtype.bits // 8)).n_chunks
+                    1000 + 150 * Grid(spec.shape, choose_chunk_shape(spec.shape, spec.dtype.bits // 8)).n_chunks
                 )
                 target = Target(rule.bits, rule.nmse, rule.snr_db, rule.max_error, overhead)
             lagrangian = LAGRANGIAN if rule.lagrangian is None else rule.lagrangian

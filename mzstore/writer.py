@@ -231,7 +231,7 @@ class _ModelWriter:
 
     def _quantized(self, source: TensorSource, node: str, rule: Rule) -> _Written | None:
         """None if the rule lets this tensor stay lossless because it cannot be quantized."""
-        from mzstore.quantize import ENTRY_NBYTES, Encoded, Errors, prepare
+        from mzstore.quantize import Encoded, Errors, overhead_nbytes, prepare
 
         spec = source.spec
         try:
@@ -246,8 +246,7 @@ class _ModelWriter:
         def keep(encoded: Encoded) -> None:
             nonlocal errors, last
             self._write(node, encoded.payloads)
-            stored = sum(len(p.data) + ENTRY_NBYTES + 2 * len(f"{node}/{p.path}") for p in encoded.payloads)
-            errors += replace(encoded.errors, stored_nbytes=stored)
+            errors += encoded.errors
             last = self._hash(digest, encoded.words)
             self._done(encoded.words.nbytes)
 
@@ -261,8 +260,7 @@ class _ModelWriter:
             return digest.hexdigest()
 
         def quality(entry: TensorEntry) -> Mapping[str, Any]:
-            documents = sum(len(zlib.compress(dump(doc))) for _, doc in entry.documents())
-            total = replace(errors, stored_nbytes=errors.stored_nbytes + 2 * documents)  # consolidated, too
+            total = replace(errors, stored_nbytes=errors.stored_nbytes + overhead_nbytes(entry))
             return {"asked": lossy.asked, "reached": total.to_json(spec.nbytes)}
 
         return _Written(
