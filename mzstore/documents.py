@@ -324,7 +324,7 @@ def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], *, where: 
     if not arrays:
         arrays = {ONLY_ARRAY[encoding]: Array.from_json(doc, where=where)}
     lossy = about.get("lossy")
-    if lossy is not None and not isinstance(lossy, dict):
+    if "lossy" in about and not isinstance(lossy, dict):
         raise FormatError("'lossy' is not an object", where=where, clause="tensor-6")
     part = _combined(spec, parts, arrays, where=where)
     return TensorEntry(spec, node, sha256, part, lossy=lossy)

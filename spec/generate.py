@@ -68,18 +68,20 @@ def short(
     *,
     dtype: str,
     shape: list[int],
-    part: Json,
     arrays: dict[str, list[Any]],
+    part: Json | None = None,
+    parts: list[Json] | None = None,
     bodies: dict[str, str] | None = None,
     payloads: dict[str, str] | None = None,
     words: str = "",
     error: str = "",
 ) -> Json:
+    parts = [part] if part else parts or []
     about = {
         "dtype": dtype,
         "shape": shape,
         "sha256": hashlib.sha256(unhex(words)).hexdigest(),
-        "parts": [part],
+        "parts": parts,
     }
     if "" in arrays:
         nodes = {"w": array(*arrays[""], about=about)}
@@ -87,7 +89,8 @@ def short(
         nodes = {"w": group(about)} | {f"w/{name}": array(*found) for name, found in arrays.items()}
     objects = {f"w/{key}": seal(unhex(body)).hex() for key, body in (bodies or {}).items()}
     objects |= {f"w/{key}": unhex(payload).hex() for key, payload in (payloads or {}).items()}
-    vector = {"clauses": clauses, "root": root(nodes), "objects": objects}
+    features = sorted({"planes", *(str(part.get("encoding")) for part in parts)} - {"raw"})
+    vector = {"clauses": clauses, "root": root(nodes, features=features), "objects": objects}
     if error:
         return vector | {"error": error}
     return vector | {"tensors": {"w": {"dtype": dtype, "shape": shape, "words": unhex(words).hex()}}}
@@ -554,7 +557,7 @@ def root_vectors() -> Iterator[tuple[str, Json]]:
         ("format-is-text", "root-2", "format", (*mz, "format"), "1"),
         ("format-is-a-fraction", "root-2", "format", (*mz, "format"), 1.0),
         ("no-format", "root-2", "format", (*mz, "format"), ABSENT),
-        ("unknown-feature", "root-3", "unsupported", (*mz, "features"), ["planes", "sparse"]),
+        ("unknown-feature", "root-3", "unsupported", (*mz, "features"), ["planes", "trellis"]),
         ("no-features", "root-3", "format", (*mz, "features"), ABSENT),
         ("features-are-text", "root-3", "format", (*mz, "features"), "planes"),
         ("feature-is-a-number", "root-3", "format", (*mz, "features"), [1]),
@@ -631,7 +634,13 @@ def tensor_vectors() -> Iterator[tuple[str, Json]]:
         ("two-parts", "tensor-4", "unsupported", (*w, "parts"), [raw, raw]),
         ("part-is-text", "tensor-4", "unsupported", (*w, "parts"), ["raw"]),
         ("parts-are-an-object", "tensor-4", "unsupported", (*w, "parts"), raw),
-        ("unknown-encoding", "tensor-4", "unsupported", (*w, "parts"), [{"encoding": "sparse"}]),
+        ("unknown-encoding", "tensor-4", "unsupported", (*w, "parts"), [{"encoding": "trellis"}]),
+        ("sparse-first", "tensor-4", "unsupported", (*w, "parts"), [{"encoding": "sparse", "chunk_shape": [3]}]),
+        ("planes-second", "tensor-4", "unsupported", (*w, "parts"), [raw, {"encoding": "planes", "rotate": True}]),
+        ("nine-parts", "tensor-4", "unsupported", (*w, "parts"), [raw, *[{"encoding": "sparse", "chunk_shape": [3]}] * 8]),
+        ("lossy", "tensor-6", "", (*w, "lossy"), {"asked": {"bits": 4}}),
+        ("lossy-is-text", "tensor-6", "format", (*w, "lossy"), "yes"),
+        ("lossy-is-null", "tensor-6", "format", (*w, "lossy"), None),
         ("array-below-an-array", "tensor-4", "format", ("node", "w/planes"), array("uint8", [3], [3])),
         ("group-of-nothing", "tensor-4", "format", ("node", "w"), group({"dtype": "uint8", "shape": [3], "sha256": "0" * 64, "parts": [raw]})),
         ("reference-to-nothing", "tensor-5", "format", (*again, "same_as"), "v"),

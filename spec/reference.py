@@ -308,10 +308,10 @@ def read_model(objects: Mapping[str, Object]) -> Model:
     # > `format` is an integer >= 1. A reader refuses as unsupported a number that is higher than it knows
     need(is_integer(about.get("format")) and about["format"] >= 1, "root-2", "no format number")
     need(about["format"] == 1, "root-2", f"format {about['format']}", UnsupportedRefused)
-    # > `features` is a list of strings. In format 1 the only feature is `planes`.
+    # > `features` is a list of strings. In format 1 the features are `planes`, `quantized` and `sparse`.
     features = about.get("features")
     need(isinstance(features, list) and all(isinstance(f, str) for f in features), "root-3", "no list of features")
-    need(set(features) <= {"planes"}, "root-3", f"features {features}", UnsupportedRefused)
+    need(set(features) <= {"planes", "quantized", "sparse"}, "root-3", f"features {features}", UnsupportedRefused)
     # > `consolidated_metadata` is an object with `kind` equal to `inline`, `must_understand` false, and `metadata`: an object
     # > from the key of every node but the root to its document.
     inline = root.get("consolidated_metadata")
@@ -321,7 +321,7 @@ def read_model(objects: Mapping[str, Object]) -> Model:
     need(isinstance(about.get("metadata", {}), dict), "root-5", "metadata are no object")
 
     nodes = read_nodes(inline["metadata"])
-    used = {node.part["encoding"] for node in nodes.values() if node.part} - {"raw"}
+    used = {part.doc["encoding"] for node in nodes.values() for part in node.parts} - {"raw"}
     # > Every encoding in use but `raw` is listed.
     need(used <= set(features), "root-3", "an encoding in use is not listed")
     assets = read_files(about.get("assets", []), "assets")
@@ -368,7 +368,7 @@ def read_nodes(docs: dict[str, Any]) -> dict[str, "Node"]:
             # > No two tensors have the same name.
             need(tensor.name not in nodes, "tensor-1", f"two tensors {tensor.name!r}")
             nodes[tensor.name] = tensor
-    stored = {node.key: node for node in nodes.values() if node.part}
+    stored = {node.key: node for node in nodes.values() if node.parts}
     for node in nodes.values():
         if node.same_as is not None:
             # > has the values of the tensor at
@@ -383,14 +383,20 @@ def read_nodes(docs: dict[str, Any]) -> dict[str, "Node"]:
 
 
 @dataclass(frozen=True)
+class Part:
+    doc: dict[str, Any]
+    dtype: str  # of its words
+    arrays: Mapping[str, "Array"]  # by component
+
+
+@dataclass(frozen=True)
 class Node:
     key: str
     name: str
     dtype: str
     shape: tuple[int, ...]
     sha256: str
-    part: dict[str, Any] | None = None
-    arrays: Mapping[str, "Array"] | None = None  # by component; "" if the node itself is the array
+    parts: tuple[Part, ...] = ()
     same_as: str | None = None
 
 
@@ -419,23 +425,61 @@ def read_node(key: str, doc: Any, below: dict[str, Any]) -> Node:
         alone = not is_array and not below and "parts" not in about
         need(alone and isinstance(same_as, str), "tensor-5", "a reference that holds something")
         return Node(key, name, dtype, tuple(shape), sha256, same_as=same_as)
-    # > `parts` is a list of one object whose `encoding` is `raw` or `planes`; a reader refuses anything else as unsupported.
+    # > `lossy`, if present, is an object.
+    need(isinstance(about.get("lossy", {}), dict), "tensor-6", "'lossy' is no object")
+    # > `parts` is a list of 1 to 8 objects. The `encoding` of the first is `raw`, `planes` or `quantized`, that of every other is `sparse`; a reader refuses anything else as unsupported.
     parts = about.get("parts")
-    known = isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], dict)
-    known = known and parts[0].get("encoding") in ("raw", "planes")
+    known = isinstance(parts, list) and 1 <= len(parts) <= 8 and all(isinstance(part, dict) for part in parts)
+    known = known and parts[0].get("encoding") in ("raw", "planes", "quantized")
+    known = known and all(part.get("encoding") == "sparse" for part in parts[1:])
     need(known, "tensor-4", "unknown parts", UnsupportedRefused)
-    # > If the encoding makes one component, the tensor's node is that array, and nothing lies below it. If it makes several, the node is a
+    # > If the parts make one component, the tensor's node is that array, and nothing lies below it. If they make several, the node is a
     # > group, and the components lie below it under their names.
     need(not below if is_array else len(below) > 1, "tensor-4", "neither one array nor a group of several")
-    arrays = {"": read_array(doc)} if is_array else {name: read_array(child) for name, child in below.items()}
-    # > The member
-    # > may also repeat the tensor's own dtype. A reader refuses any other as format.
-    stored = parts[0].get("dtype", dtype)
-    narrower = dtype == "float32" and stored in ("bfloat16", "float16")
-    need(stored == dtype or narrower, "narrow-1", f"{dtype} stored as {stored!r}")
-    check_part = check_raw if parts[0]["encoding"] == "raw" else check_planes
-    check_part(parts[0], stored, words, arrays)
-    return Node(key, name, dtype, tuple(shape), sha256, parts[0] | {"dtype": stored}, arrays)
+    if is_array:
+        arrays = {ONLY_COMPONENT[parts[0]["encoding"]]: read_array(key, doc)}
+    else:
+        arrays = {component: read_array(f"{key}/{component}", child) for component, child in below.items()}
+    return Node(key, name, dtype, tuple(shape), sha256, read_parts(parts, dtype, words, arrays))
+
+
+ONLY_COMPONENT = {"raw": "values", "planes": "planes", "quantized": "codes"}
+
+
+def read_parts(
+    docs: list[dict[str, Any]], dtype: str, shape: tuple[int, ...], arrays: dict[str, "Array"]
+) -> tuple[Part, ...]:
+    checks = {"raw": check_raw, "planes": check_planes, "quantized": check_quantized, "sparse": check_sparse}
+    parts, chunks = [], set()
+    for i, doc in reversed(list(enumerate(docs))):
+        # > The components of the first part have the names that section 8 gives them; those of the second part have `2.` in front of
+        # > them, those of the third `3.`, and so on.
+        front = f"{i + 1}." if i else ""
+        own = {name: arrays.pop(name) for name in list(arrays) if name.startswith(front)}
+        # > The member
+        # > may also repeat the tensor's own dtype. A reader refuses any other as format.
+        stored = doc.get("dtype", dtype)
+        narrower = dtype == "float32" and stored in ("bfloat16", "float16")
+        need(stored == dtype or narrower, "narrow-1", f"{dtype} stored as {stored!r}")
+        part = Part(doc, stored, {name.removeprefix(front): array for name, array in own.items()})
+        checks[doc["encoding"]](part, shape)
+        # > Where there are several parts, they have the same chunk shape of the words, none has a dtype other than the tensor's [narrow-1], and the first one is not constant [raw-2].
+        need(len(docs) == 1 or stored == dtype, "tensor-7", "another dtype, and several parts")
+        constant = doc["encoding"] == "raw" and is_constant(part.arrays["values"], shape)
+        need(len(docs) == 1 or not constant, "tensor-7", "a constant, and several parts")
+        chunks.add(chunk_of(part))
+        parts.insert(0, part)
+    need(len(chunks) == 1, "tensor-7", "parts of different chunks")
+    return tuple(parts)
+
+
+def chunk_of(part: Part) -> tuple[int, ...]:
+    """The extents of a chunk of the words."""
+    if part.doc["encoding"] == "raw":
+        return part.arrays["values"].chunk
+    if part.doc["encoding"] == "planes" and "ranks" not in part.doc:
+        return part.arrays["planes"].chunk[1:]
+    return tuple(part.doc["chunk_shape"])
 
 
 def has_surrogate(text: str) -> bool:
@@ -447,6 +491,7 @@ def has_surrogate(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Array:
+    key: str  # of its node
     shape: tuple[int, ...]
     chunk: tuple[int, ...]
     data_type: str
@@ -465,7 +510,7 @@ ITEMSIZE = {f"{kind}{8 * n}": n for kind in ("int", "uint") for n in (1, 2, 4, 8
 ITEMSIZE |= {"float16": 2, "float32": 4, "float64": 8}
 
 
-def read_array(doc: Any) -> Array:
+def read_array(key: str, doc: Any) -> Array:
     # > An array has the members `zarr_format`: 3, `node_type`: `array`, `chunk_key_encoding`: `{"name": "default"}`, `shape`,
     # > `data_type`, `chunk_grid` and `codecs`. It may have `attributes` and `fill_value`
     need(isinstance(doc, dict), "document-2", "the document is no object")
@@ -498,7 +543,7 @@ def read_array(doc: Any) -> Array:
     # > has at most 2^62 bytes. A chunk has at most 2^26 bytes.
     need(math.prod(max(n, 1) for n in shape) * ITEMSIZE[data_type] <= 2**62, "array-2", "too large")
     need(math.prod(chunk) * ITEMSIZE[data_type] <= 2**26, "array-2", "chunks too large")
-    return Array(tuple(shape), tuple(chunk), data_type, len(codecs) == 3)
+    return Array(key, tuple(shape), tuple(chunk), data_type, len(codecs) == 3)
 
 
 # Section 6.6: assets and layouts.
@@ -572,8 +617,9 @@ def positions(counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     return itertools.product(*map(range, counts))
 
 
-def read_chunk(objects: Mapping[str, Object], key: str, array: Array, position: tuple[int, ...]) -> np.ndarray:
+def read_chunk(objects: Mapping[str, Object], array: Array, position: tuple[int, ...]) -> np.ndarray:
     """The words of one chunk."""
+    key = array.key
     found = objects.get(chunk_key(key, position))
     # > Every chunk of every component is stored. A reader refuses a missing one as corrupt, and never takes a fill value for it.
     need(found, "payload-4", f"chunk {position} of {key!r} is missing", CorruptRefused)
@@ -663,13 +709,15 @@ def read_frame(frame: bytes, nbytes: int) -> bytes:
 
 def read_words(objects: Mapping[str, Object], node: Node) -> np.ndarray:
     """All words of a tensor that is stored, checked against its digest."""
-    assert node.part is not None
-    dtype = node.part["dtype"]
+    readers = {"raw": read_raw, "planes": read_planes, "quantized": read_quantized}
     shape = word_shape(node.dtype, node.shape)
-    decode = read_raw if node.part["encoding"] == "raw" else read_planes
-    words = decode(objects, node, shape, np.dtype(f"<u{DTYPES[dtype][0] // 8}"))
-    if dtype != node.dtype:
-        words = widen(words, dtype)
+    # > The first part gives words, and each other one, in order, replaces some of them.
+    first, *more = node.parts
+    words = readers[first.doc["encoding"]](objects, first, shape, np.dtype(f"<u{DTYPES[first.dtype][0] // 8}"))
+    for part in more:
+        replace(objects, part, words)
+    if first.dtype != node.dtype:
+        words = widen(words, first.dtype)
     # > `sha256` of a tensor is the SHA-256 of all its words, of the tensor's own dtype, in row-major order without padding.
     digest = hashlib.sha256(words.tobytes()).hexdigest()
     need(digest == node.sha256, "digest-2", f"the digest of {node.name!r} does not hold", CorruptRefused)
@@ -696,22 +744,22 @@ def is_constant(array: Array, shape: tuple[int, ...]) -> bool:
     return array.shape == (1,) * len(shape) and array.shape != shape and 0 not in shape
 
 
-def check_raw(part: dict[str, Any], dtype: str, shape: tuple[int, ...], arrays: Mapping[str, Array]) -> None:
-    # > `raw` has one component: an array of the raw data type [word-1] and the word shape.
-    need(list(arrays) == [""], "raw-1", "several arrays")
-    need(arrays[""].data_type == DTYPES[dtype][1], "raw-1", "another data type")
-    need(arrays[""].shape == shape or is_constant(arrays[""], shape), "raw-1", "another shape")
+def check_raw(part: Part, shape: tuple[int, ...]) -> None:
+    # > `raw` has one component, `values`: an array of the raw data type [word-1] and the word shape.
+    need(list(part.arrays) == ["values"], "raw-1", "other components")
+    array = part.arrays["values"]
+    need(array.data_type == DTYPES[part.dtype][1], "raw-1", "another data type")
+    need(array.shape == shape or is_constant(array, shape), "raw-1", "another shape")
 
 
-def read_raw(objects: Mapping[str, Object], node: Node, shape: tuple[int, ...], word: np.dtype) -> np.ndarray:
-    assert node.arrays is not None
-    array = node.arrays[""]
+def read_raw(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...], word: np.dtype) -> np.ndarray:
+    array = part.arrays["values"]
     words = np.empty(shape, word)
     if is_constant(array, shape):
-        words[...] = read_chunk(objects, node.key, array, (0,) * len(shape)).reshape(-1)[0]
+        words[...] = read_chunk(objects, array, (0,) * len(shape)).reshape(-1)[0]
         return words
     for position in positions(array.counts):
-        put(words, position, read_chunk(objects, node.key, array, position))
+        put(words, position, read_chunk(objects, array, position))
     return words
 
 
@@ -725,33 +773,34 @@ def low_planes(w: int, top_bits: int) -> list[int]:
     return ([rest % 8] if rest % 8 else []) + [8] * (rest // 8)
 
 
-def check_planes(part: dict[str, Any], dtype: str, shape: tuple[int, ...], arrays: Mapping[str, Array]) -> None:
-    w, top_bits = DTYPES[dtype][0], part.get("top_bits", 8)
-    need(is_integer(top_bits) and isinstance(part.get("rotate"), bool), "planes-1", "no top_bits, or no rotate")
-    need(list(arrays) == [""], "planes-1", "several arrays")
+def check_planes(part: Part, shape: tuple[int, ...]) -> None:
+    doc, w, top_bits = part.doc, DTYPES[part.dtype][0], part.doc.get("top_bits", 8)
+    need(is_integer(top_bits) and isinstance(doc.get("rotate"), bool), "planes-1", "no top_bits, or no rotate")
+    need(list(part.arrays) == ["planes"], "planes-1", "other components")
+    array = part.arrays["planes"]
     # > `top_bits` is at most 16 and at most the word size `w`; it is 8 if there are no `symbols`. There are not both `symbols` and `ranks`.
     need(1 <= top_bits <= min(16, w), "planes-1", "a wrong top_bits")
-    need(top_bits == 8 or "symbols" in part, "planes-1", "a wrong top_bits")
-    need("symbols" not in part or "ranks" not in part, "planes-1", "both symbols and ranks")
-    if "symbols" in part:
-        check_symbols(part["symbols"], top_bits)
+    need(top_bits == 8 or "symbols" in doc, "planes-1", "a wrong top_bits")
+    need("symbols" not in doc or "ranks" not in doc, "planes-1", "both symbols and ranks")
+    if "symbols" in doc:
+        check_symbols(doc["symbols"], top_bits)
     p = len(low_planes(w, top_bits))
-    if "ranks" in part:
+    if "ranks" in doc:
         # > `ranks` is 0 to 240, `chunk_shape` has an extent >= 1 for each axis of the word shape, and a chunk has less than 2^24 words.
-        need(is_integer(part["ranks"]) and 0 <= part["ranks"] <= 240, "planes-1", "wrong ranks")
-        chunk = part.get("chunk_shape")
+        need(is_integer(doc["ranks"]) and 0 <= doc["ranks"] <= 240, "planes-1", "wrong ranks")
+        chunk = doc.get("chunk_shape")
         need(is_integers(chunk) and len(chunk) == len(shape) and all(c >= 1 for c in chunk), "planes-1", "no chunks")
         n = math.prod(chunk)
         need(n < 1 << 24, "planes-1", "ranks of large chunks")
         # > `k = ceil(n / 2) + n * p + 4 * m`, where `m >= 0` is the most escapes that a chunk can have.
-        k = arrays[""].shape[-1] if arrays[""].shape else -1
+        k = array.shape[-1] if array.shape else -1
         rest = k - ceil(n, 2) - n * p
         need(rest >= 0 and rest % 4 == 0, "planes-1", "chunks of another size")
         counts = tuple(ceil(s, c) for s, c in zip(shape, chunk, strict=True))
         expected = ("uint8", (*counts, k), (*(1 for _ in counts), k))
     else:
-        expected = ("uint8", (1 + p, *shape), (1 + p, *arrays[""].chunk[1:]))
-    found = (arrays[""].data_type, arrays[""].shape, arrays[""].chunk)
+        expected = ("uint8", (1 + p, *shape), (1 + p, *array.chunk[1:]))
+    found = (array.data_type, array.shape, array.chunk)
     need(found == expected, "planes-1", "the array does not fit")
 
 
@@ -768,23 +817,22 @@ def check_symbols(symbols: object, top_bits: int) -> None:
     need(end <= 1 << top_bits and 1 <= sum(n for _, n in symbols) <= 256, "planes-4", "too many symbols, or none")
 
 
-def read_planes(objects: Mapping[str, Object], node: Node, shape: tuple[int, ...], word: np.dtype) -> np.ndarray:
-    assert node.part is not None
-    assert node.arrays is not None
-    w, top_bits = 8 * word.itemsize, node.part.get("top_bits", 8)
+def read_planes(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...], word: np.dtype) -> np.ndarray:
+    doc, array = part.doc, part.arrays["planes"]
+    w, top_bits = 8 * word.itemsize, doc.get("top_bits", 8)
     low_bits = low_planes(w, top_bits)
-    ranks = "ranks" in node.part
-    chunk_shape = tuple(node.part["chunk_shape"]) if ranks else node.arrays[""].chunk[1:]
+    ranks = "ranks" in doc
+    chunk = chunk_of(part)
     words = np.empty(shape, word)
-    for position in positions(tuple(ceil(s, c) for s, c in zip(shape, chunk_shape, strict=True))):
+    for position in positions(tuple(ceil(s, c) for s, c in zip(shape, chunk, strict=True))):
         if ranks:
-            body = read_chunk(objects, node.key, node.arrays[""], (*position, 0)).reshape(-1)
-            top, low = read_ranks(body, node.part["ranks"], math.prod(chunk_shape), len(low_bits))
+            body = read_chunk(objects, array, (*position, 0)).reshape(-1)
+            top, low = read_ranks(body, doc["ranks"], math.prod(chunk), len(low_bits))
         else:
-            planes = read_chunk(objects, node.key, node.arrays[""], (0, *position)).astype(np.uint64)
+            planes = read_chunk(objects, array, (0, *position)).astype(np.uint64)
             top, low = planes[0], planes[1:]
-        if "symbols" in node.part:
-            table = symbol_table(node.part["symbols"])
+        if "symbols" in doc:
+            table = symbol_table(doc["symbols"])
             # > A reader refuses as corrupt a symbol that stands for nothing, also beyond the edges of the tensor.
             need(int(top.max()) < len(table), "planes-4", "a symbol stands for nothing", CorruptRefused)
             top = table[top]
@@ -796,10 +844,10 @@ def read_planes(objects: Mapping[str, Object], node: Node, shape: tuple[int, ...
             shift -= bits
             # > In a byte of the first low plane, bits beyond its width are unused.
             r |= (plane & np.uint64((1 << bits) - 1)) << np.uint64(shift)
-        if node.part["rotate"]:
+        if doc["rotate"]:
             # > let `r` be the word rotated left by one bit: `(word << 1 | word >> (w - 1))`, kept to `w` bits
             r = r >> np.uint64(1) | (r & np.uint64(1)) << np.uint64(w - 1)
-        put(words, position, r.astype(word).reshape(chunk_shape))
+        put(words, position, r.astype(word).reshape(chunk))
     return words
 
 
@@ -837,6 +885,273 @@ def widen(words: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return words.astype("<u4") << np.uint32(16)
     return words.view("<f2").astype("<f4").view("<u4")
+
+
+# Section 8.4: quantized.
+
+BASES = {1: 256, 2: 16, 3: 6, 4: 4, 5: 3, 8: 2}  # codes in a byte -> base
+
+
+def check_chunk_shape(part: Part, shape: tuple[int, ...], clause: str) -> tuple[int, ...]:
+    # > `chunk_shape` has an extent >= 1 for each axis, and the words of a chunk take at most 2^26 bytes.
+    chunk = part.doc.get("chunk_shape")
+    need(is_integers(chunk) and len(chunk) == len(shape) and all(c >= 1 for c in chunk), clause, "no chunks")
+    need(math.prod(chunk) * DTYPES[part.dtype][0] // 8 <= 1 << 26, clause, "chunks too large")
+    return tuple(chunk)
+
+
+def per_byte_of_low_bits(low_bits: int) -> int:
+    # > 8 of 1 bit if `l` is 1, 4 of 2 bits if it is 2, 2 of 4 bits if it is 3 or 4, else 1 of 8 bits.
+    return {1: 8, 2: 4, 3: 2, 4: 2}.get(low_bits, 1)
+
+
+def values_for_a_code(part: Part) -> int:
+    # > `d` is the number of values for one code: 1, but where `codebook` is an array of two axes
+    book = part.arrays.get("codebook")
+    return book.shape[1] if book and len(book.shape) == 2 else 1
+
+
+def is_binary32(number: object) -> bool:
+    if type(number) not in (int, float):
+        return False
+    try:
+        return struct.unpack("<f", struct.pack("<f", number))[0] == number
+    except OverflowError:
+        return False
+
+
+def check_quantized(part: Part, shape: tuple[int, ...]) -> None:
+    # > The dtype of the part is `float16`, `bfloat16`, `float32` or `float64`. The tensor has an axis, and no extent of 0.
+    doc = part.doc
+    need(part.dtype in ("float16", "bfloat16", "float32", "float64"), "quantized-1", "no floats")
+    need(shape and 0 not in shape, "quantized-1", "no values")
+    # > `levels` is 1 to 65,536, and at most `2^(8 + low_bits)`.
+    levels, b, low_bits = doc.get("levels"), doc.get("per_byte", 1), doc.get("low_bits", 0)
+    need(is_integers([levels, b, low_bits]) and b in BASES, "quantized-1", "a wrong number")
+    need(low_bits <= 8 and 1 <= levels <= min(65536, 1 << 8 + low_bits), "quantized-1", "wrong levels")
+    chunk = check_chunk_shape(part, shape, "quantized-1")
+    # > If `per_byte` is not 1, `levels` is the base, `low_bits` is 0 and `d` is 1.
+    d = values_for_a_code(part)
+    need(b == 1 or (levels, low_bits, d) == (BASES[b], 0, 1), "quantized-2", "they do not share a byte")
+    check_codebook(part, levels)
+    # > `n` and `k` are multiples of `d`, and `c` is a multiple of `b` and `e` where the tensor has more than one chunk along
+    # > the last axis.
+    e = per_byte_of_low_bits(low_bits)
+    need(shape[-1] % d == 0 and chunk[-1] % d == 0, "quantized-1", "neighbours that are cut")
+    q, c = shape[-1] // d, chunk[-1] // d
+    need(shape[-1] <= chunk[-1] or c % math.lcm(b, e) == 0, "quantized-1", "bytes that are cut")
+    expected = {"codes": ("uint8", (*shape[:-1], ceil(q, b)), (*chunk[:-1], ceil(c, b)))}
+    if low_bits:
+        expected["low"] = ("uint8", (*shape[:-1], ceil(q, e)), (*chunk[:-1], ceil(c, e)))
+    if "codebook" in part.arrays:
+        own = (levels, d) if d > 1 else (levels,)
+        expected["codebook"] = ("float32", own, own)
+    expected |= expected_scales(doc, shape, chunk)
+    zero = doc.get("zero_point", 0)
+    if isinstance(zero, dict):
+        array = part.arrays.get("zero_point")
+        kind = array.data_type if array and array.data_type == "uint16" else "uint8"
+        expected["zero_point"] = (kind, *blocks(zero.get("block"), shape, chunk))
+    else:
+        # > `zero_point` is an integer from -65,536 to 65,536, or `{"block": ...}`
+        need(is_integer(zero) and abs(zero) <= 65536, "quantized-4", "a wrong zero point")
+    # > The components are those of the table, with or without `zstd`.
+    found = {name: (array.data_type, array.shape, array.chunk) for name, array in part.arrays.items()}
+    need(found == expected, "quantized-1", f"components {found}, not {expected}")
+
+
+def check_codebook(part: Part, levels: int) -> None:
+    if "codebook" in part.doc:
+        # > of the member, which has `levels` numbers, at most 256, each of which binary32 holds exactly; or of the component,
+        # > if there is no such member.
+        book = part.doc["codebook"]
+        need(isinstance(book, list) and len(book) == levels <= 256, "quantized-4", "a wrong codebook")
+        need(all(map(is_binary32, book)), "quantized-4", "an entry that is no number of binary32")
+        need("codebook" not in part.arrays, "quantized-4", "two codebooks")
+    elif "codebook" in part.arrays:
+        # > If the component has two axes, `d` is 2 to 8
+        shape = part.arrays["codebook"].shape
+        need(len(shape) == 1 or (len(shape) == 2 and 2 <= shape[1] <= 8), "quantized-4", "a wrong codebook")
+    # > With a codebook, `zero_point` is 0
+    has_codebook = "codebook" in part.doc or "codebook" in part.arrays
+    need(not has_codebook or part.doc.get("zero_point", 0) == 0, "quantized-4", "a codebook and a zero point")
+
+
+Expected = tuple[str, tuple[int, ...], tuple[int, ...]]  # data type, shape, chunk shape
+
+
+def expected_scales(doc: dict[str, Any], shape: tuple[int, ...], chunk: tuple[int, ...]) -> dict[str, Expected]:
+    # > `scales` has at most 4 entries. An entry is a number that binary32 holds exactly; or `{"block": ..., "dtype": ...}`, where the dtype is `float32`, `float16` or `bfloat16`
+    scales = doc.get("scales", [])
+    need(isinstance(scales, list) and len(scales) <= 4, "quantized-6", "no list of scales")
+    expected = {}
+    for i, scale in enumerate(scales):
+        if isinstance(scale, dict):
+            need(scale.get("dtype") in ("float32", "float16", "bfloat16"), "quantized-6", "a wrong dtype")
+            expected[scale_name(i)] = (DTYPES[scale["dtype"]][1], *blocks(scale.get("block"), shape, chunk))
+        else:
+            need(is_binary32(scale), "quantized-6", "a scale that is no number of binary32")
+    return expected
+
+
+def scale_name(i: int) -> str:
+    return f"scale-{i + 1}" if i else "scale"
+
+
+def blocks(block: Any, shape: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape and chunk shape of the component that has a number for each block."""
+    # > `block` has an extent from 1 to that of the tensor for each axis.
+    need(is_integers(block) and len(block) == len(shape), "quantized-6", "a wrong block")
+    axes = list(zip(block, shape, chunk, strict=True))
+    need(all(1 <= g <= s for g, s, _ in axes), "quantized-6", "a block that is no part of the tensor")
+    # > Where `g < s` and `c < s`, `c` is a multiple of `g`. If the tensor has not two axes, the extents of a block
+    # > but the last are all 1, or all those of the tensor.
+    need(all(g == s or c >= s or c % g == 0 for g, s, c in axes), "quantized-6", "blocks that are cut")
+    lead = axes[:-1]
+    good = len(shape) == 2 or all(g == 1 for g, _, _ in lead) or all(g == s for g, s, _ in lead)
+    need(good, "quantized-6", "blocks over some of the axes")
+    # > the component has the extent `ceil(s / g)`, in chunks of 1 where `g` is `s`, else of `ceil(c / g)`.
+    return tuple(ceil(s, g) for g, s, _ in axes), tuple(1 if g == s else ceil(c, g) for g, s, c in axes)
+
+
+def read_quantized(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...], word: np.dtype) -> np.ndarray:
+    chunk = chunk_of(part)
+    words = np.empty(shape, word)
+    for position in positions(tuple(ceil(s, c) for s, c in zip(shape, chunk, strict=True))):
+        values = read_entries(objects, part, shape, position)
+        for i, scale in enumerate(part.doc.get("scales", [])):
+            # > a value is its entry times the first scale, times the second, and so on from left to right. Each product is rounded to binary32
+            if isinstance(scale, dict):
+                found = read_blocks(objects, part.arrays[scale_name(i)], scale["block"], shape, chunk, position)
+                factor = widen(found, scale["dtype"]).view("<f4") if scale["dtype"] != "float32" else found.view("<f4")
+                # > A reader refuses as corrupt a chunk of scales or of a codebook that holds an infinity or a NaN, wherever in it.
+                need(np.isfinite(factor).all(), "quantized-7", "a scale that is not finite", CorruptRefused)
+            else:
+                factor = np.float32(scale)
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = values * factor
+        put(words, position, to_words(values, part.dtype))
+    return words
+
+
+def read_entries(
+    objects: Mapping[str, Object], part: Part, shape: tuple[int, ...], position: tuple[int, ...]
+) -> np.ndarray:
+    """What the codes of one chunk stand for, in binary32."""
+    doc, chunk = part.doc, chunk_of(part)
+    codes = read_codes(objects, part, position)
+    if "codebook" in doc:
+        return np.array(doc["codebook"], "<f4")[codes]
+    if "codebook" in part.arrays:
+        book = read_chunk(objects, part.arrays["codebook"], (0,) * len(part.arrays["codebook"].shape)).view("<f4")
+        need(np.isfinite(book).all(), "quantized-7", "an entry that is not finite", CorruptRefused)
+        # > code `j` of a row has `d` entries: for the values `d * j` to `d * j + d - 1`.
+        return book[codes].reshape(chunk)
+    # > Without a codebook that is `code - zero_point`
+    zero: Any = doc.get("zero_point", 0)
+    if isinstance(zero, dict):
+        zero = read_blocks(objects, part.arrays["zero_point"], zero["block"], shape, chunk, position).astype(np.int64)
+    return (codes - zero).astype("<f4")
+
+
+def read_codes(objects: Mapping[str, Object], part: Part, position: tuple[int, ...]) -> np.ndarray:
+    doc, chunk = part.doc, chunk_of(part)
+    levels, b, low_bits = doc["levels"], doc.get("per_byte", 1), doc.get("low_bits", 0)
+    packed = read_chunk(objects, part.arrays["codes"], position)
+    # > A reader refuses as corrupt a code that is not below `levels`, and, if `per_byte` is not 1, a byte of `codes` that is not below `base^per_byte`; also beyond the edges of the tensor.
+    need(b == 1 or packed.max() < BASES[b] ** b, "quantized-5", "a byte that holds no codes", CorruptRefused)
+    c = chunk[-1] // values_for_a_code(part)
+    codes = digits(packed, BASES[b], b, c)
+    if low_bits:
+        # > if `low_bits` is `l`, not 0, a code is `high << l | low`
+        e = per_byte_of_low_bits(low_bits)
+        low = digits(read_chunk(objects, part.arrays["low"], position), 1 << 8 // e, e, c)
+        # > Of these bits those beyond `l` are unused.
+        codes = codes << low_bits | low % (1 << low_bits)
+    need(codes.max() < levels, "quantized-5", "a code that stands for nothing", CorruptRefused)
+    return codes
+
+
+def digits(packed: np.ndarray, base: int, b: int, c: int) -> np.ndarray:
+    """The first ``c`` codes of every row."""
+    # > A byte holds `b` neighbouring codes as the digits of a number, the first one the least significant: `code 0 + code 1 * base + code 2 * base^2 + ...`; digits behind the
+    # > last code of a row are unused.
+    codes = np.stack([packed.astype(np.int64) // base**i % base for i in range(b)], axis=-1)
+    return codes.reshape(*packed.shape[:-1], -1)[..., :c]
+
+
+def read_blocks(
+    objects: Mapping[str, Object],
+    array: Array,
+    block: list[int],
+    shape: tuple[int, ...],
+    chunk: tuple[int, ...],
+    position: tuple[int, ...],
+) -> np.ndarray:
+    """The numbers of the blocks in one chunk of the words, each at all positions of its block."""
+    # > of a `scale` and of
+    # > `zero_point` it is the chunk with the same index on each axis, or 0 where that array has one chunk.
+    own = tuple(0 if n == 1 else i for i, n in zip(position, array.counts, strict=True))
+    numbers = read_chunk(objects, array, own)
+    for axis, (g, s, c) in enumerate(zip(block, shape, chunk, strict=True)):
+        # > The number at `(j0, j1, ...)` belongs to the positions from `j * block` to `(j + 1) * block` on each axis, as far as there are any.
+        numbers = np.repeat(numbers, c if g == s else g, axis).take(range(c), axis)
+    return numbers
+
+
+def to_words(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Binary32 values, rounded to ``dtype``."""
+    # > The last one is rounded to
+    # > the dtype of the part in the same way; there, what is too large becomes infinity.
+    if dtype == "bfloat16":
+        bits = values.view("<u4").astype(np.uint64)
+        half = 0x7FFF + (
+            bits >> 16 & 1
+        )  # just below one half of the last bit that is kept; one half, if that bit is odd
+        return (bits + half >> 16).astype("<u2")
+    with np.errstate(over="ignore"):
+        return values.astype(f"<f{DTYPES[dtype][0] // 8}").view(f"<u{DTYPES[dtype][0] // 8}")
+
+
+# Section 8.5: sparse.
+
+
+def check_sparse(part: Part, shape: tuple[int, ...]) -> None:
+    # > The word shape has an axis, `chunk_shape` has an extent >= 1 for each axis of it, and the words of a chunk take at most 2^26 bytes. The components are as in the table, with or without `zstd`; `m` and `v` are 1 to `n`.
+    need(shape, "sparse-1", "a scalar")
+    chunk = check_chunk_shape(part, shape, "sparse-1")
+    need(set(part.arrays) == {"positions", "values"}, "sparse-1", "other components")
+    counts = tuple(ceil(s, c) for s, c in zip(shape, chunk, strict=True))
+    for name, data_type in (("positions", "uint8"), ("values", DTYPES[part.dtype][1])):
+        array = part.arrays[name]
+        room = array.shape[-1] if array.shape else 0
+        need(1 <= room <= math.prod(chunk), "sparse-1", "room for nothing, or too much")
+        expected = (data_type, (*counts, room), (*(1 for _ in counts), room))
+        need((array.data_type, array.shape, array.chunk) == expected, "sparse-1", f"{name!r} does not fit")
+
+
+def replace(objects: Mapping[str, Object], part: Part, words: np.ndarray) -> None:
+    chunk = chunk_of(part)
+    for position in positions(tuple(ceil(s, c) for s, c in zip(words.shape, chunk, strict=True))):
+        # > Chunk `(i0, i1, ...)` of the words is chunk `(i0, i1, ..., 0)` of both.
+        steps = read_chunk(objects, part.arrays["positions"], (*position, 0)).reshape(-1)
+        values = read_chunk(objects, part.arrays["values"], (*position, 0)).reshape(-1)
+        new, replaced = np.zeros(math.prod(chunk), words.dtype), np.zeros(math.prod(chunk), bool)
+        at = count = 0
+        for step in steps.tolist():
+            # > 255 passes 255 words, and a smaller one passes that many, replaces the word that comes then, and passes it as well.
+            at += step
+            if step < 255:
+                # > A reader refuses as corrupt positions at which no word of the chunk is, and more of them than `v`.
+                good = at < new.size and count < values.size
+                need(good, "sparse-3", "a position of nothing", CorruptRefused)
+                # > The first word that is replaced
+                # > becomes the first word of `values`, the second the second, and so on.
+                new[at], replaced[at] = values[count], True
+                at, count = at + 1, count + 1
+        where = box(position, chunk, words.shape)
+        inside = tuple(slice(0, cut.stop - cut.start) for cut in where)
+        words[where] = np.where(replaced.reshape(chunk)[inside], new.reshape(chunk)[inside], words[where])
 
 
 def main() -> None:
