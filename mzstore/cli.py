@@ -10,13 +10,16 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mzstore.errors import MzError
 from mzstore.text import count, ratio, shown, size
 from mzstore.version import __version__
+
+if TYPE_CHECKING:
+    from mzstore.recipe import Recipe
 
 FAILED, INTERRUPTED, BROKEN_PIPE = 1, 130, 141  # the last two are what a shell reports of a process that a signal ended
 DIFFERENT, TROUBLE = 1, 2  # as diff and cmp have it
@@ -94,6 +97,24 @@ def convert(
         ),
     ],
     target: Annotated[str, typer.Argument(metavar="DST", help="A path or a URL.")],
+    lossless: Annotated[bool, typer.Option("--lossless", help="Bit for bit, which is what is done anyway.")] = False,
+    bits: Annotated[
+        float | None, typer.Option(metavar="B", help="Quantize to so many bits per weight, with all overhead.")
+    ] = None,
+    nmse: Annotated[
+        float | None, typer.Option(metavar="E", help="Quantize to this squared error / squared weights.")
+    ] = None,
+    snr_db: Annotated[float | None, typer.Option(metavar="S", help="The same in decibels.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="FILE.toml", help="Quantize as these rules say, see README.")
+    ] = None,
+    importance: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="By name of tensor, how much errors matter in each column, or of each value: .safetensors or .npz.",
+        ),
+    ] = None,
     level: Annotated[
         str, typer.Option(metavar="fast|balanced|max", help="The fastest to decode, or the smallest.")
     ] = "balanced",
@@ -106,18 +127,32 @@ def convert(
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
-    """Convert a model, bit for bit.
+    """Convert a model, bit for bit or quantized.
 
-    From any format to an archive or a tree, and back to the files that it came from.
+    From any format to an archive or a tree, and back to the files that it came from. Norms, biases and small tensors are
+    not quantized, unless a recipe says so; what is quantized already stays as it is, unless it is asked for again.
     """
-    from mzstore.convert import convert
+    from mzstore.convert import convert, read_importance
 
     start = time.monotonic()
-    convert(source, target, level=level, to=to, threads=threads, show_progress=_shown(quiet))  # type: ignore[arg-type]
+    rules = _recipe(lossless, recipe, bits=bits, nmse=nmse, snr_db=snr_db)
+    if importance and not rules:
+        raise ValueError("--importance is for quantizing; give --bits, --nmse, --snr-db or --recipe as well")
+    convert(
+        source,
+        target,
+        recipe=rules,
+        importance=read_importance(importance) if importance else None,
+        level=level,  # type: ignore[arg-type]
+        to=to,  # type: ignore[arg-type]
+        threads=threads,
+        show_progress=_shown(quiet),
+    )
     if not quiet:
         before, after = _nbytes(source), _nbytes(target)
         seconds = time.monotonic() - start
-        print(f"{shown(target)}: {size(after)}, {ratio(after, before)} of {size(before)}, {seconds:.1f} s")
+        reached = f"; {_reached(target)}" if rules else ""
+        print(f"{shown(target)}: {size(after)}, {ratio(after, before)} of {size(before)}, {seconds:.1f} s{reached}")
 
 
 @_command()
@@ -257,6 +292,30 @@ def diff(
         _print(render(difference))
     if not difference.equal:
         raise typer.Exit(DIFFERENT)
+
+
+def _recipe(lossless: bool, file: str | None, **targets: float | None) -> "Recipe | None":
+    """What the options of ``convert`` ask for, of which there may be one."""
+    from mzstore.recipe import Recipe, Rule
+
+    given = ["--lossless"] if lossless else []
+    given += [f"--{key.replace('_', '-')}" for key, value in targets.items() if value is not None]
+    given += ["--recipe"] if file is not None else []
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other; a recipe has several rules")
+    if file is not None:
+        return Recipe.load(file)
+    return Recipe([Rule(**targets)]) if given and not lossless else None  # type: ignore[arg-type]
+
+
+def _reached(location: str) -> str:
+    """What quantizing has made of a model."""
+    import mzstore
+    from mzstore.inspect import summarize
+
+    with mzstore.open(location) as model:
+        reached = summarize(model).reached
+    return f"quantized to {reached}" if reached else "no tensor was quantized"
 
 
 def _shown(quiet: bool) -> bool | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -14,10 +15,11 @@ from mzstore.encode import Level
 from mzstore.formats import open_source, safetensors
 from mzstore.model import check_threads
 from mzstore.progress import progress
+from mzstore.recipe import Recipe
 from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks, read_ahead
 from mzstore.storage import FileObjectSink, Options, Sink, create, create_folder, is_local
 from mzstore.tensors import TensorSpec
-from mzstore.writer import write
+from mzstore.writer import Importances, write
 
 To = Literal["archive", "tree", "safetensors", "directory"]
 BY_SUFFIX: Mapping[str, To] = {".mz": "archive", ".zip": "archive", ".zarr": "tree", ".safetensors": "safetensors"}
@@ -28,6 +30,8 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
+    recipe: Recipe | None = None,
+    importance: Importances | None = None,
     level: Level = "balanced",
     to: To | None = None,
     threads: int | None = None,
@@ -35,8 +39,10 @@ def convert(
     storage_options: Options = None,
     target_options: Options = None,
 ) -> None:
-    """Write the model at ``source`` (see ``formats.open_source``) to ``target``, bit for bit.
+    """Write the model at ``source`` (see ``formats.open_source``) to ``target``, bit for bit if there is no recipe.
 
+    recipe, importance  which tensors are quantized, and how: see ``save``. Tensors that are quantized already and that no
+        rule is for stay as they are; only in files of other formats their values stand
     to  ``archive``, ``tree``; ``safetensors``, one file; ``directory``, the files that the model was converted from,
         byte for byte the same, with its assets. None: by the suffix of ``target`` (.mz, .zarr, .safetensors); if it has
         none of these, a directory for a model that was converted from one, else an archive.
@@ -49,6 +55,8 @@ def convert(
     with open_source(source, storage_options, threads=threads) as model:
         kernels.expect(model.nbytes)
         to = to or _kind(target, model)
+        if to not in ("archive", "tree") and (recipe is not None or importance):
+            raise ValueError(f"a recipe is for archives and trees, not for {to}: quantize to one of these first")
         if to in ("archive", "tree"):
             kind: Literal["archive", "tree"] = "tree" if to == "tree" else "archive"
             if isinstance(source, (str, os.PathLike)) and not is_local(source):
@@ -56,6 +64,8 @@ def convert(
             write(
                 target,
                 model,
+                recipe=recipe,
+                importance=importance,
                 level=level,
                 kind=kind,
                 threads=threads,
@@ -68,6 +78,23 @@ def convert(
         else:
             with progress("write", model.nbytes, show_progress) as done:
                 _write_directory(target, model, target_options, done)
+
+
+def read_importance(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """What ``convert`` takes as ``importance``, by name, from an .npz file or a model in any supported format."""
+    if os.fspath(path).endswith(".npz"):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{os.fspath(path)}: no .npz file of arrays: {error}") from error
+    with open_source(path) as model:
+        found = {}
+        for tensor in model.tensors:
+            spec = tensor.spec
+            words = np.concatenate([np.array(block) for block in blocks(tensor)] or [np.empty(0, spec.dtype.word)])
+            found[spec.name] = spec.dtype.from_words(words.reshape(spec.word_shape), spec.shape)
+        return found
 
 
 def _kind(target: str | os.PathLike[str], model: ModelSource) -> To:

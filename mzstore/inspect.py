@@ -50,7 +50,7 @@ class Reached:
         """What a document says of ``size`` values; None if it says nothing that can be understood."""
         reached = (lossy or {}).get("reached")
         found = [reached.get(name) for name in ("bits", "nmse", "max_error")] if isinstance(reached, dict) else []
-        numbers = [float(n) for n in found if type(n) in (int, float) and 0 <= n < 1e300]
+        numbers = [float(n) for n in found if isinstance(n, (int, float)) and 0 <= n < 1e300]
         return cls(size, *numbers) if size and len(numbers) == 3 else None
 
     @classmethod

@@ -19,10 +19,13 @@ from mzstore.cache import TensorCache
 from mzstore.components import Component, components
 from mzstore.container import Objects, Reader, open_reader, read_model
 from mzstore.decode import bound, run
-from mzstore.documents import Asset, ModelDocument, TensorEntry
+from mzstore.documents import Asset, ModelDocument, TensorEntry, parts_of
+from mzstore.encodings import chunk_path, first_of
+from mzstore.encodings.quantized import Quantized
 from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError
 from mzstore.frameworks import Framework
+from mzstore.payload import unseal
 from mzstore.plan import Job, Plan, jobs, make, missing_chunk
 from mzstore.progress import progress
 from mzstore.selection import Index, Selection, Span, resolve
@@ -323,6 +326,30 @@ class StoredTensor:
     @property
     def sha256(self) -> str:
         return self.entry.sha256
+
+    @property
+    def quantized(self) -> bool:
+        assert self.stored.part is not None
+        return any(isinstance(part, Quantized) for part in parts_of(self.stored.part))
+
+    def payloads(self) -> Iterator[tuple[str, bytes, bool]]:
+        """(path below the node, payload, whether it is uncompressed) of all chunks, each checked against its checksum."""
+        part = self.stored.part
+        assert part is not None
+        for chunk in part.grid.chunks():
+            for component in part.components:
+                if not first_of(part, component, chunk):
+                    continue
+                path = chunk_path(part, component, chunk)
+                key, where = (
+                    f"{self.stored.node}/{path}",
+                    f"{self.reader.url}, tensor {self.spec.name!r}, chunk {chunk}",
+                )
+                data = self.reader.read_chunk(key, "copy")
+                if data is None:
+                    raise missing_chunk(key, where=where)
+                unseal(data, where=where)
+                yield path, bytes(data), not component.array.zstd
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Words ``[start, stop)`` in row-major order; decodes the whole rows of chunks that they lie in."""

@@ -94,11 +94,12 @@ def from_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, Any], assets:
 def read_ahead(tensors: Iterable[TensorSource]) -> Iterator[TensorSource]:
     """``tensors``, each read whole while the one before it is at work, if it is of moderate size.
 
-    For sources on remote storage, of which a writer reads more than once.
+    For sources on remote storage, of which a writer reads more than once. Of those that are quantized it may want the
+    chunks, not the values.
     """
 
     def held(source: TensorSource) -> TensorSource:
-        if source.spec.nbytes > AHEAD_NBYTES:
+        if source.spec.nbytes > AHEAD_NBYTES or getattr(source, "quantized", False):
             return source
         return ArraySource(source.spec, np.array(source.read(0, math.prod(source.spec.word_shape))))
 

@@ -10,7 +10,7 @@ import math
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -34,7 +34,7 @@ from mzstore.dtypes import DType
 from mzstore.encode import Choice, Level, Payload, check_level, choose, payloads
 from mzstore.encodings.raw import Raw
 from mzstore.errors import FormatError
-from mzstore.model import check_threads
+from mzstore.model import StoredTensor, check_threads
 from mzstore.nodes import LAYOUTS, Namer
 from mzstore.progress import progress
 from mzstore.recipe import Recipe, Rule
@@ -78,6 +78,7 @@ def save(
     written (a remote tree must not be there before). Raises ValueError or TypeError
     for what cannot be stored, naming the tensor; StorageError if writing fails.
     """
+    _check_names(importance, tensors)
     source = from_arrays(tensors, metadata or {}, assets or {})
     write(
         location,
@@ -111,6 +112,8 @@ def write(
     if kind not in get_args(Kind):
         raise ValueError(f"kind {kind!r} is none of {', '.join(get_args(Kind))}")
     _check_readable(source)
+    if isinstance(source.tensors, Sequence):
+        _check_names(importance, {tensor.spec.name for tensor in source.tensors})
     with (
         create_writer(location, kind, options, source.nbytes) as writer,
         progress("encode", source.nbytes, show_progress) as done,
@@ -128,6 +131,12 @@ def write(
                 if pool:
                     pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _check_names(importance: Importances | None, names: Container[str]) -> None:
+    for name in importance or {}:
+        if name not in names:
+            raise ValueError(f"importance for {name!r}, and there is no tensor of this name: leave it out")
 
 
 def _check_readable(source: ModelSource) -> None:
@@ -220,7 +229,10 @@ class _ModelWriter:
                     )
                     self._done(spec.nbytes)
                     return
-        written = (rule and self._quantized(source, node, rule)) or self._lossless(source, node)
+        if rule is None and isinstance(source, StoredTensor) and source.quantized:
+            written = self._copied(source, node)
+        else:
+            written = (rule and self._quantized(source, node, rule)) or self._lossless(source, node)
         self._keep(written)
         self._by_prefix[prefix].append(written)
 
@@ -228,6 +240,15 @@ class _ModelWriter:
         choice = choose(source, self._level)
         digest = self._store(source, node, choice)
         return _Written(TensorEntry(source.spec, node, "", choice.part), digest, digest)
+
+    def _copied(self, source: StoredTensor, node: str) -> _Written:
+        """A tensor that is quantized already, as it is: its values stored lossless would take more."""
+        self._drain(0)
+        for payload in source.payloads():
+            self._write(node, [Payload(*payload)])
+        self._done(source.spec.nbytes)
+        entry = TensorEntry(source.spec, node, source.sha256, source.stored.part, lossy=source.stored.lossy)
+        return _Written(entry, lambda: source.sha256, functools.cache(lambda: _digest(source)))
 
     def _quantized(self, source: TensorSource, node: str, rule: Rule) -> _Written | None:
         """None if the rule lets this tensor stay lossless because it cannot be quantized."""
