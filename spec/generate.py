@@ -436,6 +436,693 @@ def narrow_vectors() -> Iterator[tuple[str, Json]]:
     )  # fmt: skip
 
 
+# Sections 8.4 and 8.5.
+
+
+BASES = {1: 256, 2: 16, 3: 6, 4: 4, 5: 3, 8: 2}
+
+
+def packed(rows: list[list[int]], b: int = 1, base: int = 0) -> str:
+    """Rows of codes, ``b`` to a byte."""
+    out = b""
+    for row in rows:
+        for first in range(0, len(row), b):
+            digits = row[first : first + b]
+            out += bytes([sum(code * (base or BASES[b]) ** i for i, code in enumerate(digits))])
+    return out.hex()
+
+
+def numbers(kind: str, values: list[Any]) -> str:
+    """``values`` as an array of Zarr holds them; ``bfloat16`` takes those that it holds exactly."""
+    if kind == "bfloat16":
+        return b"".join(struct.pack("<f", value)[2:] for value in values).hex()
+    return struct.pack(
+        f"<{len(values)}{ {'uint8': 'B', 'uint16': 'H', 'float16': 'e', 'float32': 'f'}[kind] }", *values
+    ).hex()
+
+
+def single(value: float) -> float:
+    """Rounded to binary32; a product of two numbers of binary32 is exact before that."""
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+def product(entry: float, *scales: float) -> float:
+    for scale in scales:
+        entry = single(entry * scale)
+    return entry
+
+
+def words_of(dtype: str, values: list[float]) -> str:
+    """The words of numbers of binary32, rounded to ``dtype``."""
+    out = b""
+    for value in values:
+        if dtype == "bfloat16":
+            bits = struct.unpack("<I", struct.pack("<f", value))[0]
+            lower, up = bits & 0xFFFF, bits >> 16
+            up += lower > 0x8000 or (lower == 0x8000 and up & 1)
+            out += struct.pack("<H", up)
+        elif dtype == "float16" and abs(value) >= 65520:
+            out += struct.pack("<H", 0x7C00 if value > 0 else 0xFC00)
+        else:
+            out += struct.pack({"float16": "<e", "float32": "<f", "float64": "<d"}[dtype], value)
+    return out.hex()
+
+
+def quantized_vectors() -> Iterator[tuple[str, Json]]:
+    def v(
+        clauses: list[str], shape: list[int], part: Json, arrays: dict[str, list[Any]], bodies: dict[str, str] | None = None,
+        values: list[float] | None = None, *, dtype: str = "float32", **more: Any,
+    ) -> Json:  # fmt: skip
+        words = {"words": words_of(dtype, values)} if values is not None else {}
+        whole = {"encoding": "quantized", "levels": 256, "chunk_shape": shape} | part
+        return short(clauses, dtype=dtype, shape=shape, part=whole, arrays=arrays, bodies=bodies, **words, **more)
+
+    def one(n: int) -> dict[str, list[Any]]:
+        return {"": ["uint8", [n], [n]]}
+
+    # Codes.
+    for b, base in BASES.items():
+        codes = [(7 * i + base - 1) % base for i in range(11)]
+        n = -(-11 // b)
+        part = {"levels": base, "zero_point": 1, "scales": [0.5]} | ({"per_byte": b} if b > 1 else {})
+        values = [0.5 * (code - 1) for code in codes]
+        yield (
+            f"quantized/{b}-in-a-byte",
+            v(["quantized-2"], [11], part, one(n), {"c/0": packed([codes], b)}, values),
+        )
+        rows = [[(5 * i + 3 * j) % base for i in range(3 * b + 1)] for j in range(2)]
+        left, right = ([row[: 2 * b] for row in rows], [[*row[2 * b :], *[1] * (b - 1)] for row in rows])
+        yield (
+            f"quantized/{b}-in-a-byte-in-two-chunks",
+            v(["quantized-1", "quantized-2", "grid-1"], [2, 3 * b + 1], part | {"chunk_shape": [2, 2 * b]},
+              {"": ["uint8", [2, 4], [2, 2]]}, {"c/0/0": packed(left, b), "c/0/1": packed(right, b)},
+              [0.5 * (code - 1) for row in rows for code in row]),
+        )  # fmt: skip
+    yield "quantized/unused-digits", v(
+        ["quantized-2"], [2], {"levels": 6, "per_byte": 3}, one(1), {"c/0": packed([[1, 5, 4]], 3)}, [1, 5]
+    )  # fmt: skip
+    yield "quantized/5-levels-in-bytes", v(["quantized-2"], [3], {"levels": 5}, one(3), {"c/0": "00 04 02"}, [0, 4, 2])
+    yield (
+        "quantized/1-level",
+        v(["quantized-1"], [2], {"levels": 1, "zero_point": -3}, one(2), {"c/0": "00 00"}, [3, 3]),
+    )
+    yield (
+        "quantized/chunk-beyond-the-tensor",
+        v(["quantized-1"], [2, 3], {"levels": 4, "per_byte": 4, "chunk_shape": [3, 7]}, {"": ["uint8", [2, 1], [3, 2]]},
+          {"c/0/0": packed([[1, 2, 3, 0, 3, 3, 3], [3, 2, 1, 0, 3, 3, 3], [3] * 7], 4)}, [1, 2, 3, 3, 2, 1]),
+    )  # fmt: skip
+    frame = b"\x28\xb5\x2f\xfd\x20\x03" + b"\x19\0\0" + b"\7\10\11"
+    yield (
+        "quantized/with-zstd",
+        v(
+            ["quantized-1"],
+            [3],
+            {},
+            {"": ["uint8", [3], [3], True]},
+            values=[7, 8, 9],
+            payloads={"c/0": seal(frame).hex()},
+        ),
+    )
+    for low in range(1, 9):
+        levels = 1 << 8 + low
+        codes = [levels - 1, 0, (1 << low) - 1, levels // 2 + 1, 37, levels - 2]
+        e = {1: 8, 2: 4, 3: 2, 4: 2}.get(low, 1)
+        lows = [code % (1 << low) | (1 << (8 // e)) - (1 << low) for code in codes]  # unused bits are 1
+        yield (
+            f"quantized/{low}-low-bits",
+            v(["quantized-3"], [6], {"levels": levels, "low_bits": low, "zero_point": 9},
+              {"codes": ["uint8", [6], [6]], "low": ["uint8", [-(-6 // e)], [-(-6 // e)]]},
+              {"codes/c/0": packed([[code >> low for code in codes]]), "low/c/0": packed([lows], e, 1 << 8 // e)},
+              [code - 9 for code in codes]),
+        )  # fmt: skip
+    codes = [3 * i for i in range(18)]
+    two = {"codes": ["uint8", [18], [16]], "low": ["uint8", [3], [2]]}
+    halves = [codes[:16], [*codes[16:], *[0] * 14]]
+    bodies = {f"codes/c/{i}": packed([[code >> 1 for code in half]]) for i, half in enumerate(halves)}
+    bodies |= {f"low/c/{i}": packed([[code & 1 for code in half]], 8) for i, half in enumerate(halves)}
+    yield "quantized/low-bits-in-two-chunks", v(
+        ["quantized-1", "quantized-3"], [18], {"levels": 512, "low_bits": 1, "chunk_shape": [16]}, two, bodies, codes
+    )  # fmt: skip
+    pair = {"codes": ["uint8", [2], [2]], "low": ["uint8", [1], [1]]}
+    yield "quantized/low-bits-of-few-levels", v(
+        ["quantized-3"], [2], {"levels": 6, "low_bits": 1}, pair, {"codes/c/0": "02 01", "low/c/0": "01"}, [5, 2]
+    )  # fmt: skip
+
+    # Entries.
+    yield "quantized/zero-point-65536", v(
+        ["quantized-4"], [2], {"zero_point": 65536}, one(2), {"c/0": "00 ff"}, [-65536, -65281]
+    )  # fmt: skip
+    yield "quantized/zero-point-negative", v(
+        ["quantized-4"], [2], {"zero_point": -65536}, one(2), {"c/0": "00 ff"}, [65536, 65791]
+    )  # fmt: skip
+    for kind, most in (("uint8", 255), ("uint16", 65535)):
+        arrays = {"codes": ["uint8", [2, 4], [2, 4]], "zero_point": [kind, [2, 2], [2, 2]]}
+        bodies = {"codes/c/0/0": "00 01 02 03 04 05 06 07", "zero_point/c/0/0": numbers(kind, [0, 1, most, 4])}
+        yield (
+            f"quantized/zero-points-of-{kind}",
+            v(["quantized-4", "quantized-6"], [2, 4], {"zero_point": {"block": [1, 2]}}, arrays, bodies,
+              [0, 1, 1, 2, 4 - most, 5 - most, 2, 3]),
+        )  # fmt: skip
+    arrays = {
+        "codes": ["uint8", [2, 2], [2, 2]],
+        "scale": ["float32", [1, 2], [1, 2]],
+        "zero_point": ["uint8", [2, 1], [2, 1]],
+    }
+    yield (
+        "quantized/zero-points-and-scales-of-other-blocks",
+        v(["quantized-4", "quantized-6"], [2, 2],
+          {"zero_point": {"block": [1, 2]}, "scales": [{"block": [2, 1], "dtype": "float32"}]}, arrays,
+          {"codes/c/0/0": "01 02 03 04", "scale/c/0/0": numbers("float32", [0.5, 2]), "zero_point/c/0/0": "02 03"},
+          [-0.5, 0, 0, 2]),
+    )  # fmt: skip
+    book = [i * i / 8 - 100 for i in range(256)]
+    yield "quantized/codebook-of-256", v(
+        ["quantized-4"], [4], {"codebook": book}, one(4), {"c/0": "00 ff 80 07"}, [book[i] for i in (0, 255, 128, 7)]
+    )  # fmt: skip
+    nf4 = [
+        single(x)
+        for x in (
+            -1,
+            -0.6962,
+            -0.5251,
+            -0.3949,
+            -0.2844,
+            -0.1848,
+            -0.0911,
+            0,
+            0.0796,
+            0.1609,
+            0.2461,
+            0.3379,
+            0.4407,
+            0.5626,
+            0.723,
+            1,
+        )
+    ]
+    factors = [0.0625, 3.5]
+    codes = [[0, 3, 7, 15], [9, 1, 14, 8]]
+    yield (
+        "quantized/codebook-of-16-in-groups",
+        v(["quantized-4", "quantized-6", "quantized-8"], [2, 4],
+          {"levels": 16, "per_byte": 2, "codebook": nf4, "scales": [{"block": [1, 4], "dtype": "bfloat16"}]},
+          {"codes": ["uint8", [2, 2], [2, 2]], "scale": ["uint16", [2, 1], [2, 1]]},
+          {"codes/c/0/0": packed(codes, 2), "scale/c/0/0": numbers("bfloat16", factors)},
+          [product(nf4[code], factors[i]) for i, row in enumerate(codes) for code in row], dtype="bfloat16"),
+    )  # fmt: skip
+    yield "quantized/codebook-of-integers", v(
+        ["quantized-4"], [3], {"levels": 3, "codebook": [-7, 0, 1 << 40]}, one(3), {"c/0": "02 00 01"}, [2.0**40, -7, 0]
+    )  # fmt: skip
+    yield "quantized/codebook-with-negative-zero", v(
+        ["quantized-4"], [2], {"levels": 2, "codebook": [-0.0, 0.0]}, one(2), {"c/0": "00 01"}, [-0.0, 0.0]
+    )  # fmt: skip
+    large = [i / 4 - 30 for i in range(300)]
+    yield (
+        "quantized/codebook-as-an-array",
+        v(["quantized-3", "quantized-4"], [3], {"levels": 300, "low_bits": 1},
+          {"codes": ["uint8", [3], [3]], "low": ["uint8", [1], [1]], "codebook": ["float32", [300], [300]]},
+          {"codes/c/0": packed([[149, 0, 3]]), "low/c/0": packed([[1, 0, 1]], 8), "codebook/c/0": numbers("float32", large)},
+          [large[299], large[0], large[7]]),
+    )  # fmt: skip
+    for d in (2, 3, 8):
+        vectors = [[float(10 * i + j) for j in range(d)] for i in range(5)]
+        codes = [[4, 0, 3], [1, 2, 0]]
+        arrays = {
+            "codes": ["uint8", [2, 3], [2, 2]],
+            "codebook": ["float32", [5, d], [5, d]],
+            "scale": ["float16", [1, 3 * d], [1, 2 * d]],
+        }
+        across = [0.25 + i / 4 for i in range(3 * d)]
+        yield (
+            f"quantized/codebook-of-{d}-neighbours",
+            v(["quantized-1", "quantized-4"], [2, 3 * d],
+              {"levels": 5, "chunk_shape": [2, 2 * d], "scales": [{"block": [2, 1], "dtype": "float16"}]}, arrays,
+              {"codes/c/0/0": "04 00 01 02", "codes/c/0/1": "03 00 00 04", "codebook/c/0/0": numbers("float32", list(itertools.chain(*vectors))),
+               "scale/c/0/0": numbers("float16", across[: 2 * d]), "scale/c/0/1": numbers("float16", [*across[2 * d :], *[1] * d])},
+              [x * across[d * i + j] for row in codes for i, code in enumerate(row) for j, x in enumerate(vectors[code])]),
+        )  # fmt: skip
+
+    # Scales.
+    kinds = {
+        "float32": ("float32", single(0.1)),
+        "float16": ("float16", 0.0999755859375),
+        "bfloat16": ("uint16", 0.10009765625),
+    }
+    for dtype, (data_type, x) in kinds.items():
+        for name, block, count in (("tensor", [3, 4], [1, 1]), ("row", [1, 4], [3, 1]), ("column", [3, 1], [1, 4]), ("group", [1, 2], [3, 2]),
+                                   ("short-group", [1, 3], [3, 2]), ("tile", [2, 3], [2, 2])):  # fmt: skip
+            factors = [x * 2.0**i for i in range(count[0] * count[1])]
+            yield (
+                f"quantized/scales-of-a-{name}-in-{dtype}",
+                v(["quantized-6"], [3, 4], {"levels": 16, "per_byte": 2, "zero_point": 3, "scales": [{"block": block, "dtype": dtype}]},
+                  {"codes": ["uint8", [3, 2], [3, 2]], "scale": [data_type, count, count]},
+                  {"codes/c/0/0": packed([[0, 15, 7, 4], [2, 9, 3, 8], [1, 6, 12, 11]], 2), "scale/c/0/0": numbers(dtype, factors)},
+                  [product(code - 3, factors[(i // block[0]) * count[1] + j // block[1]])
+                   for i, row in enumerate([[0, 15, 7, 4], [2, 9, 3, 8], [1, 6, 12, 11]]) for j, code in enumerate(row)]),
+            )  # fmt: skip
+    codes = [[(7 * i + 3 * j) % 11 for j in range(6)] for i in range(5)]
+    tiles = [[1.5, 0.25, 2.0], [0.75, 3.0, 0.5], [4.0, 1.25, 0.125]]
+    bodies = {}
+    for i in range(2):
+        for j in range(2):
+            block = [
+                [codes[r][c] if r < 5 and c < 6 else 10 for c in range(4 * j, 4 * j + 4)]
+                for r in range(4 * i, 4 * i + 4)
+            ]
+            bodies[f"codes/c/{i}/{j}"] = packed(block)
+            own = [tiles[r][c] if r < 3 and c < 3 else 9.0 for r in (2 * i, 2 * i + 1) for c in (2 * j, 2 * j + 1)]
+            bodies[f"scale/c/{i}/{j}"] = numbers("float16", own)
+    yield (
+        "quantized/tiles-in-four-chunks",
+        v(["quantized-1", "quantized-6"], [5, 6], {"levels": 11, "chunk_shape": [4, 4], "scales": [{"block": [2, 2], "dtype": "float16"}]},
+          {"codes": ["uint8", [5, 6], [4, 4]], "scale": ["float16", [3, 3], [2, 2]]}, bodies,
+          [codes[i][j] * tiles[i // 2][j // 2] for i in range(5) for j in range(6)]),
+    )  # fmt: skip
+    rows, columns, all_ = [single(x) for x in (0.1, -0.3, 7.7)], [single(x) for x in (1.1, 0.7)], single(1 / 3)
+    yield (
+        "quantized/row-times-column-times-number",
+        v(["quantized-6", "quantized-8"], [3, 2],
+          {"chunk_shape": [2, 2], "scales": [{"block": [1, 2], "dtype": "float32"}, {"block": [3, 1], "dtype": "float32"}, all_]},
+          {"codes": ["uint8", [3, 2], [2, 2]], "scale": ["float32", [3, 1], [2, 1]], "scale-2": ["float32", [1, 2], [1, 2]]},
+          {"codes/c/0/0": "03 05 07 0b", "codes/c/1/0": "0d 11 00 00", "scale/c/0/0": numbers("float32", rows[:2]),
+           "scale/c/1/0": numbers("float32", [rows[2], 1]), "scale-2/c/0/0": numbers("float32", columns)},
+          [product(code, rows[i // 2], columns[i % 2], all_) for i, code in enumerate((3, 5, 7, 11, 13, 17))]),
+    )  # fmt: skip
+    scales = [single(x) for x in (1 / 3, 1.7, 1 / 7, 9.1)]
+    yield "quantized/four-numbers", v(
+        ["quantized-6", "quantized-8"], [3], {"scales": scales}, one(3), {"c/0": "01 0d ff"}, [product(c, *scales) for c in (1, 13, 255)]
+    )  # fmt: skip
+    yield "quantized/numbers-behind-blocks", v(
+        ["quantized-6"], [2], {"scales": [2, {"block": [1], "dtype": "float32"}]},
+        {"codes": ["uint8", [2], [2]], "scale-2": ["float32", [2], [2]]},
+        {"codes/c/0": "01 02", "scale-2/c/0": numbers("float32", [0.5, -0.5])}, [1, -2],
+    )  # fmt: skip
+    yield (
+        "quantized/scales-are-integers",
+        v(["quantized-6"], [2], {"scales": [1 << 24, -3]}, one(2), {"c/0": "01 02"}, [-3.0 * 2**24, -6.0 * 2**24]),
+    )
+    yield (
+        "quantized/scale-0",
+        v(["quantized-6"], [2], {"zero_point": 1, "scales": [0.0]}, one(2), {"c/0": "00 02"}, [-0.0, 0.0]),
+    )
+    yield "quantized/no-scales", v(["quantized-6"], [2], {"scales": []}, one(2), {"c/0": "00 02"}, [0, 2])
+    for name, shape, chunk, block, count, own in (
+        ("1-axis", [6], [4], [2], [3], [2]),
+        ("3-axes", [2, 2, 4], [1, 2, 4], [1, 1, 2], [2, 2, 2], [1, 2, 2]),
+        ("3-axes-of-columns", [2, 2, 4], [1, 2, 4], [2, 2, 1], [1, 1, 4], [1, 1, 4]),
+        ("3-axes-of-columns-in-chunks", [2, 2, 4], [2, 1, 2], [2, 2, 1], [1, 1, 4], [1, 1, 2]),
+        ("4-axes", [2, 1, 2, 3], [1, 1, 1, 3], [1, 1, 1, 3], [2, 1, 2, 1], [1, 1, 1, 1]),
+        ("4-axes-of-the-tensor", [2, 1, 2, 3], [1, 1, 2, 2], [2, 1, 2, 3], [1, 1, 1, 1], [1, 1, 1, 1]),
+        ("chunks-beyond-the-tensor", [2, 3], [4, 5], [2, 2], [1, 2], [1, 3]),
+    ):
+
+        def at(index: tuple[int, ...], shape: list[int]) -> int:
+            flat = 0
+            for i, n in zip(index, shape, strict=True):
+                flat = flat * n + i
+            return flat
+
+        def body(
+            extents: list[int], own: list[int], position: tuple[int, ...], value: Callable[[int], int]
+        ) -> list[int]:
+            """A chunk of an array whose number at flat index ``i`` is ``value(i)``."""
+            found = []
+            for inside in itertools.product(*map(range, own)):
+                index = tuple(p * n + i for p, n, i in zip(position, own, inside, strict=True))
+                good = all(i < n for i, n in zip(index, extents, strict=True))
+                found.append(value(at(index, extents)) if good else 1)
+            return found
+
+        bodies = {}
+        for position in itertools.product(*(range(-(-s // c)) for s, c in zip(shape, chunk, strict=True))):
+            bodies["/".join(("codes/c", *map(str, position)))] = bytes(
+                body(shape, chunk, position, lambda i: 10 * i)
+            ).hex()
+        for position in itertools.product(*(range(-(-s // c)) for s, c in zip(count, own, strict=True))):
+            bodies["/".join(("scale/c", *map(str, position)))] = numbers(
+                "float16", body(count, own, position, lambda i: 2**i)
+            )
+        values = [
+            10.0 * at(index, shape) * 2 ** at(tuple(i // g for i, g in zip(index, block, strict=True)), count)
+            for index in itertools.product(*map(range, shape))
+        ]
+        yield (
+            f"quantized/blocks-of-{name}",
+            v(["quantized-1", "quantized-6"], shape, {"chunk_shape": chunk, "scales": [{"block": block, "dtype": "float16"}]},
+              {"codes": ["uint8", shape, chunk], "scale": ["float16", count, own]}, bodies, values),
+        )  # fmt: skip
+
+    # Values.
+    halves = [
+        1.0,
+        1.00390625,
+        1.01171875,
+        1.005859375,
+        3.3895313892515355e38,
+        single(3.4e38),
+        single(1e-40),
+        -1.00390625,
+    ]
+    for dtype, book in {
+        "bfloat16": halves,
+        "float16": [65519.99609375, 65520.0, -1e9, 2.0**-25, 2.0**-24 * 1.5, 1.00048828125, 1.00146484375, 2.0**-26],
+        "float32": [single(1e-45), single(0.1), -single(3.4028235e38), -0.0],
+        "float64": [single(0.1), single(1e-45), single(3.4028235e38), -single(1 / 3)],
+    }.items():
+        book = [single(x) for x in book]
+        codes = bytes(range(len(book))).hex()
+        part = {"levels": len(book), "codebook": book}
+        yield f"quantized/rounded-to-{dtype}", v(
+            ["quantized-8"], [len(book)], part, one(len(book)), {"c/0": codes}, book, dtype=dtype
+        )  # fmt: skip
+        scaled = [single(x) for x in (0.1, -1 / 3)]
+        yield (
+            f"quantized/group-scales-to-{dtype}",
+            v(["quantized-8"], [4], {"levels": 8, "zero_point": 3, "scales": [{"block": [2], "dtype": "float32"}, 0.75]},
+              {"codes": ["uint8", [4], [4]], "scale": ["float32", [2], [2]]},
+              {"codes/c/0": "00 07 01 05", "scale/c/0": numbers("float32", scaled)},
+              [product(-3, scaled[0], 0.75), product(4, scaled[0], 0.75), product(-2, scaled[1], 0.75), product(2, scaled[1], 0.75)],
+              dtype=dtype),
+        )  # fmt: skip
+    small = single(1e-30)
+    yield "quantized/subnormal-products", v(
+        ["quantized-8"], [2], {"scales": [small, single(3e-12)]}, one(2), {"c/0": "01 ff"},
+        [product(1, small, single(3e-12)), product(255, small, single(3e-12))],
+    )  # fmt: skip
+    yield (
+        "quantized/narrow",
+        short(["narrow-1", "narrow-2", "quantized-8"], dtype="float32", shape=[2], arrays=one(2),
+              part={"encoding": "quantized", "levels": 256, "chunk_shape": [2], "dtype": "bfloat16", "scales": [single(0.1)]},
+              bodies={"c/0": "01 03"}, words="0000cd3d 00009a3e"),
+    )  # fmt: skip
+
+    # Chunks that are refused.
+    for name, clause, part, arrays, bodies in (
+        ("code-of-nothing", "quantized-5", {"levels": 5}, one(3), {"c/0": "00 05 02"}),
+        ("code-255-of-255", "quantized-5", {"levels": 255}, one(3), {"c/0": "00 ff 02"}),
+        ("code-of-nothing-beyond-the-edge", "quantized-5", {"levels": 5, "chunk_shape": [4]}, {"": ["uint8", [3], [4]]}, {"c/0": "00 04 02 05"}),
+        ("code-of-no-entry", "quantized-5", {"levels": 3, "codebook": [0.5, 1.0, 2.0]}, one(3), {"c/0": "00 03 02"}),
+        ("byte-of-no-3-codes", "quantized-5", {"levels": 6, "per_byte": 3}, one(1), {"c/0": "d8"}),
+        ("byte-of-no-5-codes", "quantized-5", {"levels": 3, "per_byte": 5}, one(1), {"c/0": "f3"}),
+        ("byte-255-of-no-5-codes", "quantized-5", {"levels": 3, "per_byte": 5}, one(1), {"c/0": "ff"}),
+        ("byte-of-no-codes-beyond-the-edge", "quantized-5", {"levels": 3, "per_byte": 5, "chunk_shape": [10]}, {"": ["uint8", [1], [2]]}, {"c/0": "00 f3"}),
+        ("code-of-nothing-with-low-bits", "quantized-5", {"levels": 1000, "low_bits": 2},
+         {"codes": ["uint8", [3], [3]], "low": ["uint8", [1], [1]]}, {"codes/c/0": "fa 00 00", "low/c/0": "00"}),
+        ("scale-is-infinite", "quantized-7", {"scales": [{"block": [3], "dtype": "float16"}]},
+         {"codes": ["uint8", [3], [3]], "scale": ["float16", [1], [1]]}, {"codes/c/0": "00 00 00", "scale/c/0": "00 7c"}),
+        ("scale-is-nan", "quantized-7", {"scales": [{"block": [3], "dtype": "bfloat16"}]},
+         {"codes": ["uint8", [3], [3]], "scale": ["uint16", [1], [1]]}, {"codes/c/0": "00 00 00", "scale/c/0": "ff ff"}),
+        ("scale-is-nan-beyond-the-edge", "quantized-7", {"chunk_shape": [4], "scales": [1, {"block": [2], "dtype": "float32"}]},
+         {"codes": ["uint8", [3], [4]], "scale-2": ["float32", [2], [2]]}, {"codes/c/0": "00 00 00 00", "scale-2/c/0": "0000803f 0000c07f"}),
+        ("entry-is-infinite", "quantized-7", {"levels": 2},
+         {"codes": ["uint8", [3], [3]], "codebook": ["float32", [2], [2]]}, {"codes/c/0": "00 00 00", "codebook/c/0": "0000803f 000080ff"}),
+        ("scale-missing", "payload-4", {"scales": [{"block": [3], "dtype": "float16"}]},
+         {"codes": ["uint8", [3], [3]], "scale": ["float16", [1], [1]]}, {"codes/c/0": "00 00 00"}),
+    ):  # fmt: skip
+        yield f"quantized/{name}", v([clause], [3], part, arrays, bodies, error="corrupt")
+
+    # Documents that are refused: shape (2, 6), if nothing else is said.
+    codes_ = ["uint8", [2, 6], [2, 6]]
+    plain: dict[str, list[Any]] = {"": codes_}
+    half = ["uint8", [2, 3], [2, 3]]
+
+    def scaled_by(
+        array: list[Any], block: Any = (1, 2), dtype: Any = "float16", name: str = "scale"
+    ) -> tuple[Json, dict[str, list[Any]]]:
+        block = list(block) if isinstance(block, tuple) else block
+        return {"scales": [{"block": block, "dtype": dtype}]}, {"codes": codes_, name: array}
+
+    def book_of(array: list[Any], levels: int = 4, codes: list[Any] = codes_) -> tuple[Json, dict[str, list[Any]]]:
+        return {"levels": levels}, {"codes": codes, "codebook": array}
+
+    def zeros(array: list[Any], block: Any = (1, 2)) -> tuple[Json, dict[str, list[Any]]]:
+        return {"zero_point": {"block": list(block)}}, {"codes": codes_, "zero_point": array}
+
+    groups = ["float16", [2, 3], [2, 3]]
+    for name, clause, (part, arrays), more in (
+        ("of-integers", "quantized-1", ({}, plain), {"dtype": "int32"}),
+        ("of-float8", "quantized-1", ({}, plain), {"dtype": "float8_e5m2"}),
+        ("of-complex", "quantized-1", ({}, plain), {"dtype": "complex64"}),
+        ("of-a-scalar", "quantized-1", ({}, {"": ["uint8", [], []]}), {"shape": []}),
+        ("of-nothing", "quantized-1", ({"chunk_shape": [1, 6]}, {"": ["uint8", [0, 6], [1, 6]]}), {"shape": [0, 6]}),
+        ("no-levels", "quantized-1", ({"levels": None}, plain), {}),
+        ("levels-0", "quantized-1", ({"levels": 0}, plain), {}),
+        ("levels-negative", "quantized-1", ({"levels": -1}, plain), {}),
+        ("levels-257", "quantized-1", ({"levels": 257}, plain), {}),
+        ("levels-of-fractions", "quantized-1", ({"levels": 4.0}, plain), {}),
+        ("levels-true", "quantized-1", ({"levels": True}, plain), {}),
+        ("levels-of-text", "quantized-1", ({"levels": "4"}, plain), {}),
+        ("levels-65537", "quantized-1", ({"levels": 65537, "low_bits": 8}, {"codes": codes_, "low": codes_}), {}),
+        ("levels-without-end", "quantized-1", ({"levels": 10**400}, plain), {}),
+        ("levels-of-9-bits-and-0-low", "quantized-1", ({"levels": 512, "low_bits": 0}, plain), {}),
+        ("chunks-null", "quantized-1", ({"chunk_shape": None}, plain), {}),
+        ("chunks-of-0", "quantized-1", ({"chunk_shape": [0, 6]}, plain), {}),
+        ("chunks-of-fewer-axes", "quantized-1", ({"chunk_shape": [12]}, plain), {}),
+        ("other-chunks", "quantized-1", ({"chunk_shape": [1, 6]}, plain), {}),
+        ("chunks-too-large", "quantized-1", ({"levels": 2, "per_byte": 8, "chunk_shape": [1 << 24, 8]}, {"": ["uint8", [2, 1], [1 << 24, 1]]}), {}),
+        ("chunks-without-end", "quantized-1", ({"chunk_shape": [2, 10**400]}, plain), {}),
+        ("per-byte-0", "quantized-2", ({"per_byte": 0}, plain), {}),
+        ("per-byte-6", "quantized-2", ({"levels": 2, "per_byte": 6}, {"": ["uint8", [2, 1], [2, 1]]}), {}),
+        ("per-byte-null", "quantized-2", ({"per_byte": None}, plain), {}),
+        ("per-byte-of-other-levels", "quantized-2", ({"levels": 15, "per_byte": 2}, {"": half}), {}),
+        ("per-byte-and-low-bits", "quantized-2", ({"levels": 16, "per_byte": 2, "low_bits": 1}, {"codes": half, "low": ["uint8", [2, 1], [2, 1]]}), {}),
+        ("per-byte-of-neighbours", "quantized-2", ({"levels": 16, "per_byte": 2}, {"codes": ["uint8", [2, 2], [2, 2]], "codebook": ["float32", [16, 2], [16, 2]]}), {}),
+        ("low-bits-9", "quantized-3", ({"levels": 65536, "low_bits": 9}, {"codes": codes_, "low": codes_}), {}),
+        ("low-bits-negative", "quantized-3", ({"low_bits": -1}, plain), {}),
+        ("low-bits-null", "quantized-3", ({"low_bits": None}, plain), {}),
+        ("low-bits-without-array", "quantized-3", ({"levels": 512, "low_bits": 1}, plain), {}),
+        ("array-of-no-low-bits", "quantized-3", ({}, {"codes": codes_, "low": codes_}), {}),
+        ("low-bits-not-packed", "quantized-3", ({"levels": 512, "low_bits": 1}, {"codes": codes_, "low": codes_}), {}),
+        ("codes-of-16-bits", "quantized-1", ({}, {"": ["uint16", [2, 6], [2, 6]]}), {}),
+        ("codes-of-another-shape", "quantized-1", ({}, {"": ["uint8", [2, 7], [2, 6]]}), {}),
+        ("codes-in-other-chunks", "quantized-1", ({}, {"": ["uint8", [2, 6], [2, 3]]}), {}),
+        ("codes-not-packed", "quantized-2", ({"levels": 16, "per_byte": 2}, plain), {}),
+        ("codes-without-axes", "quantized-1", ({}, {"": ["uint8", [], []]}), {}),
+        ("bytes-cut-by-chunks", "quantized-1", ({"levels": 16, "per_byte": 2, "chunk_shape": [2, 3]}, {"": ["uint8", [2, 3], [2, 2]]}), {}),
+        ("low-bits-cut-by-chunks", "quantized-1", ({"levels": 512, "low_bits": 1, "chunk_shape": [2, 4]}, {"codes": ["uint8", [2, 6], [2, 4]], "low": ["uint8", [2, 1], [2, 1]]}), {}),
+        ("unknown-component", "quantized-1", ({}, {"codes": codes_, "more": codes_}), {}),
+        ("no-codes", "quantized-1", ({}, {"code": codes_, "more": codes_}), {}),
+        ("zero-point-65537", "quantized-4", ({"zero_point": 65537}, plain), {}),
+        ("zero-point-null", "quantized-4", ({"zero_point": None}, plain), {}),
+        ("zero-point-of-fractions", "quantized-4", ({"zero_point": 3.0}, plain), {}),
+        ("zero-point-true", "quantized-4", ({"zero_point": True}, plain), {}),
+        ("zero-points-without-array", "quantized-4", ({"zero_point": {"block": [1, 2]}}, plain), {}),
+        ("zero-point-with-an-array", "quantized-4", ({"zero_point": 3}, zeros(["uint8", [2, 3], [2, 3]])[1]), {}),
+        ("zero-points-of-32-bits", "quantized-4", zeros(["uint32", [2, 3], [2, 3]]), {}),
+        ("zero-points-of-int8", "quantized-4", zeros(["int8", [2, 3], [2, 3]]), {}),
+        ("zero-points-of-too-many-blocks", "quantized-6", zeros(["uint8", [2, 6], [2, 6]]), {}),
+        ("zero-points-without-block", "quantized-6", ({"zero_point": {}}, zeros(["uint8", [2, 3], [2, 3]])[1]), {}),
+        ("zero-point-and-codebook", "quantized-4", ({"levels": 2, "codebook": [0.0, 1.0], "zero_point": 1}, plain), {}),
+        ("codebook-null", "quantized-4", ({"levels": 2, "codebook": None}, plain), {}),
+        ("codebook-too-short", "quantized-4", ({"levels": 3, "codebook": [0.0, 1.0]}, plain), {}),
+        ("codebook-too-long", "quantized-4", ({"levels": 1, "codebook": [0.0, 1.0]}, plain), {}),
+        ("codebook-of-257", "quantized-4", ({"levels": 257, "low_bits": 1, "codebook": [0.5] * 257}, {"codes": codes_, "low": ["uint8", [2, 1], [2, 1]]}), {}),
+        ("codebook-of-text", "quantized-4", ({"levels": 2, "codebook": [0.0, "1"]}, plain), {}),
+        ("codebook-of-truth", "quantized-4", ({"levels": 2, "codebook": [0.0, True]}, plain), {}),
+        ("codebook-of-lists", "quantized-4", ({"levels": 2, "codebook": [[0.0], [1.0]]}, plain), {}),
+        ("codebook-of-64-bits", "quantized-4", ({"levels": 2, "codebook": [0.0, 0.1]}, plain), {}),
+        ("codebook-too-large-a-number", "quantized-4", ({"levels": 2, "codebook": [0.0, 1e39]}, plain), {}),
+        ("codebook-too-large-an-integer", "quantized-4", ({"levels": 2, "codebook": [0, 10**400]}, plain), {}),
+        ("codebook-an-integer-of-25-bits", "quantized-4", ({"levels": 2, "codebook": [0, (1 << 24) + 1]}, plain), {}),
+        ("codebook-twice", "quantized-4", ({"levels": 2, "codebook": [0.0, 1.0]}, book_of(["float32", [2], [2]])[1]), {}),
+        ("codebook-of-other-levels", "quantized-4", book_of(["float32", [5], [5]]), {}),
+        ("codebook-in-chunks", "quantized-4", book_of(["float32", [4], [2]]), {}),
+        ("codebook-of-float64", "quantized-4", book_of(["float64", [4], [4]]), {}),
+        ("codebook-without-axes", "quantized-4", book_of(["float32", [], []]), {}),
+        ("codebook-of-0-neighbours", "quantized-4", book_of(["float32", [4, 0], [4, 1]]), {}),
+        ("codebook-of-1-neighbour", "quantized-4", book_of(["float32", [4, 1], [4, 1]]), {}),
+        ("codebook-of-9-neighbours", "quantized-4", book_of(["float32", [4, 9], [4, 9]], 4, ["uint8", [2, 1], [2, 1]]), {"shape": [2, 9]}),
+        ("codebook-of-3-axes", "quantized-4", book_of(["float32", [4, 2, 1], [4, 2, 1]], 4, half), {}),
+        ("neighbours-cut-by-the-edge", "quantized-1", book_of(["float32", [4, 4], [4, 4]], 4, ["uint8", [2, 2], [2, 2]]), {}),
+        ("neighbours-cut-by-a-wide-chunk", "quantized-1", ({"levels": 4, "chunk_shape": [2, 7]}, {"codes": ["uint8", [2, 3], [2, 4]], "codebook": ["float32", [4, 2], [4, 2]]}), {}),
+        ("neighbours-cut-by-chunks", "quantized-1", ({"levels": 4, "chunk_shape": [2, 3]}, {"codes": ["uint8", [2, 3], [2, 2]], "codebook": ["float32", [4, 2], [4, 2]]}), {}),
+        ("neighbours-not-together", "quantized-1", book_of(["float32", [4, 2], [4, 2]]), {}),
+        ("scales-null", "quantized-6", ({"scales": None}, plain), {}),
+        ("scales-a-number", "quantized-6", ({"scales": 0.5}, plain), {}),
+        ("five-scales", "quantized-6", ({"scales": [0.5] * 5}, plain), {}),
+        ("scale-of-text", "quantized-6", ({"scales": ["0.5"]}, plain), {}),
+        ("scale-true", "quantized-6", ({"scales": [True]}, plain), {}),
+        ("scale-null", "quantized-6", ({"scales": [None]}, plain), {}),
+        ("scale-of-64-bits", "quantized-6", ({"scales": [0.1]}, plain), {}),
+        ("scale-too-large", "quantized-6", ({"scales": [1e39]}, plain), {}),
+        ("scale-too-large-an-integer", "quantized-6", ({"scales": [10**400]}, plain), {}),
+        ("scale-an-integer-of-54-bits", "quantized-6", ({"scales": [(1 << 53) + 1]}, plain), {}),
+        ("scales-without-array", "quantized-6", ({"scales": [{"block": [1, 2], "dtype": "float16"}]}, plain), {}),
+        ("scale-a-number-with-an-array", "quantized-6", ({"scales": [0.5]}, scaled_by(groups)[1]), {}),
+        ("array-of-no-scale", "quantized-6", ({}, scaled_by(groups)[1]), {}),
+        ("array-of-another-scale", "quantized-6", scaled_by(groups, name="scale-1"), {}),
+        ("scales-of-float64", "quantized-6", scaled_by(["float64", [2, 3], [2, 3]], dtype="float64"), {}),
+        ("scales-of-another-data-type", "quantized-6", scaled_by(["float32", [2, 3], [2, 3]]), {}),
+        ("bfloat16-scales-as-float16", "quantized-6", scaled_by(groups, dtype="bfloat16"), {}),
+        ("scales-without-dtype", "quantized-6", scaled_by(groups, dtype=None), {}),
+        ("scales-of-other-chunks", "quantized-6", scaled_by(["float16", [2, 3], [2, 1]]), {}),
+        ("scales-of-another-shape", "quantized-6", scaled_by(["float16", [2, 2], [2, 2]]), {}),
+        ("block-null", "quantized-6", scaled_by(groups, None), {}),
+        ("block-of-fewer-axes", "quantized-6", scaled_by(["float16", [6], [6]], (2,)), {}),
+        ("block-of-0", "quantized-6", scaled_by(groups, (1, 0)), {}),
+        ("block-larger-than-the-tensor", "quantized-6", scaled_by(["float16", [2, 1], [2, 1]], (1, 7)), {}),
+        ("block-cut-by-chunks", "quantized-6", ({"chunk_shape": [2, 3], "scales": [{"block": [1, 2], "dtype": "float16"}]},
+                                                {"codes": ["uint8", [2, 6], [2, 3]], "scale": ["float16", [2, 3], [2, 2]]}), {}),
+        ("block-larger-than-chunks", "quantized-6", ({"chunk_shape": [2, 2], "scales": [{"block": [1, 4], "dtype": "float16"}]},
+                                                     {"codes": ["uint8", [2, 6], [2, 2]], "scale": ["float16", [2, 2], [2, 1]]}), {}),
+        ("block-over-some-axes", "quantized-6", ({"scales": [{"block": [2, 1, 2], "dtype": "float16"}]},
+                                                 {"codes": ["uint8", [2, 2, 2], [2, 2, 2]], "scale": ["float16", [1, 2, 1], [1, 2, 1]]}), {"shape": [2, 2, 2]}),
+        ("tiles-of-3-axes", "quantized-6", ({"scales": [{"block": [1, 2, 2], "dtype": "float16"}]},
+                                            {"codes": ["uint8", [2, 4, 2], [2, 4, 2]], "scale": ["float16", [2, 2, 1], [2, 2, 1]]}), {"shape": [2, 4, 2]}),
+    ):  # fmt: skip
+        shape = more.pop("shape", [2, 6])
+        yield f"quantized/{name}", v([clause, "quantized-1"], shape, part, arrays, error="format", **more)
+    yield "quantized/unused-member", v(["document-2"], [2], {"more": {"block": 7}}, one(2), {"c/0": "00 02"}, [0, 2])
+
+
+def sparse_vectors() -> Iterator[tuple[str, Json]]:
+    def v(
+        clauses: list[str], positions: list[str], values: list[str], words: str = "", *, n: int = 4, shape: list[int] | None = None,
+        chunk: list[int] | None = None, part: Json | None = None, arrays: dict[str, list[Any]] | None = None, first: Json | None = None,
+        bodies: dict[str, str] | None = None, error: str = "", dtype: str = "uint8", data_type: str = "uint8", **more: Any,
+    ) -> Json:  # fmt: skip
+        """A tensor of zeros in ``raw``, with a part behind it; a string of positions and of values for each chunk."""
+        shape = [n] if shape is None else shape
+        chunk = shape if chunk is None else chunk
+        counts = [-(-s // c) for s, c in zip(shape, chunk, strict=True)]
+        size = DTYPES[dtype][0] // 8
+        m, room = len(unhex(positions[0])), len(unhex(values[0])) // size
+        said: dict[str, list[Any]] = {
+            "values": [data_type, shape, chunk],
+            "2.positions": ["uint8", [*counts, m], [*(1 for _ in counts), m]],
+            "2.values": [data_type, [*counts, room], [*(1 for _ in counts), room]],
+        }
+        zeros = "00" * size
+        for extent in chunk:
+            zeros *= extent
+        held = {}
+        for i, position in enumerate(itertools.product(*map(range, counts))):
+            key = "/".join(map(str, position))
+            held |= {f"values/c/{key}": zeros, f"2.positions/c/{key}/0": positions[i], f"2.values/c/{key}/0": values[i]}
+        parts = [first or {"encoding": "raw"}, {"encoding": "sparse", "chunk_shape": chunk} | (part or {})]
+        return short(
+            clauses, dtype=dtype, shape=shape, parts=more.pop("parts", parts), arrays=said if arrays is None else arrays,
+            bodies=held if bodies is None else bodies, words=words, error=error, **more,
+        )  # fmt: skip
+
+    def zeros(n: int, **at: str) -> str:
+        """``n`` bytes 0, but those at given places (``_3="ff"``)."""
+        return "".join(at.get(f"_{i}", "00") for i in range(n))
+
+    rule = ["sparse-2"]
+    yield "sparse/first-word", v(rule, ["00"], ["07"], "07 00 00 00")
+    yield "sparse/last-word", v(rule, ["03"], ["07"], "00 00 00 07")
+    yield "sparse/all-words", v(rule, ["00 00 00 00"], ["07 08 09 0a"], "07 08 09 0a")
+    yield "sparse/none", v(rule, ["ff"], ["07"], "00 00 00 00")
+    yield "sparse/values-left", v(rule, ["01 ff ff"], ["07 08 09"], "00 07 00 00")
+    yield "sparse/bytes-left-in-the-middle", v(rule, ["01 ff"], ["07"], "00 07 00 00")
+    for gap in (253, 254, 255, 256, 509, 510, 511):
+        steps = "ff" * (gap // 255) + f"{gap % 255:02x}"
+        yield (
+            f"sparse/gap-of-{gap}",
+            v(rule, [f"00 {steps}"], ["05 07"], zeros(600, **{"_0": "05", f"_{gap + 1}": "07"}), n=600),
+        )
+    yield (
+        "sparse/two-axes-in-chunks",
+        v(["sparse-1", "sparse-2", "grid-1"], ["01 01 ff ff", "00 00 00 00", "02 ff ff ff", "03 ff ff ff"],
+          ["01 02 00 00", "03 04 05 06", "07 00 00 00", "08 00 00 00"], "00 01 03 00 02 05 00 00 00", shape=[3, 3], chunk=[2, 2]),
+    )  # fmt: skip
+    yield "sparse/beyond-the-edge", v(
+        rule, ["01 00 02"], ["07 08 09"], "00 07 08", n=3, chunk=[6]
+    )  # fmt: skip
+    yield "sparse/of-float64", v(
+        rule, ["01"], ["000000000000f03f"], "0000000000000000 000000000000f03f", n=2, dtype="float64", data_type="float64"
+    )  # fmt: skip
+    yield "sparse/of-complex", v(
+        ["sparse-1", "word-4"], ["01"], ["0000803f"], "00000000 0000803f 00000000 00000000", shape=[2],
+        parts=[{"encoding": "raw"}, {"encoding": "sparse", "chunk_shape": [2, 2]}], dtype="complex64",
+        arrays={"values": ["float32", [2, 2], [2, 2]], "2.positions": ["uint8", [1, 1, 1], [1, 1, 1]], "2.values": ["float32", [1, 1, 1], [1, 1, 1]]},
+        bodies={"values/c/0/0": "00" * 16, "2.positions/c/0/0/0": "01", "2.values/c/0/0/0": "0000803f"},
+    )  # fmt: skip
+    yield (
+        "sparse/behind-planes",
+        v(["tensor-4", "tensor-7"], [""], [""], "803f 00c0 0041", shape=[3], dtype="bfloat16",
+          parts=[{"encoding": "planes", "rotate": True}, {"encoding": "sparse", "chunk_shape": [3]}],
+          arrays={"planes": ["uint8", [2, 3], [2, 3]], "2.positions": ["uint8", [1, 1], [1, 1]], "2.values": ["uint16", [1, 1], [1, 1]]},
+          bodies={"planes/c/0/0": "7f 80 7e 00 01 00", "2.positions/c/0/0": "02", "2.values/c/0/0": "0041"}),
+    )  # fmt: skip
+    sparse = {"encoding": "sparse", "chunk_shape": [4]}
+    array: list[Any] = ["uint8", [1, 2], [1, 2]]
+    yield (
+        "sparse/one-behind-another",
+        v(["tensor-4"], [""], [""], "01 08 09 00", parts=[{"encoding": "raw"}, sparse, sparse],
+          arrays={"values": ["uint8", [4], [4]], "2.positions": array, "2.values": array, "3.positions": array, "3.values": array},
+          bodies={"values/c/0": "00 00 00 00", "2.positions/c/0/0": "00 00", "2.values/c/0/0": "01 02", "3.positions/c/0/0": "01 00",
+                  "3.values/c/0/0": "08 09"}),
+    )  # fmt: skip
+    yield (
+        "sparse/behind-quantized-in-chunks",
+        v(["tensor-7"], [""], [""], "0000 803f 0040 00c0 8040", shape=[5], dtype="bfloat16",
+          parts=[{"encoding": "quantized", "levels": 16, "per_byte": 2, "chunk_shape": [4]}, sparse],
+          arrays={"codes": ["uint8", [3], [2]], "2.positions": ["uint8", [2, 1], [1, 1]], "2.values": ["uint16", [2, 1], [1, 1]]},
+          bodies={"codes/c/0": "10 02", "codes/c/1": "04 00", "2.positions/c/0/0": "03", "2.values/c/0/0": "00c0",
+                  "2.positions/c/1/0": "ff", "2.values/c/1/0": "0000"}),
+    )  # fmt: skip
+    yield "sparse/with-zstd", v(
+        ["sparse-1"], [""], [""], "00 07 00 00", n=4,
+        arrays={"values": ["uint8", [4], [4]], "2.positions": ["uint8", [1, 1], [1, 1], True], "2.values": ["uint8", [1, 1], [1, 1], True]},
+        bodies={"values/c/0": "00 00 00 00"},
+        payloads={"2.positions/c/0/0": seal(b"\x28\xb5\x2f\xfd\x20\x01\x09\0\0\1").hex(), "2.values/c/0/0": seal(b"\x28\xb5\x2f\xfd\x20\x01\x09\0\0\7").hex()},
+    )  # fmt: skip
+    for name, positions, values in (
+        ("position-beyond", "04", "07"),
+        ("second-position-beyond", "00 03", "07 08"),
+        ("position-beyond-by-255", "ff 00", "07 08"),
+        ("more-positions-than-values", "00 00", "07"),
+        ("position-behind-the-rest", "00 ff fe", "07 08"),
+    ):
+        yield f"sparse/{name}", v(["sparse-3"], [positions], [values], error="corrupt")
+
+    good: dict[str, list[Any]] = {"values": ["uint8", [4], [4]], "2.positions": array, "2.values": array}
+    raw: Json = {"encoding": "raw"}
+
+    def without(*names: str, **more: list[Any]) -> dict[str, list[Any]]:
+        return {name: value for name, value in good.items() if name not in names} | more
+
+    for name, clause, parts, arrays, more in (
+        ("no-values", "sparse-1", [raw, sparse], without("2.values"), {}),
+        ("no-positions", "sparse-1", [raw, sparse], without("2.positions"), {}),
+        ("unknown-component", "sparse-1", [raw, sparse], good | {"2.more": array}, {}),
+        ("component-without-its-number", "raw-1", [raw, sparse], good | {"positions": array}, {}),
+        ("component-of-no-part", "raw-1", [raw, sparse], good | {"3.positions": array}, {}),
+        ("component-of-number-1", "raw-1", [raw, sparse], without("values") | {"1.values": ["uint8", [4], [4]]}, {}),
+        ("in-one-array", "sparse-1", [raw, sparse], {"": ["uint8", [4], [4]]}, {}),
+        ("of-a-scalar", "sparse-1", [raw, {"encoding": "sparse", "chunk_shape": []}], {"values": ["uint8", [], []], "2.positions": ["uint8", [1], [1]], "2.values": ["uint8", [1], [1]]}, {"shape": []}),
+        ("no-chunk-shape", "sparse-1", [raw, {"encoding": "sparse"}], good, {}),
+        ("chunks-of-0", "sparse-1", [raw, sparse | {"chunk_shape": [0]}], good, {}),
+        ("chunks-of-more-axes", "sparse-1", [raw, sparse | {"chunk_shape": [4, 1]}], good, {}),
+        ("chunks-too-large", "sparse-1", [raw, sparse | {"chunk_shape": [(1 << 26) + 1]}], good, {}),
+        ("other-chunks", "tensor-7", [raw, sparse | {"chunk_shape": [5]}], good, {}),
+        ("smaller-chunks", "tensor-7", [raw, sparse | {"chunk_shape": [2]}], {"values": ["uint8", [4], [4]], "2.positions": ["uint8", [2, 1], [1, 1]], "2.values": ["uint8", [2, 1], [1, 1]]}, {}),
+        ("room-for-no-position", "sparse-1", [raw, sparse], without("2.positions") | {"2.positions": ["uint8", [1, 0], [1, 1]]}, {}),
+        ("room-for-no-value", "sparse-1", [raw, sparse], without("2.values") | {"2.values": ["uint8", [1, 0], [1, 1]]}, {}),
+        ("room-for-too-many-positions", "sparse-1", [raw, sparse], without("2.positions") | {"2.positions": ["uint8", [1, 5], [1, 5]]}, {}),
+        ("room-for-too-many-values", "sparse-1", [raw, sparse], without("2.values") | {"2.values": ["uint8", [1, 5], [1, 5]]}, {}),
+        ("positions-in-pieces", "sparse-1", [raw, sparse], without("2.positions") | {"2.positions": ["uint8", [1, 2], [1, 1]]}, {}),
+        ("positions-of-16-bits", "sparse-1", [raw, sparse], without("2.positions") | {"2.positions": ["uint16", [1, 2], [1, 2]]}, {}),
+        ("values-of-16-bits", "sparse-1", [raw, sparse], without("2.values") | {"2.values": ["uint16", [1, 2], [1, 2]]}, {}),
+        ("values-of-more-chunks", "sparse-1", [raw, sparse], without("2.values") | {"2.values": ["uint8", [2, 2], [1, 2]]}, {}),
+        ("positions-without-axes", "sparse-1", [raw, sparse], without("2.positions") | {"2.positions": ["uint8", [], []]}, {}),
+        ("behind-a-constant", "tensor-7", [raw, sparse], without("values") | {"values": ["uint8", [1], [1]]}, {}),
+        ("behind-narrow", "tensor-7", [raw | {"dtype": "bfloat16"}, sparse],
+         {"values": ["uint16", [4], [4]], "2.positions": array, "2.values": ["float32", [1, 2], [1, 2]]}, {"dtype": "float32"}),
+        ("narrow", "tensor-7", [raw, sparse | {"dtype": "bfloat16"}],
+         {"values": ["float32", [4], [4]], "2.positions": array, "2.values": ["uint16", [1, 2], [1, 2]]}, {"dtype": "float32"}),
+        ("of-another-dtype", "narrow-1", [raw, sparse | {"dtype": "int8"}], good, {}),
+    ):  # fmt: skip
+        more = {"dtype": "uint8", "shape": [4]} | more
+        yield f"sparse/{name}", short([clause], parts=parts, arrays=arrays, error="format", **more)
+    listed = v(rule, ["00"], ["07"], "07 00 00 00")
+    listed["root"]["attributes"]["mzstore"]["features"] = ["planes"]
+    del listed["tensors"]
+    yield "sparse/feature-not-listed", listed | {"clauses": ["root-3"], "error": "format"}
+
+
 # Sections 6 and 9: faults of documents. Each changes one thing in a good model.
 
 
@@ -966,7 +1653,8 @@ def zip_vectors() -> Iterator[tuple[str, Json]]:
 
 
 SOURCES = (
-    from_page, word_vectors, grid_vectors, payload_vectors, raw_vectors, planes_vectors, narrow_vectors, document_vectors,
+    from_page, word_vectors, grid_vectors, payload_vectors, raw_vectors, planes_vectors, narrow_vectors, quantized_vectors,
+    sparse_vectors, document_vectors,
     root_vectors, node_vectors, tensor_vectors, array_vectors, asset_vectors, zip_vectors,
 )  # fmt: skip
 

@@ -916,7 +916,7 @@ def is_binary32(number: object) -> bool:
         return False
     try:
         return struct.unpack("<f", struct.pack("<f", number))[0] == number
-    except OverflowError:
+    except (OverflowError, struct.error):  # the latter for integers beyond binary64
         return False
 
 
