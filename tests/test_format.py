@@ -13,6 +13,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 import mzstore
+from mzstore import kernels
 from mzstore.archive import ArchiveWriter
 from mzstore.documents import FEATURES, FORMAT
 from mzstore.dtypes import DTYPES
@@ -109,6 +110,15 @@ def test_mzstore(name, tmp_path):
     else:
         assert vector["clauses"][0] in ONLY_VERIFIED, "accepted"
         assert {problem.clause for problem in verify(path, threads=1).problems} & set(vector["clauses"])
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in VECTORS if name.startswith("quantized/") and "error" not in VECTORS[name]]
+)
+def test_kernels_give_the_same(name, tmp_path, monkeypatch):
+    """Vectors are too small for kernels to pay."""
+    monkeypatch.setattr(kernels, "pays", lambda nbytes: True)
+    assert _load(written(VECTORS[name], tmp_path))[0] == VECTORS[name]["tensors"]
 
 
 def _refusal(path: Path) -> MzError | None:
