@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 import mzstore
+from mzstore.documents import parts_of
 from mzstore.dtypes import DTYPES
 from mzstore.encodings.planes import Planes
+from mzstore.encodings.quantized import Blocked, Quantized
 from mzstore.encodings.raw import Raw
 from mzstore.verify import verify
 from spec import reference
@@ -23,7 +25,7 @@ each = pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
 
 
 def test_there_is_one_of_every_format():
-    assert [folder.name for folder in GOLDEN] == ["1-lossless"]
+    assert [folder.name for folder in GOLDEN] == ["1-lossless", "1-quantized"]
 
 
 @each
@@ -82,9 +84,35 @@ def test_lossless_holds_every_dtype_and_every_form():
         assert len(model.document.layouts) == 1
 
 
-def test_what_is_frozen_is_not_written_again():
+def test_quantized_holds_every_packing_and_every_kind_of_scales():
+    with mzstore.open(ROOT / "spec/golden/1-quantized/model.mz") as model:
+        forms = set()
+        for entry in model.document.tensors.values():
+            if entry.part is None or entry.part.encoding in ("raw", "planes"):
+                continue
+            part = parts_of(entry.part)[0]
+            assert isinstance(part, Quantized)
+            forms |= {part.encoding, entry.part.encoding, entry.spec.dtype.name, f"{len(entry.spec.shape)} axes"}
+            forms |= {f"{part.per_byte} in a byte", f"{part.low_bits} low bits", f"{part.dimension} neighbours"}
+            forms |= {f"codebook {type(part.codebook).__name__}", f"zero point {type(part.zero_point).__name__}"}
+            forms |= {f"scale in {scale.dtype}" for scale in part.scales if isinstance(scale, Blocked)}
+            if part.grid.n_chunks > 1:
+                forms |= {f"chunks of {component.name}" for component in entry.part.components}
+        assert forms >= {
+            "quantized", "quantized + sparse", "float16", "bfloat16", "float32", "float64", "1 axes", "2 axes", "3 axes",
+            "4 axes", "codebook ndarray", "codebook Array", "zero point int", "zero point Blocked", "scale in float32",
+            "scale in float16", "scale in bfloat16", "chunks of codes", "chunks of low", "chunks of scale",
+            "chunks of zero_point", "chunks of codebook", "chunks of 2.positions", "chunks of 2.values",
+            *(f"{n} in a byte" for n in (1, 2, 3, 4, 5, 8)), *(f"{n} low bits" for n in range(9)),
+            *(f"{n} neighbours" for n in (1, 2, 4, 8)),
+        }  # fmt: skip
+        assert model.document.tensors["tied: uniform/3 levels"].same_as
+
+
+@pytest.mark.parametrize("what", ["lossless", "quantized"])
+def test_what_is_frozen_is_not_written_again(what):
     before = {path: path.read_bytes() for path in (ROOT / "spec/golden").rglob("*") if path.is_file()}
-    command = [sys.executable, "tools/freeze.py", "lossless"]
+    command = [sys.executable, "tools/freeze.py", what]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 1

@@ -5,14 +5,18 @@ What is frozen stays: the tool refuses to write over it. A new format, or a new 
 
 import argparse
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+import mzstore
+from mzstore import grid
 from mzstore.archive import ArchiveWriter
 from mzstore.arrays import Array
 from mzstore.documents import DOCUMENT, FORMAT, Asset, Layout, ModelDocument, TensorEntry, dump
@@ -24,6 +28,7 @@ from mzstore.encodings.raw import Raw, constant_array
 from mzstore.grid import Grid
 from mzstore.interleave import Fields, tops
 from mzstore.nodes import Namer
+from mzstore.recipe import Rule
 from mzstore.tensors import TensorSpec
 
 GOLDEN = Path(__file__).parent.parent / "spec" / "golden"
@@ -184,11 +189,86 @@ class Lossless:
         return Planes.new(DTYPES[dtype], grid, fields, ranks=first, escapes=min(int(others), grid.chunk_size))
 
 
+class Quantized:
+    """A model with a tensor for every quantizer, packing and kind of scales, made by the writer of its day."""
+
+    def __init__(self) -> None:
+        self._random = np.random.default_rng(2)
+        self._tensors: dict[str, np.ndarray] = {}
+        self._rules: list[Rule] = []
+        self._data = b""
+
+    def write(self) -> bytes:
+        self._cases()
+        self._tensors["lossless"] = self._weights(10, 20)
+        self._tensors["tied: uniform/3 levels"] = self._tensors["uniform/3 levels"]
+        file = io.BytesIO()
+        grid.SINGLE_CHUNK_NBYTES, grid.RANKS = 12 << 10, 2  # so that some of the tensors have several chunks
+        recipe = mzstore.Recipe([*self._rules, Rule(encoding="lossless")], defaults=False)
+        mzstore.save(file, self._tensors, recipe=recipe, threads=1)
+        self._data = file.getvalue()
+        return self._data
+
+    def expected(self) -> dict[str, dict[str, object]]:
+        with mzstore.open(self._data) as model:
+            return {
+                name: {"dtype": entry.spec.dtype.name, "shape": list(entry.spec.shape), "sha256": entry.sha256}
+                for name, entry in model.document.tensors.items()
+            }
+
+    def _cases(self) -> None:
+        small, chunked = (24, 64), (48, 64)
+        for levels in (2, 3, 4, 6, 16, 40, 256, 1000):
+            self._add(f"uniform/{levels} levels", small, step=0.12 / levels, levels=levels)
+        self._add("uniform/bits", small, bits=9.0)
+        self._add("uniform/nmse", chunked, "float64", nmse=1e-3)
+        self._add("uniform/max error", small, "float16", max_error=0.002)
+        self._add("uniform/outliers in chunks", chunked, step=0.01, levels=8)
+        for scales in ("tensor", "row", "column"):
+            self._add(f"symmetric/{scales}", small, quantizer="symmetric", bits=4, scales=scales)
+        self._add("symmetric/rows in chunks", chunked, quantizer="symmetric", bits=4, scales="row")
+        self._add("symmetric/columns in chunks", chunked, quantizer="symmetric", bits=8, scales="column")
+        for dtype in ("float32", "float16", "bfloat16"):
+            self._add(f"affine/group in {dtype}", small, dtype, quantizer="affine", bits=3, group=16, scale_dtype=dtype)
+        self._add("affine/groups in chunks", chunked, quantizer="affine", bits=4, group=8)
+        self._add("affine/tiles", (20, 40), quantizer="affine", bits=8, tile=(8, 16))
+        self._add("affine/tiles in chunks", chunked, quantizer="affine", bits=4, tile=(6, 8))
+        for bits in (9, 10, 11, 12, 13, 14, 15, 16):
+            self._add(f"symmetric/{bits} bits", (8, 20), quantizer="symmetric", bits=bits, scales="tensor")
+        self._add("affine/10 bits in chunks", chunked, quantizer="affine", bits=10, scales="row")
+        self._add("codebook/nf4", small, quantizer="nf4")
+        self._add("codebook/fp4", small, "bfloat16", quantizer="fp4")
+        self._add("codebook/6 levels", small, quantizer="codebook", levels=6)
+        self._add("codebook/300 levels in chunks", chunked, quantizer="codebook", levels=300)
+        for dimension in (2, 4, 8):
+            self._add(f"codebook/{dimension} neighbours", small, quantizer="codebook", levels=40, dimension=dimension)
+        self._add("codebook/neighbours in chunks", chunked, quantizer="codebook", levels=40, dimension=2)
+        self._add("float8/e4m3fn", small, quantizer="float8")
+        self._add("float8/e5m2", small, "float16", quantizer="float8", scales="tensor", format="e5m2")
+        for quantizer in ("mxfp8", "mxfp4", "nvfp4"):
+            self._add(quantizer, small, "bfloat16", quantizer=quantizer)
+        self._add("axes/1", (96,), quantizer="symmetric", bits=4, group=8)
+        self._add("axes/3", (3, 7, 16), quantizer="affine", bits=4, group=8)
+        self._add("axes/3 in chunks", (6, 16, 40), quantizer="affine", bits=4, group=8)
+        self._add("axes/4", (3, 2, 5, 8), quantizer="symmetric", bits=4, scales="column")
+
+    def _add(self, name: str, shape: tuple[int, ...], dtype: str = "float32", **rule: Any) -> None:
+        self._tensors[name] = self._weights(*shape).astype(DTYPES[dtype].numpy)
+        self._rules.append(Rule(name=[name, f"tied: {name}"], **rule))
+
+    def _weights(self, *shape: int) -> np.ndarray:
+        """With a few that are far from the others."""
+        values = self._random.normal(size=shape).astype(np.float32) * np.float32(0.02)
+        values.reshape(-1)[:: max(1, values.size // 3)] *= 5
+        return values
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["lossless"])
-    folder = GOLDEN / f"{FORMAT}-{parser.parse_args().what}"
-    model = Lossless()
+    parser.add_argument("what", choices=["lossless", "quantized"])
+    what = parser.parse_args().what
+    folder = GOLDEN / f"{FORMAT}-{what}"
+    model = Lossless() if what == "lossless" else Quantized()
     data = model.write()
     folder.mkdir(parents=True)  # FileExistsError is the point: history is not rewritten
     (folder / "model.mz").write_bytes(data)
