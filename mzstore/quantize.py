@@ -26,6 +26,7 @@ from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.payload import compress, seal
 from mzstore.quantizers import ArrayMatrix, Codes, Fitted, Importance, Quantizer, Scheme, ZeroPoint
 from mzstore.quantizers.codebooks import Lloyd, Vectors, fp4, nf4
+from mzstore.quantizers.columns import ColumnScaled
 from mzstore.quantizers.decoding import Decoder, Local
 from mzstore.quantizers.ecsq import LAGRANGIAN, FittedUniform, Target, Uniform
 from mzstore.quantizers.floats import Floats, mxfp4, mxfp8, nvfp4
@@ -238,7 +239,7 @@ def prepare(source: TensorSource, rule: Rule, importance: Any = None) -> Lossy:
 def _prepare(source: TensorSource, rule: Rule, importance: Any) -> Lossy:
     matrix = SourceMatrix(source)
     weights, given = _importance(importance, source.spec, matrix.shape)
-    quantizer = quantizer_for(rule, source.spec)
+    quantizer = quantizer_for(rule, source.spec, weighted=weights is not None)
     fitted = quantizer.fit(matrix, given)
     lossy = _bound(source, rule, fitted, weights)
     if not isinstance(quantizer, Uniform) or quantizer.target is None or quantizer.target.max_error is not None:
@@ -254,8 +255,7 @@ def _prepare(source: TensorSource, rule: Rule, importance: Any) -> Lossy:
         points.append((math.log2(fitted.design.step), _bits_off(lossy, trial, quantizer.target)))
         if abs(points[-1][1]) <= TOLERANCE:
             break
-        again = replace(quantizer, step=2.0 ** _next(points), target=None, levels=fitted.design.levels)
-        fitted = again.fit(matrix, given)
+        fitted = fitted.with_step(2.0 ** _next(points))
         lossy = _bound(source, rule, fitted, weights)
         trial = lossy.encode(words, start, chunks)
     return replace(lossy, _trial=trial)
@@ -300,10 +300,14 @@ def _bound(source: TensorSource, rule: Rule, fitted: Fitted, weights: np.ndarray
     return Lossy(spec, whole, dict(rule.asked), fitted, weights, part, sparse, decoder)
 
 
-def quantizer_for(rule: Rule, spec: TensorSpec) -> Quantizer:
-    """The quantizer that ``rule`` names, with its parameters."""
+def quantizer_for(rule: Rule, spec: TensorSpec, *, weighted: bool = False) -> Quantizer:
+    """The quantizer that ``rule`` names, with its parameters; ``weighted`` if there is an importance, which a search serves."""
+    if rule.scales == "row*column":
+        return ColumnScaled(
+            quantizer_for(replace(rule, scales="row"), spec, weighted=weighted), rule.scale_dtype or "float32"
+        )
     granularity: Any = {"group": rule.group, "tile": rule.tile}.get(rule.scales or "", rule.scales)
-    search = bool(rule.search)
+    search = weighted if rule.search is None else rule.search
     match rule.quantizer:
         case "uniform":
             target = None

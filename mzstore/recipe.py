@@ -35,7 +35,7 @@ from mzstore.tensors import MAX_NDIM, TensorSpec
 CONDITIONS = ("name", "dtype", "ndim", "shape", "min_size", "max_size")
 TARGETS = ("bits", "nmse", "snr_db", "max_error")
 QUANTIZABLE = ("float16", "bfloat16", "float32", "float64")
-SCALES = ("tensor", "row", "column", "group", "tile")
+SCALES = ("tensor", "row", "column", "row*column", "group", "tile")
 FIXED_CODEBOOKS = ("nf4", "fp4")
 MAX_BITS = 16
 GROUPS = MappingProxyType({"mxfp8": 32, "mxfp4": 32, "nvfp4": 16})  # that are not a choice

@@ -166,26 +166,30 @@ class Uniform:
             raise ValueError(f"a Lagrangian of {self.lagrangian}")
 
     def fit(self, matrix: Matrix, importance: Importance = None) -> "FittedUniform":
-        rows, cols = matrix.shape
         scale = None
         limit_error = self.target is not None and self.target.max_error is not None
         if isinstance(importance, np.ndarray) and not limit_error:
-            scale = _column_scale(importance, rows)
-        factors = None if scale is None else np.float32(1) / scale
-        sample = collect(matrix, importance, factors=factors)
+            scale = _column_scale(importance, matrix.shape[0])
+        sample = collect(matrix, importance, factors=None if scale is None else np.float32(1) / scale)
+        return self.fit_sample(matrix.shape, sample, scale)
+
+    def fit_sample(self, shape: tuple[int, int], sample: Sample, scale: np.ndarray | None) -> "FittedUniform":
+        """As ``fit``, for a matrix of ``shape``, of which everything that matters is in ``sample`` and column ``scale``."""
+        rows, cols = shape
         design = self.design(sample)
         scales = [Scale((max(1, rows), max(1, cols)), "float32", np.full((1, 1), design.step, np.float32))]
         if scale is not None:
             scales.append(Scale((max(1, rows), 1), "float16", scale[None]))
         scheme = Scheme(
-            matrix.shape,
+            shape,
             design.levels,
             0 if design.points is not None else -design.low,
             design.points,
             tuple(scales),
         )
         mean = sample.weight / max(1, sample.values.size)
-        return FittedUniform(scheme, design, factors, None if sample.relative is None else mean)
+        factors = None if scale is None else np.float32(1) / scale
+        return FittedUniform(self, scheme, design, sample, scale, factors, None if sample.relative is None else mean)
 
     def design(self, sample: Sample) -> Design:
         """The best way to quantize the sample; ``levels`` by counted bits unless it is given."""
@@ -307,12 +311,16 @@ class Uniform:
 class FittedUniform:
     """``design`` also says what is expected: bits, nmse, outliers.
 
-    factors      float32[cols] or None: values are multiplied by them first (the inverse of the column scales)
+    scale        float32[cols] or None: of columns
+    factors      its inverse: values are multiplied by it first
     mean_weight  of the importance, where it moves the thresholds instead
     """
 
+    quantizer: Uniform
     scheme: Scheme
     design: Design
+    sample: Sample
+    scale: np.ndarray | None = None
     factors: np.ndarray | None = None
     mean_weight: float | None = None
 
@@ -324,6 +332,11 @@ class FittedUniform:
         quantize(values, self.design, codes, None if weights is None else weights / np.float32(self.mean_weight))
         scales = tuple(scale.values for scale in self.scheme.scales if scale.values is not None)
         return Codes(codes, scales, None, self._outliers(values, block, first_row))
+
+    def with_step(self, step: float) -> "FittedUniform":
+        """The same with another step, and as many levels."""
+        quantizer = replace(self.quantizer, step=step, target=None, levels=self.design.levels)
+        return quantizer.fit_sample(self.scheme.shape, self.sample, self.scale)
 
     def _outliers(self, values: np.ndarray, block: np.ndarray, first_row: int) -> Outliers | None:
         if not np.isfinite(self.design.reach) or not block.size:
@@ -408,12 +421,10 @@ def design_for(
     around_zero = low <= 0 <= high
     k = np.arange(low, high + 1)
     slope, shift = 1.0, 0.5
-    cells = _cells(sample, k, step, slope, shift, reach)
     if lagrangian > 0 and around_zero and high - low >= 1:
         for _ in range(ROUNDS):
-            slope, shift = _line(k, cells[0], lagrangian)
-            cells = _cells(sample, k, step, slope, shift, reach)
-    counts, weight, first, second = cells
+            slope, shift = _line(k, _counts(sample, k, step, slope, shift, reach), lagrangian)
+    counts, weight, first, second = _cells(sample, k, step, slope, shift, reach)
     plain = _error(k * step, weight, first, second)
     points, error = None, plain
     if around_zero and lagrangian > 0 and np.isfinite(reach) and k.size <= MOST_POINTS:
@@ -435,11 +446,22 @@ def _cells(
     """Counts and sums of the values that are quantized to each of ``k``, without outliers."""
     if sample.relative is not None:
         return _cells_by_value(sample, sample.relative, k, step, slope, shift, reach)
-    up = k[1:] > 0  # the bound between k - 1 and k belongs to k above 0, to k - 1 below
-    between = np.where(up, (k[1:] - shift) / slope, (k[:-1] + shift) / slope)
-    bounds = np.concatenate([[k[0] - reach], between, [k[-1] + reach]]) * step
-    counts, weight, first, second = (column[1:-1] for column in sample.cells(bounds))
+    counts, weight, first, second = (c[1:-1] for c in sample.cells(_bounds(k, step, slope, shift, reach)))
     return counts, weight, first, second
+
+
+def _counts(sample: Sample, k: np.ndarray, step: float, slope: float, shift: float, reach: float) -> np.ndarray:
+    """The first of ``_cells`` alone."""
+    if sample.relative is not None:
+        return _cells(sample, k, step, slope, shift, reach)[0]
+    return sample.counts(_bounds(k, step, slope, shift, reach))[1:-1]
+
+
+def _bounds(k: np.ndarray, step: float, slope: float, shift: float, reach: float) -> np.ndarray:
+    """From which value on the next of ``k`` is taken: one more than there are in ``k``, the first and last for outliers."""
+    up = k[1:] > 0  # the bound between k - 1 and k belongs to k above 0, to k - 1 below
+    between = np.where(up, k[1:] - shift, k[:-1] + shift) / slope
+    return np.concatenate([[k[0] - reach], between, [k[-1] + reach]]) * step
 
 
 def _cells_by_value(
