@@ -72,7 +72,9 @@ def test_json(forged, tmp_path):
         "stored_nbytes": sum(len(data) for key, data in forged.payloads.items() if key.startswith("planes/")),
         "chunks": 2,
         "sha256": forged.tensor("planes")["sha256"],
+        "quality": None,
     }
+    assert doc["quantized"] is None
     assert tensors["raw"]["details"] == {"chunk_shape": [4], "zstd": False, "constant": False}
     assert tensors["zstd"]["details"]["zstd"] is True
     assert tensors["constant"]["details"]["constant"] is True

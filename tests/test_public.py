@@ -9,8 +9,8 @@ import mzstore
 
 def test_public_names():
     assert sorted(mzstore.__all__) == [
-        "CorruptError", "FormatError", "Model", "MzError", "Retry", "StorageError", "Tensor", "UnsupportedError",
-        "__version__", "convert", "diff", "open", "save", "verify",
+        "CorruptError", "FormatError", "Model", "MzError", "Recipe", "Retry", "Rule", "StorageError", "Tensor",
+        "UnsupportedError", "__version__", "convert", "diff", "open", "save", "verify",
     ]  # fmt: skip
     for name in mzstore.__all__:
         assert hasattr(mzstore, name)
@@ -22,17 +22,23 @@ def test_public_names():
         (mzstore.open, "(location, *, storage_options=None, retry=None, cache_bytes=0)"),
         (
             mzstore.save,
-            "(location, tensors, *, metadata=None, assets=None, level='balanced', kind=None, threads=None, "
-            "show_progress=None, storage_options=None)",
+            "(location, tensors, *, metadata=None, assets=None, recipe=None, importance=None, level='balanced', "
+            "kind=None, threads=None, show_progress=None, storage_options=None)",
+        ),
+        (
+            mzstore.convert,
+            "(source, target, *, recipe=None, importance=None, level='balanced', to=None, threads=None, "
+            "show_progress=None, storage_options=None, target_options=None)",
         ),
         (
             mzstore.Model.load,
-            "(self, names=None, *, shard=None, axis=0, framework='numpy', threads=None, show_progress=None)",
+            "(self, names=None, *, shard=None, axis=0, dtype=None, framework='numpy', threads=None, show_progress=None)",
         ),
-        (mzstore.Model.plan, "(self, names=None, *, shard=None, axis=0)"),
+        (mzstore.Model.plan, "(self, names=None, *, shard=None, axis=0, dtype=None)"),
         (mzstore.Tensor.shard, "(self, axis, index, count)"),
         (mzstore.Model.names, "(self, patterns=None)"),
-        (mzstore.Tensor.read, "(self, out=None, *, threads=1)"),
+        (mzstore.Tensor.read, "(self, out=None, *, index=Ellipsis, dtype=None, threads=1)"),
+        (mzstore.Tensor.components, "(self, framework='numpy')"),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
 )
@@ -47,7 +53,8 @@ def test_public_attributes():
         return sorted(name for name in vars(cls) if not name.startswith("_"))
 
     assert names(mzstore.Tensor) == [
-        "dtype", "encoding", "name", "nbytes", "ndim", "read", "sha256", "shape", "shard", "size", "stored_nbytes",
+        "components", "dtype", "encoding", "name", "nbytes", "ndim", "quality", "read", "sha256", "shape", "shard",
+        "size", "stored_nbytes",
     ]  # fmt: skip
     assert names(mzstore.Model) == [
         "assets",
