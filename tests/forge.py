@@ -14,15 +14,20 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import zstandard
 from samples import weights
 
 from mzstore.archive import CENTRAL, END, ArchiveWriter
 from mzstore.arrays import Array
 from mzstore.documents import Asset, ModelDocument, TensorEntry, dump
+from mzstore.dtypes import DTYPES
 from mzstore.encode import Choice, payloads
 from mzstore.encodings import Coding, Part
+from mzstore.encodings.combined import Combined
 from mzstore.encodings.planes import N_RANKS, Planes
+from mzstore.encodings.quantized import Blocked, Quantized, blocked_array, packed_array
 from mzstore.encodings.raw import Raw, constant_array
+from mzstore.encodings.sparse import Sparse
 from mzstore.frameworks import as_words
 from mzstore.grid import Grid
 from mzstore.interleave import Fields, tops
@@ -83,9 +88,11 @@ class Forged:
 
 
 def forge(
-    tensors: dict[str, tuple[np.ndarray, Callable[[Any, np.ndarray], Part]]], assets: dict[str, bytes] | None = None
+    tensors: dict[str, tuple[np.ndarray, Callable[[Any, np.ndarray], Part]]],
+    assets: dict[str, bytes] | None = None,
+    lossy: dict[str, tuple[np.ndarray, Part, dict[str, bytes]]] | None = None,
 ) -> Forged:
-    """Each tensor stored by the part that its function makes of (spec, words)."""
+    """Each tensor stored by the part that its function makes of (spec, words); ``lossy``: by this part and these bodies."""
     made, entries = Forged(), {}
     for name, (array, part_of) in tensors.items():
         spec, words = as_words(name, array)
@@ -101,6 +108,11 @@ def forge(
             for chunk in chunks:
                 for payload in payloads(Choice(part, Coding()), block, chunk, spec.dtype):
                     made.payloads[f"{name}/{payload.path}"] = payload.data
+    for name, (array, lossy_part, bodies) in (lossy or {}).items():
+        spec, words = as_words(name, array)
+        entries[name] = TensorEntry(spec, name, hashlib.sha256(words.tobytes()).hexdigest(), lossy_part, lossy={})
+        made.values[name] = array
+        made.payloads |= {f"{name}/{key}": seal(zstandard.compress(body)) for key, body in bodies.items()}
     listed = []
     for path, content in (assets or {}).items():
         key = f"assets/{path}"
@@ -141,10 +153,49 @@ def constant(spec: Any, words: np.ndarray) -> Part:
 
 
 def narrow(chunk_shape: tuple[int, ...], name: str) -> Callable[[Any, np.ndarray], Part]:
-    from mzstore.dtypes import DTYPES
-
     dtype = DTYPES[name]
     return lambda spec, words: Raw(dtype, spec.word_shape, Array(spec.word_shape, chunk_shape, dtype.disk, False))
+
+
+def quantized() -> dict[str, tuple[np.ndarray, Part, dict[str, bytes]]]:
+    """Tensors of quantized and sparse parts that have every component between them, by name: values, part, bodies."""
+    codes = np.arange(24).reshape(4, 6) % 16
+    grid = Grid((4, 6), (2, 6))
+    part = Quantized(DTYPES["bfloat16"], grid, 16, packed_array(grid, 1, 2), 2, zero_point=8, scales=(0.5,))
+    packed = (codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8)
+    bodies = {"c/0/0": packed[:2].tobytes(), "c/1/0": packed[2:].tobytes()}
+    made = {"codes": (((codes - 8) * 0.5).astype(DTYPES["bfloat16"].numpy), part, bodies)}
+
+    codes, grid, block = np.arange(32).reshape(4, 8), Grid((4, 8), (4, 4)), (1, 2)
+    scales, zeros = np.arange(1, 17, dtype=np.float16).reshape(4, 4), np.arange(16, dtype=np.uint8).reshape(4, 4)
+    blocked = [Blocked(block, dtype, blocked_array(grid, block, dtype)) for dtype in ("float16", "uint8")]
+    dtype = DTYPES["float32"]
+    part = Quantized(dtype, grid, 100, packed_array(grid, 1, 1), zero_point=blocked[1], scales=(blocked[0],))
+    values = (codes - zeros.repeat(2, 1)).astype(np.float32) * scales.astype(np.float32).repeat(2, 1)
+    values[1, 2], values[3, 0], values[0, 5] = 1e9, -1e9, 0.3
+    bodies = {
+        "2.positions/c/0/0/0": bytes([6, 5, 255]), "2.positions/c/0/1/0": bytes([1, 255, 255]),
+        "2.values/c/0/0/0": np.array([1e9, -1e9], np.float32).tobytes(),
+        "2.values/c/0/1/0": np.array([0.3, 0], np.float32).tobytes(),
+    }  # fmt: skip
+    for i in (0, 1):
+        bodies[f"codes/c/0/{i}"] = codes[:, 4 * i : 4 * i + 4].astype(np.uint8).tobytes()
+        bodies[f"scale/c/0/{i}"] = scales[:, 2 * i : 2 * i + 2].tobytes()
+        bodies[f"zero_point/c/0/{i}"] = zeros[:, 2 * i : 2 * i + 2].tobytes()
+    made["grouped"] = (values, Combined((part, Sparse.new(dtype, grid, 3, 2))), bodies)
+
+    codes, grid, book = np.array([[0, 299, 7], [150, 2, 2]]), Grid((2, 6), (2, 6)), np.arange(600, dtype=np.float32)
+    part = Quantized(
+        dtype, grid, 300, packed_array(grid, 2, 1), 1, 1, packed_array(grid, 2, 8),
+        codebook=Array((300, 2), (300, 2), "float32", zstd=True),
+    )  # fmt: skip
+    low = np.packbits((codes & 1).astype(np.uint8), axis=1, bitorder="little")
+    bodies = {
+        "codes/c/0/0": (codes >> 1).astype(np.uint8).tobytes(), "low/c/0/0": low.tobytes(),
+        "codebook/c/0/0": book.tobytes(),
+    }  # fmt: skip
+    made["pairs"] = (book.reshape(300, 2)[codes].reshape(2, 6), part, bodies)
+    return made
 
 
 def every_kind() -> Forged:
@@ -163,6 +214,7 @@ def every_kind() -> Forged:
             "four": (np.arange(7, dtype=np.uint8).view(ml_dtypes.uint4), raw((4,))),
         },
         {"config.json": b'{"layers": 1}'},
+        quantized(),
     )
     about = made.tensor("constant")
     tied = {"dtype": about["dtype"], "shape": about["shape"], "sha256": about["sha256"], "same_as": "constant"}

@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 import zstandard
-from bad_inputs import Case, chunks, envelope, json_text, nodes, root
+from bad_inputs import Case, chunks, envelope, json_text, nodes, quantized, root
 from forge import Forged, every_kind
 from samples import bits
 
@@ -21,6 +21,7 @@ IN_DOCUMENTS_AND_PAYLOADS = [
         ("root", root.CASES),
         ("nodes", nodes.CASES),
         ("chunks", chunks.CASES),
+        ("quantized", quantized.CASES),
     )
     for case in cases
 ]

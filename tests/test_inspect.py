@@ -100,6 +100,9 @@ def test_the_encoding_in_words(forged):
         "planes": "planes",
         "ranked": "planes, ranks",
         "four": "raw",
+        "codes": "quantized, 16 levels",
+        "grouped": "quantized + sparse, 100 levels, scales of 1x2",
+        "pairs": "quantized, 300 levels",
         "tied": "same as constant",
     }
 
