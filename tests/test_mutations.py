@@ -10,6 +10,7 @@ from samples import bits, saved, small_model
 
 import mzstore
 from mzstore.errors import MzError
+from mzstore.recipe import Rule
 from mzstore.storage import Location
 
 ASSETS = {"config.json": b'{"layers": 2}', "sub/vocab.txt": b"a\nb\n" * 500}
@@ -74,9 +75,27 @@ def verifies(location: Location) -> bool:
         return False
 
 
-@pytest.fixture(scope="module", params=["fast", "max"])
+QUANTIZED = mzstore.Recipe(
+    [
+        Rule(name=["embed.weight", "lm_head.weight"], quantizer="affine", bits=4, group=16),
+        Rule(name="layers.0.weight", step=0.01, levels=6),  # with outliers
+        Rule(name="layers.0.bias", quantizer="symmetric", bits=10, scales="tensor"),
+        Rule(name="layers.1.weight", quantizer="codebook", levels=30, dimension=2),
+        Rule(encoding="lossless"),
+    ],
+    defaults=False,
+)
+
+
+@pytest.fixture(scope="module", params=["fast", "max", "quantized"])
 def archive(request) -> bytes:
-    return saved(small_model(), assets=ASSETS, metadata=METADATA, level=request.param)
+    how = {"recipe": QUANTIZED} if request.param == "quantized" else {"level": request.param}
+    return saved(small_model(), assets=ASSETS, metadata=METADATA, **how)
+
+
+def test_all_encodings_are_there():
+    with mzstore.open(saved(small_model(), recipe=QUANTIZED)) as model:
+        assert {tensor.encoding for tensor in model.values()} >= {"raw", "planes", "quantized", "quantized + sparse"}
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
@@ -124,7 +143,7 @@ def test_every_bit_of_the_directory(archive):
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("whole") / "model.zarr"
-    mzstore.save(path, small_model(), assets=ASSETS, metadata=METADATA)
+    mzstore.save(path, small_model(), assets=ASSETS, metadata=METADATA, recipe=QUANTIZED)
     return path
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -16,11 +17,12 @@ from mzstore.container import create_writer
 from mzstore.documents import DOCUMENT, ModelDocument, TensorEntry, dump
 from mzstore.dtypes import of_array
 from mzstore.encode import Choice, payloads
-from mzstore.encodings import Coding, chunk_path, read_chunk
+from mzstore.encodings import Coding, read_chunk
 from mzstore.encodings.planes import N_RANKS, Planes
 from mzstore.grid import Grid
 from mzstore.interleave import Fields, tops
 from mzstore.model import Model
+from mzstore.recipe import Rule
 from mzstore.tensors import TensorSpec
 from mzstore.verify import verify
 
@@ -29,6 +31,21 @@ PAGE = (Path(__file__).parent.parent / "FORMAT.md").read_text()
 
 def bfloat16(*shape: int) -> np.ndarray:
     return (np.random.default_rng(3).normal(size=shape) * 0.02).astype(ml_dtypes.bfloat16)
+
+
+NORMAL = bfloat16(48, 64).astype(np.float32)
+LOSSY: dict[str, tuple[np.ndarray, dict[str, Any]]] = {
+    **{f"{levels} levels": (NORMAL, {"step": 0.12 / levels, "levels": levels}) for levels in (2, 3, 4, 6, 16, 200)},
+    "outliers": (NORMAL, {"step": 0.005, "levels": 6}),
+    "low bits": (NORMAL, {"quantizer": "symmetric", "bits": 11, "scales": "column"}),
+    "groups": (NORMAL.astype(ml_dtypes.bfloat16), {"quantizer": "affine", "bits": 4, "group": 16}),
+    "tiles": (NORMAL.astype(np.float16), {"quantizer": "affine", "bits": 8, "tile": (20, 24)}),
+    "nf4": (NORMAL.astype(np.float64), {"quantizer": "nf4", "scale_dtype": "bfloat16"}),
+    "k-means": (NORMAL, {"quantizer": "codebook", "levels": 300}),
+    "neighbours": (NORMAL, {"quantizer": "codebook", "levels": 40, "dimension": 4}),
+    "nvfp4": (NORMAL.reshape(3, 16, 64), {"quantizer": "nvfp4"}),
+    "odd": (NORMAL[:, :61].copy(), {"quantizer": "affine", "bits": 3, "scales": "row"}),
+}
 
 
 @pytest.fixture(scope="module", params=["archive", "tree"])
@@ -48,8 +65,16 @@ def model(request, tmp_path_factory):
         "complex": np.array([1 + 2j, -0.5j]),
         "模型.ünï": np.array([True, False]),
         "fp8": np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn),
+        **{name: values for name, (values, _) in LOSSY.items()},
+        "large lossy": np.random.default_rng(6).normal(size=(1100, 1024)).astype(np.float32),
     }
-    mzstore.save(path, tensors, level="max", threads=1, assets={"config.json": b"{}"})
+    rules = [
+        *(Rule(name=name, **rule) for name, (_, rule) in LOSSY.items()),
+        Rule(name="large lossy", quantizer="affine", bits=4, group=32),
+        Rule(encoding="lossless"),
+    ]
+    recipe = mzstore.Recipe(rules, defaults=False)
+    mzstore.save(path, tensors, level="max", threads=1, assets={"config.json": b"{}"}, recipe=recipe)
     with mzstore.open(path) as opened:
         yield opened
 
@@ -62,9 +87,11 @@ def components(model: Model):
             array = component.array
             words = np.zeros(array.shape, array.word)
             for chunk in array.grid.chunks():
-                path = chunk_path(part, component, chunk)
-                if component.name == "planes":  # chunk_path takes positions of the words' grid
-                    path = chunk_path(part, component, chunk[1:])
+                path = (
+                    array.chunk_key(chunk)
+                    if len(part.components) == 1
+                    else f"{component.name}/{array.chunk_key(chunk)}"
+                )
                 body = read_chunk(component, model.reader.read_chunk(f"{entry.node}/{path}", ""), where=path)
                 box = array.grid.box(chunk)
                 full = body.view(array.word).reshape(array.chunk_shape)
@@ -81,7 +108,7 @@ def test_zarr_python_reads_every_component(model):
         assert group[key][...].tobytes() == words.tobytes(), key
         assert group[key].shape == words.shape
         found += 1
-    assert found == 11
+    assert found > 11 + len(LOSSY)
     assert sorted(group) == sorted(entry.node for entry in model.document.tensors.values())
 
 
@@ -175,3 +202,22 @@ def test_planes_with_ranks_in_numpy(tmp_path, columns):
     escapes = group["w"][...].ravel()[-(99 * columns + 1) // 2 - 99 * columns :]
     assert (escapes != 0xFF).any()
     assert run("`planes` with ranks", group).tobytes() == array.tobytes()
+
+
+@pytest.mark.parametrize("name", LOSSY)
+def test_quantized_in_numpy(name, tmp_path):
+    """[quantized-2] [quantized-3] [quantized-4] [quantized-6] [quantized-8] [sparse-2]"""
+    array, rule = LOSSY[name]
+    recipe = mzstore.Recipe([Rule(**rule)], defaults=False)
+    mzstore.save(tmp_path / "model.mz", {"w": array}, threads=1, recipe=recipe)
+    with mzstore.open(tmp_path / "model.mz") as model:
+        group, expected = model.zarr(), model["w"].read()
+        several = model["w"].encoding == "quantized + sparse"
+        assert several or name != "outliers"
+        names = {"np": np, "zarr": zarr, "group": group}
+        exec(snippet("`quantized`, as binary32"), names)
+        if several:
+            names["words"] = names["values"].view("<u4")
+            exec(snippet("`sparse` as the second part"), names)
+            names["values"] = names["words"].view("<f4")
+        assert names["values"].astype(array.dtype).tobytes() == expected.tobytes()
