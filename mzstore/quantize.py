@@ -24,7 +24,7 @@ from mzstore.encodings.quantized import MAX_LISTED, Blocked, Quantized, blocked_
 from mzstore.encodings.sparse import Sparse, gaps
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.payload import compress, seal
-from mzstore.quantizers import ArrayMatrix, Codes, Fitted, Importance, Quantizer, Scheme, ZeroPoint
+from mzstore.quantizers import ArrayMatrix, Codes, Fitted, Importance, Quantizer, Scheme, ZeroPoint, check_finite
 from mzstore.quantizers.codebooks import Lloyd, Vectors, fp4, nf4
 from mzstore.quantizers.columns import ColumnScaled
 from mzstore.quantizers.decoding import Decoder, Local
@@ -39,6 +39,7 @@ from mzstore.tensors import TensorSpec
 CODES = Coding()
 TRIALS = 4  # of a step, for a target
 TOLERANCE = 0.005  # in bits per weight: of the rate, or of the rate that the error is worth
+LOG_STEPS = 110.0  # beyond these, what steps are multiplied with leaves float32
 ENTRY_NBYTES = 30 + 46  # of the headers of an entry, besides its key
 
 
@@ -81,6 +82,12 @@ class SourceMatrix:
     """A source of floats as the matrix that quantizers read: rows are all leading axes, columns the last one."""
 
     source: TensorSource
+    _walks: list[None] = field(default_factory=list, repr=False)
+
+    @property
+    def walked(self) -> bool:
+        """Whether somebody has seen all of it."""
+        return bool(self._walks)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -93,6 +100,7 @@ class SourceMatrix:
         for first in range(0, rows, height):
             words = self.source.read(first * cols, min(rows, first + height) * cols)
             yield first, to_float32(words, self.source.spec.dtype).reshape(-1, cols)
+        self._walks.append(None)
 
 
 def to_float32(words: np.ndarray, dtype: DType) -> np.ndarray:
@@ -241,6 +249,9 @@ def _prepare(source: TensorSource, rule: Rule, importance: Any) -> Lossy:
     weights, given = _importance(importance, source.spec, matrix.shape)
     quantizer = quantizer_for(rule, source.spec, weighted=weights is not None)
     fitted = quantizer.fit(matrix, given)
+    if not matrix.walked:  # some quantizers need no look at the values, and what cannot be quantized has to show up now
+        for _, block in matrix.blocks():
+            check_finite(float(block.min()), float(block.max()))
     lossy = _bound(source, rule, fitted, weights)
     if not isinstance(quantizer, Uniform) or quantizer.target is None or quantizer.target.max_error is not None:
         return lossy
@@ -273,7 +284,7 @@ def _next(points: list[tuple[float, float]]) -> float:
     (log_step, off), slope = points[-1], 1.0
     if len(points) > 1 and points[-2][0] != log_step:
         slope = min(4.0, max(0.3, (points[-2][1] - off) / (log_step - points[-2][0])))
-    return log_step + off / slope
+    return min(LOG_STEPS, max(-LOG_STEPS, log_step + off / slope))
 
 
 def _bits_off(lossy: Lossy, trial: "Encoded", target: Target) -> float:
@@ -310,15 +321,21 @@ def quantizer_for(rule: Rule, spec: TensorSpec, *, weighted: bool = False) -> Qu
     search = weighted if rule.search is None else rule.search
     match rule.quantizer:
         case "uniform":
+            # About what ``overhead_nbytes`` will be: of a tensor of one array, and what the two of ``sparse`` add.
+            n_chunks = Grid(spec.shape, choose_chunk_shape(spec.shape, spec.dtype.word.itemsize)).n_chunks
+            node, chunk = 400 + 4 * len(spec.name), ENTRY_NBYTES + 2 * len(spec.name) + 20
             target = None
             if rule.step is None:
-                # About what ``overhead_nbytes`` will be.
-                overhead = 8.0 * (
-                    1000 + 150 * Grid(spec.shape, choose_chunk_shape(spec.shape, spec.dtype.bits // 8)).n_chunks
-                )
+                overhead = 8.0 * (2 * node + n_chunks * chunk)
                 target = Target(rule.bits, rule.nmse, rule.snr_db, rule.max_error, overhead)
-            lagrangian = LAGRANGIAN if rule.lagrangian is None else rule.lagrangian
-            return Uniform(rule.step, target, rule.levels, lagrangian, dtype=spec.dtype.name)
+            return Uniform(
+                rule.step,
+                target,
+                rule.levels,
+                LAGRANGIAN if rule.lagrangian is None else rule.lagrangian,
+                outliers_overhead_bits=8.0 * (3 * node + 2 * n_chunks * (chunk + 20)),
+                dtype=spec.dtype.name,
+            )
         case "symmetric" | "affine":
             return Integers(
                 int(rule.bits or 0),

@@ -298,7 +298,6 @@ def _nearest(vectors: np.ndarray, weights: np.ndarray | None, entries: np.ndarra
 
 
 def _ordered(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(codes by ascending value, float32 bounds half way between them)."""
-    order = np.argsort(values, kind="stable")
-    ascending = values[order].astype(np.float64)
+    """(codes by ascending value, float32 bounds half way between them). Of equal values, as 0 and -0, the first has codes."""
+    ascending, order = np.unique(values.astype(np.float64), return_index=True)
     return order, ((ascending[1:] + ascending[:-1]) / 2).astype(np.float32)
