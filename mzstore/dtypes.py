@@ -136,6 +136,8 @@ def check_cast(source: DType, target: DType) -> None:
 
 def of(value: object) -> DType:
     """The DType that a user means: a name, a dtype of NumPy, ml_dtypes or PyTorch, or what NumPy takes for one."""
+    if isinstance(value, DType):
+        return value
     name = str(value).removeprefix("torch.") if type(value).__module__.partition(".")[0] == "torch" else value
     if isinstance(name, str):
         found = next((d for d in DTYPES.values() if name in (d.name, d.torch)), None)

@@ -80,6 +80,7 @@ class Factors(Raw):
     """Scales, or a codebook: floats that have to be finite."""
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
-        if not np.isfinite(read(0).view(self.dtype.numpy).astype(np.float32)).all():
+        body = read(0)
+        if not np.isfinite(body.view(self.dtype.numpy).astype(np.float32)).all():
             raise CorruptError("scales or a codebook with NaN or infinity", where=where, clause="quantized-7")
-        Raw.decode(self, read, source, out, where)
+        Raw.decode(self, lambda _: body, source, out, where)
