@@ -809,6 +809,13 @@ def quantized_vectors() -> Iterator[tuple[str, Json]]:
         ["quantized-8"], [2], {"scales": [small, single(3e-12)]}, one(2), {"c/0": "01 ff"},
         [product(1, small, single(3e-12)), product(255, small, single(3e-12))],
     )  # fmt: skip
+    for dtype, factor, codes in (("float16", 300.0, "01 ff"), ("bfloat16", single(1.3344e36), "01 ff")):
+        blocks = {"levels": 256, "scales": [{"block": [1], "dtype": "float32"}]}
+        yield f"quantized/too-large-for-{dtype}", v(
+            ["quantized-8"], [2], blocks, {"codes": ["uint8", [2], [2]], "scale": ["float32", [2], [2]]},
+            {"codes/c/0": codes, "scale/c/0": numbers("float32", [factor, factor])},
+            [product(1, factor), product(255, factor)], dtype=dtype,
+        )  # fmt: skip
     yield (
         "quantized/narrow",
         short(["narrow-1", "narrow-2", "quantized-8"], dtype="float32", shape=[2], arrays=one(2),

@@ -93,6 +93,7 @@ def test_reference_reader(name):
     assert {path: data.hex() for path, data in model.assets.items()} == vector.get("assets", {})
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", VECTORS)
 def test_mzstore(name, tmp_path):
     vector = VECTORS[name]
@@ -112,6 +113,7 @@ def test_mzstore(name, tmp_path):
         assert {problem.clause for problem in verify(path, threads=1).problems} & set(vector["clauses"])
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "name", [name for name in VECTORS if name.startswith("quantized/") and "error" not in VECTORS[name]]
 )

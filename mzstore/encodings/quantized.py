@@ -242,46 +242,55 @@ class Quantized:
             array = self.components[names[name]].array
             return read(names[name]).view(array.word).reshape(-1, array.chunk_shape[-1])
 
-        def numbers(name: str, blocked: Blocked) -> np.ndarray:
-            return rows_of(name).view(DTYPES[blocked.dtype].numpy)
-
         codes = rows_of("codes")
         self._check_bytes(codes, where)
         if self.low_bits:
             codes = self._with_low(codes, rows_of("low"))
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large for the dtype becomes infinity
+            decoder, local = self._decoder_of(rows_of, where), self._local(rows_of, where)
+            try:
+                self._fill(decoder, codes, local, source, out)
+            except ValueError as error:
+                raise CorruptError(str(error), where=where, clause="quantized-5") from error
+
+    def _local(self, rows_of: Callable[[str], np.ndarray], where: str) -> Local:
+        """The scales and zero points of a chunk."""
+
+        def numbers(name: str, blocked: Blocked) -> np.ndarray:
+            return rows_of(name).view(DTYPES[blocked.dtype].numpy)
+
         scales = tuple(
-            numbers(scale_name(i), scale).astype(np.float32)
+            _finite(scale_name(i), numbers(scale_name(i), scale).astype(np.float32), where)
             if isinstance(scale, Blocked)
             else self._scheme_scale(scale)
             for i, scale in enumerate(self.scales)
         )
-        for i, values in enumerate(scales):
-            _check_finite(scale_name(i), values, where)
-        zeros = (
-            numbers("zero_point", self.zero_point).astype(np.int32) if isinstance(self.zero_point, Blocked) else None
-        )
+        zero = self.zero_point
+        return Local(scales, numbers("zero_point", zero).astype(np.int32) if isinstance(zero, Blocked) else None)
+
+    def _decoder_of(self, rows_of: Callable[[str], np.ndarray], where: str) -> Decoder:
+        """The decoder of a chunk: one for all of them, unless the codebook has to be read."""
         if isinstance(self.codebook, Array):
             book = rows_of("codebook").view(np.float32).reshape(self.codebook.shape).copy()
-            _check_finite("codebook", book, where)
-            decoder = self._new_decoder(book)
-        elif self._decoder is None:
-            decoder = self._new_decoder(self.codebook)
-            object.__setattr__(self, "_decoder", decoder)
-        else:
-            decoder = self._decoder
+            return self._new_decoder(_finite("codebook", book, where))
+        if self._decoder is None:
+            object.__setattr__(self, "_decoder", self._new_decoder(self.codebook))
+        assert self._decoder is not None
+        return self._decoder
+
+    def _fill(
+        self, decoder: Decoder, codes: np.ndarray, local: Local, source: tuple[slice, ...], out: np.ndarray
+    ) -> None:
         rows, steps = _rows(self.grid.chunk_shape, source)
         target = _as_matrix(out)
-        try:
-            if target is not None and rows.stop - rows.start == target.shape[0]:
-                decoder.decode(codes, rows, source[-1], Local(scales, zeros), target)
-                return
-            # What is cut from several axes is no run of rows: decode those between as well, and leave them out.
-            width = out.shape[-1]
-            nbytes = (rows.stop - rows.start) * width * out.itemsize
-            run = buffer("quantized rows", nbytes).view(out.dtype).reshape(-1, width)
-            decoder.decode(codes, rows, source[-1], Local(scales, zeros), run)
-        except ValueError as error:
-            raise CorruptError(str(error), where=where, clause="quantized-5") from error
+        if target is not None and rows.stop - rows.start == target.shape[0]:
+            decoder.decode(codes, rows, source[-1], local, target)
+            return
+        # What is cut from several axes is no run of rows: decode those between as well, and leave them out.
+        width = out.shape[-1]
+        nbytes = (rows.stop - rows.start) * width * out.itemsize
+        run = buffer("quantized rows", nbytes).view(out.dtype).reshape(-1, width)
+        decoder.decode(codes, rows, source[-1], local, run)
         strides = (*(step * run.strides[0] for step in steps), out.itemsize)
         out[...] = np.lib.stride_tricks.as_strided(run, out.shape, strides)
 
@@ -350,9 +359,11 @@ def _as_matrix(out: np.ndarray) -> np.ndarray | None:
     return None
 
 
-def _check_finite(name: str, values: np.ndarray, where: str) -> None:
+def _finite(name: str, values: np.ndarray, where: str) -> np.ndarray:
+    """``values``, none of which is NaN or infinity. Raises CorruptError otherwise."""
     if not np.isfinite(values).all():
         raise CorruptError(f"{name!r} holds NaN or infinity", where=where, clause="quantized-7")
+    return values
 
 
 def packed_array(grid: Grid, dimension: int, n: int) -> Array:
