@@ -143,6 +143,7 @@ class Uniform:
 
     levels      size of the alphabet: what it does not reach saturates or is an outlier. None: by counted bits, on a sample
     lagrangian  in units of step ** 2 per bit; 0 rounds to the nearest
+    outlier_bits, outliers_overhead_bits  what one outlier costs, and that there are any
     dtype       of the decoded values: what ``max_error`` allows for
     """
 
@@ -151,6 +152,7 @@ class Uniform:
     levels: int | None = None
     lagrangian: float = LAGRANGIAN
     outlier_bits: float = OUTLIER_BITS
+    outliers_overhead_bits: float = OUTLIERS_OVERHEAD_BITS
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
@@ -205,7 +207,10 @@ class Uniform:
             if levels >= full.levels or _beyond(sample, full.step, levels) > MOST_BEYOND:
                 continue
             tried = self._at(sample, full.step, levels)
-            new = _cost(tried, full) + OUTLIERS_OVERHEAD_BITS / sample.count * (tried.outlier_share > 0)
+            new = _cost(tried, full)
+            least, most = reached(tried)
+            if sample.low < least or sample.high > most:  # of all values: an outlier need not be in the sample
+                new += self.outliers_overhead_bits / sample.count
             faster = DENSER if _density(levels) > max(1, _density(best.levels)) else 1.0
             if best.levels > 256 >= levels:
                 faster = NARROWER
@@ -228,7 +233,7 @@ class Uniform:
             byte = self._solve(sample, 256)
         except ValueError:
             return full
-        overhead = OUTLIERS_OVERHEAD_BITS / sample.count
+        overhead = self.outliers_overhead_bits / sample.count
         return byte if _cost(byte, full) + overhead < NARROWER * full.bits else full
 
     def _at(self, sample: Sample, step: float, levels: int | None, reach: float | None = None) -> Design:
@@ -301,7 +306,7 @@ class Uniform:
         for levels in (self.levels,) if self.levels is not None else ALPHABETS:
             if levels < full.levels:
                 tried = plain._at(sample, step, levels, 0.5)
-                new = tried.bits + OUTLIERS_OVERHEAD_BITS / sample.count
+                new = tried.bits + self.outliers_overhead_bits / sample.count
                 if new < cost or self.levels is not None:
                     best, cost = tried, new
         return best
