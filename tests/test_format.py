@@ -18,6 +18,7 @@ from mzstore.archive import ArchiveWriter
 from mzstore.documents import FEATURES, FORMAT
 from mzstore.dtypes import DTYPES
 from mzstore.errors import CorruptError, FormatError, MzError, UnsupportedError
+from mzstore.recipe import Rule
 from mzstore.selection import Span
 from mzstore.verify import verify
 from spec import generate, reference
@@ -113,14 +114,33 @@ def test_mzstore(name, tmp_path):
         assert {problem.clause for problem in verify(path, threads=1).problems} & set(vector["clauses"])
 
 
+LOSSY = [name for name, v in VECTORS.items() if name.startswith(("quantized/", "sparse/")) and "error" not in v]
+
+
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "name", [name for name in VECTORS if name.startswith("quantized/") and "error" not in VECTORS[name]]
-)
+@pytest.mark.parametrize("name", LOSSY)
 def test_kernels_give_the_same(name, tmp_path, monkeypatch):
     """Vectors are too small for kernels to pay."""
     monkeypatch.setattr(kernels, "pays", lambda nbytes: True)
     assert _load(written(VECTORS[name], tmp_path))[0] == VECTORS[name]["tensors"]
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("name", LOSSY)
+def test_slices_are_those_of_the_whole(name, fast, tmp_path, monkeypatch):
+    monkeypatch.setattr(kernels, "pays", lambda nbytes: fast)
+    with mzstore.open(written(VECTORS[name], tmp_path)) as model:
+        entry = model.document.tensors["w"]
+        dtype, shape = entry.spec.dtype, entry.spec.word_shape
+        whole = np.frombuffer(bytes.fromhex(VECTORS[name]["tensors"]["w"]["words"]), dtype.word).reshape(shape)
+        for axis in range(len(shape)):
+            for first, last in ((shape[axis] // 3, shape[-1] // 2), (0, shape[-1] - 1)):
+                spans = [Span(0, n) for n in shape]
+                spans[axis] = Span(first, max(1, shape[axis] // 2))
+                spans[-1] = Span(last, shape[-1] - last)
+                found = np.empty([span.count for span in spans], dtype.word)
+                model["w"]._fill(tuple(spans), found, 1)
+                assert np.array_equal(found, whole[tuple(slice(s.start, s.start + s.count) for s in spans)])
 
 
 def _refusal(path: Path) -> MzError | None:
@@ -305,8 +325,19 @@ def model(tmp_path_factory) -> Path:
         "constant": np.ones((3, 4)),
         "sorted": np.arange(5000),
         "a/ü name": np.array(1, np.complex64),
+        "quantized": normal,
+        "groups": normal,
+        "neighbours": normal,
     }
-    mzstore.save(path, tensors, assets={"config.json": b"{}"}, metadata={"a": [1]}, level="max", threads=1)
+    rules = [
+        Rule(name="quantized", step=0.3, levels=6),
+        Rule(name="groups", quantizer="affine", bits=4, group=16),
+        Rule(name="neighbours", quantizer="codebook", levels=300, dimension=2),
+        Rule(encoding="lossless"),
+    ]
+    recipe = mzstore.Recipe(rules, defaults=False)
+    assets, metadata = {"config.json": b"{}"}, {"a": [1]}
+    mzstore.save(path, tensors, assets=assets, metadata=metadata, level="max", threads=1, recipe=recipe)
     return path
 
 
@@ -314,7 +345,9 @@ def test_documents_that_mzstore_writes_follow_the_schemas(model):
     root = json.loads((model / "zarr.json").read_text())
     assert allows("root.schema.json", root)
     nodes = root["consolidated_metadata"]["metadata"]
-    assert len(nodes) == 7
+    assert sum("/" not in key for key in nodes) == 10
+    parts = [part for doc in nodes.values() for part in doc.get("attributes", {}).get("mzstore", {}).get("parts", [])]
+    assert {part["encoding"] for part in parts} == {"raw", "planes", "quantized", "sparse"}
     assert all(allows("tensor.schema.json", doc) for key, doc in nodes.items() if "/" not in key)
     assert not any(allows("root.schema.json", doc) for doc in nodes.values())
 
