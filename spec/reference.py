@@ -1101,7 +1101,7 @@ def read_blocks(
 
 def to_words(values: np.ndarray, dtype: str) -> np.ndarray:
     """Binary32 values, rounded to ``dtype``."""
-    # > The last one is rounded to
+    # > The last one, or the entry if there are no scales, is rounded to
     # > the dtype of the part in the same way; there, what is too large becomes infinity.
     if dtype == "bfloat16":
         bits = values.view("<u4").astype(np.uint64)
@@ -1142,7 +1142,7 @@ def replace(objects: Mapping[str, Object], part: Part, words: np.ndarray) -> Non
             # > 255 passes 255 words, and a smaller one passes that many, replaces the word that comes then, and passes it as well.
             at += step
             if step < 255:
-                # > A reader refuses as corrupt positions at which no word of the chunk is, and more of them than `v`.
+                # > A reader refuses as corrupt a position at which the chunk has no word, and more positions than `v`.
                 good = at < new.size and count < values.size
                 need(good, "sparse-3", "a position of nothing", CorruptRefused)
                 # > The first word that is replaced
