@@ -32,7 +32,7 @@ CONVENTION = {
     "description": "Model tensors as Zarr arrays, or as groups of component arrays",
 }
 MAX_DOCUMENT_NBYTES = 1 << 28
-MAX_PARTS = 8
+MAX_PARTS = 4
 # The one array that a tensor of one component is.
 ONLY_ARRAY = {"raw": "values", "planes": "planes", "quantized": "codes"}
 

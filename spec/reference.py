@@ -427,9 +427,9 @@ def read_node(key: str, doc: Any, below: dict[str, Any]) -> Node:
         return Node(key, name, dtype, tuple(shape), sha256, same_as=same_as)
     # > `lossy`, if present, is an object.
     need(isinstance(about.get("lossy", {}), dict), "tensor-6", "'lossy' is no object")
-    # > `parts` is a list of 1 to 8 objects. The `encoding` of the first is `raw`, `planes` or `quantized`, that of every other is `sparse`; a reader refuses anything else as unsupported.
+    # > `parts` is a list of 1 to 4 objects. The `encoding` of the first is `raw`, `planes` or `quantized`, that of every other is `sparse`; a reader refuses anything else as unsupported.
     parts = about.get("parts")
-    known = isinstance(parts, list) and 1 <= len(parts) <= 8 and all(isinstance(part, dict) for part in parts)
+    known = isinstance(parts, list) and 1 <= len(parts) <= 4 and all(isinstance(part, dict) for part in parts)
     known = known and parts[0].get("encoding") in ("raw", "planes", "quantized")
     known = known and all(part.get("encoding") == "sparse" for part in parts[1:])
     need(known, "tensor-4", "unknown parts", UnsupportedRefused)
