@@ -219,7 +219,8 @@ class _ModelWriter:
             hashlib.sha256(_bytes(source.read(0, min(size, PREFIX_NBYTES // spec.dtype.word.itemsize)))).digest(),
         )
         rule = self._recipe.rule_for(spec) if self._recipe else None
-        alike = [other for other in self._by_prefix.setdefault(prefix, []) if other.rule == rule]
+        asked = rule and rule.asked
+        alike = [o for o in self._by_prefix.setdefault(prefix, []) if (o.rule and o.rule.asked) == asked]
         if alike and spec.nbytes:
             digest = _digest(source)
             for other in alike:

@@ -146,6 +146,42 @@ def test_the_options_of_convert(place, tmp_path):
     assert not (tmp_path / "x.mz").exists()
 
 
+def test_convert_quantizes(tmp_path):
+    save_file({"w": weights((300, 128)), "b": weights((128,), 1)}, tmp_path / "w.safetensors")
+    line = ok("convert", "w.safetensors", "w.mz", "--bits", 4, cwd=tmp_path)
+    found = re.search(r" s; quantized to ([0-9.]+) bits per weight, SNR ([0-9.]+) dB\n$", line)
+    with mzstore.open(tmp_path / "w.mz") as model:
+        reached = model["w"].quality["reached"]
+        assert (float(found[1]), float(found[2])) == (round(reached["bits"], 2), round(reached["snr_db"], 1))
+        assert model["b"].quality is None
+    assert re.search(r"^w +float32 .* quantized, uniform, \d+ levels .* dB$", ok("inspect", "w.mz", cwd=tmp_path), re.M)
+    assert "SNR 30.0 dB" in ok("convert", "w.mz", "n.mz", "--nmse", 1e-3, "--level", "max", cwd=tmp_path)
+    (tmp_path / "r.toml").write_text('[[rule]]\nname = "w"\nquantizer = "nf4"\n')
+    np.savez(tmp_path / "i.npz", w=np.arange(128))
+    ok("convert", "w.safetensors", "r.mz", "--recipe", "r.toml", "--importance", "i.npz", "-q", cwd=tmp_path)
+    assert "nf4" in ok("inspect", "r.mz", cwd=tmp_path)
+    assert ok("convert", "w.mz", "l.mz", "--lossless", cwd=tmp_path).endswith(" s\n")
+    assert (tmp_path / "l.mz").read_bytes() == (tmp_path / "w.mz").read_bytes()
+
+
+def test_what_convert_cannot_quantize(place, tmp_path):
+    def refused(*args: object) -> str:
+        return fails("convert", place / "w.safetensors", tmp_path / "x.mz", *args)
+
+    assert "--bits and --nmse exclude each other" in refused("--bits", 4, "--nmse", 0.1)
+    assert "--lossless and --recipe exclude each other" in refused("--lossless", "--recipe", "r.toml")
+    assert "--importance is for quantizing" in refused("--importance", "i.npz")
+    assert "bits = 40.0: a number above 0 and up to 16" in refused("--bits", 40)
+    assert "No such file" in refused("--recipe", tmp_path / "r.toml")
+    assert "No such file" in refused("--bits", 4, "--importance", tmp_path / "i.npz")
+    (tmp_path / "r.toml").write_text("bits = 4")
+    assert "r.toml: 'bits' stands before any rule" in refused("--recipe", tmp_path / "r.toml")
+    assert "a recipe is for archives and trees" in refused("--bits", 4, "--to", "safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.toml"]
+    done = ok("convert", place / "m.mz", tmp_path / "x.mz", "--bits", 4)  # which has small tensors only
+    assert done.endswith(" s; no tensor was quantized\n")
+
+
 def test_inspect(place):
     printed = json.loads(ok("inspect", "m.mz", "--json", cwd=place))
     assert printed["location"] == "m.mz"

@@ -14,6 +14,7 @@ import torch
 
 import mzstore
 import mzstore.dtypes
+from mzstore.convert import read_importance
 from mzstore.formats import open_source
 from mzstore.frameworks import as_words
 from mzstore.sources import ArraySource, blocks
@@ -300,3 +301,104 @@ def test_tensors_that_no_layout_has_are_not_lost(tmp_path):
     assert safetensors.numpy.load_file(tmp_path / "out.safetensors").keys() == tensors().keys() | {"more"}
     with pytest.raises(ValueError, match="no layout has tensor 'more'"):
         mzstore.convert(tmp_path / "m.mz", tmp_path / "out")
+
+
+# Quantized tensors
+
+
+def large(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {
+        "a.weight": rng.standard_normal((300, 128)).astype(ml_dtypes.bfloat16),
+        "b.weight": rng.standard_normal((300, 128)).astype(np.float32),
+        "b.bias": rng.standard_normal(300).astype(np.float32),
+    }
+
+
+@pytest.fixture
+def quantized_file(tmp_path) -> Path:
+    """An archive that was quantized while it was converted."""
+    safetensors.numpy.save_file(large(), tmp_path / "in.safetensors", metadata={"format": "pt"})
+    mzstore.convert(tmp_path / "in.safetensors", tmp_path / "q.mz", recipe=mzstore.Recipe(bits=5))
+    return tmp_path / "q.mz"
+
+
+def test_a_recipe(quantized_file):
+    with mzstore.open(quantized_file) as model:
+        assert [name for name, tensor in model.items() if tensor.quality] == ["b.weight", "a.weight"]
+        assert all(tensor.quality["reached"]["bits"] < 5.2 for tensor in model.values() if tensor.quality)
+        assert model["b.bias"][...].tobytes() == large()["b.bias"].tobytes()
+
+
+def test_quantized_tensors_become_values_in_other_files(quantized_file, tmp_path):
+    mzstore.convert(quantized_file, tmp_path / "out.safetensors")
+    found = safetensors.numpy.load_file(tmp_path / "out.safetensors")
+    with mzstore.open(quantized_file) as model:
+        assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in model.load().items()}
+    # The header is that of the file that it came from.
+    n = 8 + struct.unpack("<Q", (tmp_path / "in.safetensors").read_bytes()[:8])[0]
+    assert (tmp_path / "out.safetensors").read_bytes()[:n] == (tmp_path / "in.safetensors").read_bytes()[:n]
+    with pytest.raises(ValueError, match="a recipe is for archives and trees, not for safetensors"):
+        mzstore.convert(quantized_file, tmp_path / "x.safetensors", recipe=mzstore.Recipe(bits=4))
+
+
+def test_quantized_tensors_stay_as_they_are(quantized_file, tmp_path):
+    """Through a tree, object storage and back, byte for byte."""
+    url = f"memory://{tmp_path.name}/q.mz"
+    for source, target in ((quantized_file, tmp_path / "q.zarr"), (tmp_path / "q.zarr", url), (url, tmp_path / "b.mz")):
+        mzstore.convert(source, target, level="max")
+    assert mzstore.verify(tmp_path / "b.mz").ok
+    with mzstore.open(quantized_file) as model, mzstore.open(tmp_path / "b.mz") as again:
+        for name, tensor in model.items():
+            assert (again[name].quality, again[name].encoding) == (tensor.quality, tensor.encoding)
+            assert again[name][...].tobytes() == tensor[...].tobytes()
+            assert tensor.quality is None or again[name].stored_nbytes == tensor.stored_nbytes
+    mzstore.convert(quantized_file, tmp_path / "c.mz")
+    assert (tmp_path / "c.mz").read_bytes() == quantized_file.read_bytes()
+
+
+def test_quantizing_what_is_quantized(quantized_file, tmp_path):
+    """The tensors that a rule is for are quantized again, the others are copied."""
+    rules = mzstore.Recipe([mzstore.Rule(name="a.*", bits=3)])
+    mzstore.convert(quantized_file, tmp_path / "again.mz", recipe=rules)
+    with mzstore.open(quantized_file) as model, mzstore.open(tmp_path / "again.mz") as again:
+        assert again["a.weight"].quality["reached"]["bits"] < 3.2
+        assert again["b.weight"].quality == model["b.weight"].quality
+        assert again["b.weight"].sha256 == model["b.weight"].sha256
+
+
+def test_what_is_copied_is_checked(quantized_file, tmp_path):
+    mzstore.convert(quantized_file, tmp_path / "q.zarr")
+    chunk = next(
+        path for path in (tmp_path / "q.zarr" / "a.weight").rglob("*") if path.is_file() and path.name != "zarr.json"
+    )
+    data = bytearray(chunk.read_bytes())
+    data[5] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(mzstore.CorruptError, match=r"checksum .*tensor 'a\.weight', chunk"):
+        mzstore.convert(tmp_path / "q.zarr", tmp_path / "b.mz")
+    chunk.unlink()
+    with pytest.raises(mzstore.CorruptError, match="is missing"):
+        mzstore.convert(tmp_path / "q.zarr", tmp_path / "b.mz")
+    assert not (tmp_path / "b.mz").exists()
+
+
+def test_importance_of_a_file(quantized_file, tmp_path):
+    weights = {"a.weight": np.linspace(0, 1, 128, dtype=np.float32)}
+    np.savez(tmp_path / "i.npz", **weights)
+    safetensors.numpy.save_file(weights, tmp_path / "i.safetensors")
+    for name in ("i.npz", "i.safetensors"):
+        found = read_importance(tmp_path / name)
+        assert {key: value.tolist() for key, value in found.items()} == {k: v.tolist() for k, v in weights.items()}
+        mzstore.convert(
+            tmp_path / "in.safetensors", tmp_path / f"{name}.mz", recipe=mzstore.Recipe(bits=5), importance=found
+        )
+    assert (tmp_path / "i.npz.mz").read_bytes() == (tmp_path / "i.safetensors.mz").read_bytes()
+    assert (tmp_path / "i.npz.mz").read_bytes() != quantized_file.read_bytes()
+    (tmp_path / "bad.npz").write_bytes(b"PK junk")
+    with pytest.raises(ValueError, match=r"bad\.npz: no \.npz file of arrays"):
+        read_importance(tmp_path / "bad.npz")
+    with pytest.raises(ValueError, match="importance for 'c', and there is no tensor of this name"):
+        mzstore.convert(
+            tmp_path / "in.safetensors", tmp_path / "x.mz", recipe=mzstore.Recipe(bits=5), importance={"c": 1}
+        )

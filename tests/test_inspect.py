@@ -107,6 +107,94 @@ def test_the_encoding_in_words(forged):
     }
 
 
+QUANTIZED = {
+    "uniform": {"step": 0.008, "levels": 20},
+    "affine": {"quantizer": "affine", "bits": 4, "group": 32},
+    "nf4": {"quantizer": "nf4"},
+    "nvfp4": {"quantizer": "nvfp4"},
+}
+
+
+def quantized_model() -> bytes:
+    """A tensor of each of QUANTIZED, one of them with an outlier; one that is tied, one that is lossless."""
+    tensors = {name: weights((150, 192), i) for i, name in enumerate(QUANTIZED)}
+    tensors["uniform"][3, 4] = 2
+    tensors |= {"tied": tensors["nf4"], "lossless": weights((64, 96), 9)}
+    rules = [mzstore.Rule(name=name, **keys) for name, keys in {**QUANTIZED, "tied": QUANTIZED["nf4"]}.items()]
+    return saved(tensors, recipe=mzstore.Recipe(rules))
+
+
+@pytest.mark.usefixtures("no_chunk")
+def test_quantized_tensors():
+    data = quantized_model()
+    found = summary(data)
+    doc = found.to_json()
+    assert json.loads(json.dumps(doc, allow_nan=False)) == doc
+    tensors = {tensor["name"]: tensor for tensor in doc["tensors"]}
+    with mzstore.open(data) as model:
+        assert {name: tensor["quality"] for name, tensor in tensors.items() if name != "tied"} == {
+            name: tensor.quality for name, tensor in model.items() if name != "tied"
+        }
+    assert tensors["tied"]["quality"] is tensors["lossless"]["quality"] is None
+    details = {name: tensor["details"] for name, tensor in tensors.items()}
+    assert details["affine"] == {
+        "chunk_shape": [150, 192],
+        "levels": 16,
+        "per_byte": 2,
+        "quantizer": "affine",
+        "scales": [{"block": [1, 32], "dtype": "float16"}],
+        "zero_point": {"block": [1, 32]},
+        "outliers": False,
+    }
+    assert details["nvfp4"]["codebook"] == [16]
+    assert details["nvfp4"]["scales"] == [
+        {"block": [1, 16], "dtype": "float16"},
+        {"block": [150, 192], "dtype": "float32"},
+    ]
+    assert details["uniform"]["outliers"] is True
+    how = {tensor.name: tensor.how() for tensor in found.tensors}
+    assert how["uniform"] == f"quantized + sparse, uniform, {details['uniform']['levels']} levels"
+    assert how["affine"] == "quantized, affine, 16 levels, scales of 1x32"
+    assert how["nf4"] == "quantized, nf4, 16 levels, scales of 1x64"
+    reached = [tensors[name]["quality"]["reached"] for name in QUANTIZED]
+    assert doc["quantized"] == {
+        "size": 4 * 150 * 192,
+        "bits": pytest.approx(np.mean([each["bits"] for each in reached])),
+        "nmse": pytest.approx(np.mean([each["nmse"] for each in reached])),
+        "snr_db": pytest.approx(-10 * np.log10(np.mean([each["nmse"] for each in reached]))),
+        "max_error": max(each["max_error"] for each in reached),
+    }
+
+
+@pytest.mark.parametrize("width", [None, 60])
+def test_rates_and_errors_have_columns_where_there_are_some(width):
+    found = summary(quantized_model())
+    text = lines(found, width)
+    heads = next(line for line in text if "dtype" in line)
+    assert "SNR" in " ".join(text[text.index(heads) : text.index(heads) + 2])
+    reached = found.tensors[1].reached
+    assert sum(f"{reached.bits:.2f}  {reached.snr_db:.1f} dB" in line for line in text) == 1
+    assert f"quantized 4 tensors, 94.9 % of all values: {found.reached}" in " ".join(map(str.strip, text))
+    assert str(found.reached) == f"{found.reached.bits:.2f} bits per weight, SNR {found.reached.snr_db:.1f} dB"
+    assert not any("SNR" in line for line in lines(summary(saved({"w": weights((64, 96))})), width))
+
+
+@pytest.mark.parametrize(
+    "lossy",
+    [{}, {"reached": 3}, {"reached": {"bits": "4", "nmse": 0.1, "max_error": 1}}, {"reached": {"bits": 4, "nmse": -1, "max_error": 0}},
+     {"reached": {"bits": 1e308, "nmse": 1e308, "max_error": 1}}, {"asked": [], "reached": []}, {"asked": {"quantizer": 7, "codebook": {}}}],
+)  # fmt: skip
+def test_what_others_may_say_of_their_values(lossy, tmp_path):
+    mzstore.save(tmp_path / "m.zarr", {"w": weights((150, 192))}, recipe=mzstore.Recipe(quantizer="nf4"))
+    root = json.loads((tmp_path / "m.zarr" / "zarr.json").read_text())
+    root["consolidated_metadata"]["metadata"]["w"]["attributes"]["mzstore"]["lossy"] = lossy
+    (tmp_path / "m.zarr" / "zarr.json").write_text(json.dumps(root))
+    found = summary(tmp_path / "m.zarr")
+    assert found.reached is None
+    assert found.tensors[0].to_json()["quality"] == lossy
+    assert any("quantized, 16 levels" in line for line in lines(found))
+
+
 def test_a_table_where_there_is_room():
     table = lines(summary(saved({"a": weights((64, 96), 0, "bfloat16"), "b": np.zeros(300)})), 80)
     assert table[2].split() == ["tensor", "dtype", "shape", "encoding", "size", "stored", "ratio"]
