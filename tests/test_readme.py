@@ -26,7 +26,7 @@ def with_a_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     weights = {
-        f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 32)).astype(np.float16) for i in range(2)
+        f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 512)).astype(np.float16) for i in range(2)
     }
     (tmp_path / "my-model").mkdir()
     safetensors.numpy.save_file(weights, tmp_path / "my-model" / "model.safetensors")
