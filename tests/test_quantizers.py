@@ -16,7 +16,17 @@ from mzstore.quantizers.ecsq import Target, Uniform, quantize
 from mzstore.quantizers.floats import ELEMENTS, Floats, codebook, mxfp4, mxfp8, nvfp4
 from mzstore.quantizers.integers import Integers
 from mzstore.quantizers.lengths import MAX_BITS, coded_bits, entropy, huffman
-from mzstore.quantizers.packing import BASES, counted_bits, digits, pack, packed_cols, packed_counts, per_byte, unpack
+from mzstore.quantizers.packing import (
+    BASES,
+    counted_bits,
+    digits,
+    pack,
+    packed_cols,
+    packed_counts,
+    per_byte,
+    unpack,
+    with_low,
+)
 from mzstore.quantizers.ranges import block_shape
 from mzstore.quantizers.sample import collect
 
@@ -763,6 +773,14 @@ def test_codes_beyond_the_levels_are_refused(engine):
 def test_a_decoder_that_cannot_be(n, dtype, message):
     with pytest.raises(ValueError, match=message):
         Decoder(Scheme((2, 8), 16), n, dtype)
+
+
+@pytest.mark.parametrize("low_bits", range(1, 9))
+@pytest.mark.parametrize("cols", [1, 7, 64, 65])
+def test_low_bits_are_put_below_the_others(engine, low_bits, cols):
+    codes = np.random.default_rng(low_bits).integers(0, 256 << low_bits, (5, cols)).astype(np.uint16)
+    low = pack((codes & ((1 << low_bits) - 1)).astype(np.uint8), per_byte(1 << low_bits))
+    np.testing.assert_array_equal(with_low((codes >> low_bits).astype(np.uint8), low, low_bits), codes)
 
 
 def test_scales_of_rows_and_columns_follow_both():

@@ -20,7 +20,7 @@ from mzstore.errors import CorruptError
 from mzstore.grid import MAX_CHUNK_NBYTES, Grid
 from mzstore.quantizers import MAX_DIMENSION, MAX_LEVELS, Scale, Scheme, ZeroPoint
 from mzstore.quantizers.decoding import DTYPES_OUT, Decoder, Local
-from mzstore.quantizers.packing import BASES, digits, packed_cols, per_byte
+from mzstore.quantizers.packing import BASES, packed_cols, per_byte, with_low
 from mzstore.workspace import buffer
 
 MAX_SCALES = 4
@@ -245,7 +245,7 @@ class Quantized:
         codes = rows_of("codes")
         self._check_bytes(codes, where)
         if self.low_bits:
-            codes = self._with_low(codes, rows_of("low"))
+            codes = with_low(codes, rows_of("low"), self.low_bits)
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large for the dtype becomes infinity
             decoder, local = self._decoder_of(rows_of, where), self._local(rows_of, where)
             try:
@@ -302,15 +302,6 @@ class Quantized:
                 where=where,
                 clause="quantized-5",
             )
-
-    def _with_low(self, codes: np.ndarray, low: np.ndarray) -> np.ndarray:
-        n = per_byte(1 << self.low_bits)
-        if n > 1:
-            low = digits(n)[low].reshape(low.shape[0], -1)[:, : codes.shape[1]]
-        whole = codes.astype(np.uint16)
-        whole <<= self.low_bits
-        whole |= low & np.uint8((1 << self.low_bits) - 1)
-        return whole
 
     def _scheme_scale(self, scale: float) -> np.ndarray:
         return np.full((1, 1), scale, np.float32)

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from mzstore.kernels.planes import BLOCK, jit
+from mzstore.kernels.planes import jit
 
 
 @intrinsic
@@ -25,6 +25,16 @@ def put(typingctx, target, at, value):
         return context.get_dummy_value()
 
     return types.void(target, at, value), generate
+
+
+@intrinsic
+def bits_of(typingctx, value):
+    """The word (uint32) of a float32."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.uint32(types.float32), generate
 
 
 @jit
@@ -73,6 +83,22 @@ def pack(codes, n, base, out):
         for d in range(cols - n * whole):
             out[i, whole] += codes[i, n * whole + d] * factor
             factor *= base
+
+
+@jit
+def with_low(codes, low, n, low_bits, out):
+    """out[i, j] = codes[i, j] << low_bits | the low bits of code j, which are digit j % n of byte j // n of row i of ``low``.
+
+    codes  uint8[rows, cols]
+    low    uint8[rows, ceil(cols / n)]; n is 1, 2, 4 or 8, and a digit has 8 / n bits, of which ``low_bits`` count
+    out    uint16[rows, cols]
+    """
+    rows, cols = codes.shape
+    width, mask = 8 // n, np.uint16((1 << low_bits) - 1)
+    for i in range(rows):
+        for j in range(np.uint64(cols)):
+            digit = (low[i, j // np.uint64(n)] >> ((j % np.uint64(n)) * np.uint64(width))) & mask
+            out[i, j] = (np.uint16(codes[i, j]) << low_bits) | digit
 
 
 @jit
@@ -147,20 +173,14 @@ def scale_codes(codes, start, row, rows, cols, zero, scale, out, out_start, out_
 
 
 @jit
-def scale_codes_bf16(codes, start, row, rows, cols, zero, scale, values, words, out, out_start, out_row):
-    """``scale_codes`` into words (uint16) of bfloat16, rounded to nearest even.
-
-    values, words  float32[BLOCK], and the same memory as uint32
-    """
+def scale_codes_bf16(codes, start, row, rows, cols, zero, scale, out, out_start, out_row):
+    """``scale_codes`` into words (uint16) of bfloat16, rounded to nearest even."""
+    n = np.uint64(cols)
     for i in range(rows):
-        for begin in range(0, cols, BLOCK):
-            n = np.uint64(min(BLOCK, cols - begin))
-            a = np.uint64(start + i * row + begin)
-            o = np.uint64(out_start + i * out_row + begin)
-            for j in range(n):
-                values[j] = np.float32(np.int32(codes[a + j]) - zero) * scale
-            for j in range(n):
-                out[o + j] = _bf16(words[j])
+        a = np.uint64(start + i * row)
+        o = np.uint64(out_start + i * out_row)
+        for j in range(n):
+            out[o + j] = _bf16(bits_of(np.float32(np.int32(codes[a + j]) - zero) * scale))
 
 
 @jit

@@ -134,10 +134,7 @@ class Decoder:
         if self.dtype == "float32":
             kernel.scale_codes(*source, zero, scale, memory.view(np.float32), 0, row)
         else:
-            values = buffer("quantized values", 4 * kernel.BLOCK)
-            kernel.scale_codes_bf16(
-                *source, zero, scale, values.view(np.float32), values.view(np.uint32), memory, 0, row
-            )
+            kernel.scale_codes_bf16(*source, zero, scale, memory, 0, row)
 
     def _by_blocks(self, packed: np.ndarray, rows: slice, cols: slice, local: Local, out: np.ndarray) -> None:
         kernel = kernels.load_quantized()

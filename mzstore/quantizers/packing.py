@@ -70,6 +70,22 @@ def unpack(packed: np.ndarray, n: int, cols: int) -> np.ndarray:
     return out
 
 
+def with_low(codes: np.ndarray, low: np.ndarray, low_bits: int) -> np.ndarray:
+    """uint16[rows, cols]: ``codes`` (uint8[rows, cols]), and below them the ``low_bits`` (1..8) packed in ``low``."""
+    n = per_byte(1 << low_bits)
+    if low.shape != (codes.shape[0], packed_cols(codes.shape[1], n)):
+        raise ValueError(f"low bits of shape {low.shape} for codes of {codes.shape}, {n} to a byte")
+    if kernels.pays(codes.size):
+        out = np.empty(codes.shape, np.uint16)
+        kernels.load_quantized().with_low(codes, low, n, low_bits, out)
+        return out
+    own = digits(n)[low].reshape(low.shape[0], -1)[:, : codes.shape[1]]
+    whole = codes.astype(np.uint16)
+    whole <<= low_bits
+    whole |= own & np.uint8((1 << low_bits) - 1)
+    return whole
+
+
 def digits(n: int) -> np.ndarray:
     """uint8[256, n]: the codes in each byte; of a byte that no codes make, the last digit exceeds the base less one."""
     base = _base(n)
