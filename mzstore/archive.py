@@ -8,11 +8,12 @@ of a model repeat each other (on all-MiniLM-L6-v2 they would be 0.5 % of the arc
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from mzstore import garbage
 from mzstore.errors import CorruptError, FormatError
 from mzstore.extents import Extent, Request
-from mzstore.nodes import is_node_name
+from mzstore.nodes import is_key
 from mzstore.payload import check_payload_nbytes
 from mzstore.stats import Stats
 from mzstore.storage import Blob, OnBytes, Operation, Sink
@@ -38,8 +39,7 @@ MODE = 0o100644 << 16
 DATE = 0x21  # 1980-01-01: the same input gives the same bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One file of the archive. Its content stands at ``[start, start + stored_nbytes)``."""
 
     key: str
@@ -128,7 +128,7 @@ class ArchiveReader:
         self.blob, self.url, self.local, self.stats = blob, blob.url, blob.local, stats or Stats()
         self._tail_start = max(0, blob.nbytes - TAIL_NBYTES)
         self._tail = bytes(blob.read(self._tail_start, blob.nbytes))
-        self.entries = {entry.key: entry for entry in self._directory()}
+        self.entries = self._directory()
 
     def nbytes(self, key: str) -> int | None:
         """Stored size of the entry; None if there is none."""
@@ -241,10 +241,8 @@ class ArchiveReader:
             return self._tail[start - self._tail_start :][:nbytes]
         return bytes(self.blob.read(start, start + nbytes))
 
-    def _directory(self) -> Iterator[Entry]:
-        def refuse(problem: str, clause: str) -> FormatError:
-            return FormatError(problem, where=self.url, clause=clause)
-
+    def _directory(self) -> dict[str, Entry]:
+        refuse = self._refuse
         if len(self._tail) < END.size:
             raise refuse(f"{self.blob.nbytes} bytes are no mzstore archive", "zip-1")
         end = self.blob.nbytes - END.size
@@ -280,9 +278,15 @@ class ArchiveReader:
             self._tail = bytes(self.blob.read(before, self._tail_start)) + self._tail
             self._tail_start = before
         data = self._read(start, nbytes)
+        with garbage.ignored():
+            return {entry.key: entry for entry in self._entries(data, count, start)}
+
+    def _entries(self, data: bytes, count: int, start: int) -> Iterator[Entry]:
+        """The ``count`` entries of the directory ``data``, which stands at ``start``, behind all of them."""
+        refuse, nbytes = self._refuse, len(data)
         raw: list[tuple[str, int, int, int, int, int]] = []
         at = 0
-        for _ in range(count):
+        for i in range(count):
             if at + CENTRAL.size > nbytes:
                 raise refuse("the directory is cut short", "zip-2")
             (
@@ -304,21 +308,19 @@ class ArchiveReader:
                 _,
                 header,
             ) = CENTRAL.unpack_from(data, at)
-            name, extra = data[at + CENTRAL.size :][:n_name], data[at + CENTRAL.size + n_name :][:n_extra]
-            at += CENTRAL.size + n_name + n_extra
+            name_at = at + CENTRAL.size
+            extra_at, at = name_at + n_name, name_at + n_name + n_extra
             if signature != CENTRAL_ID or flags or n_comment or disk or at > nbytes:
-                raise refuse(f"entry {len(raw)} of the directory is malformed", "zip-3")
+                raise refuse(f"entry {i} of the directory is malformed", "zip-3")
             if header == 0xFFFF_FFFF:
-                if len(extra) != 12 or extra[:4] != struct.pack("<HH", ZIP64_ID, 8):
-                    raise refuse(f"entry {len(raw)} of the directory has no ZIP64 offset", "zip-3")
-                header = int.from_bytes(extra[4:], "little")
-            elif extra:
-                raise refuse(f"entry {len(raw)} of the directory has extra fields", "zip-3")
+                if n_extra != 12 or data[extra_at : extra_at + 4] != struct.pack("<HH", ZIP64_ID, 8):
+                    raise refuse(f"entry {i} of the directory has no ZIP64 offset", "zip-3")
+                header = int.from_bytes(data[extra_at + 4 : at], "little")
+            elif n_extra:
+                raise refuse(f"entry {i} of the directory has extra fields", "zip-3")
             if method not in (STORED, DEFLATED) or (method == STORED and stored != size):
-                raise refuse(
-                    f"entry {len(raw)} of the directory has method {method}, {stored} and {size} bytes", "zip-3"
-                )
-            raw.append((self._key(name), header, stored, size, crc32, method))
+                raise refuse(f"entry {i} of the directory has method {method}, {stored} and {size} bytes", "zip-3")
+            raw.append((self._key(data[name_at:extra_at]), header, stored, size, crc32, method))
         if at != nbytes:
             raise refuse(f"the directory has {nbytes - at} bytes more than its {count} entries", "zip-2")
 
@@ -342,7 +344,11 @@ class ArchiveReader:
         if both := keys & folders:
             raise refuse(f"{min(both)!r} is an entry, and a folder of others", "key-2")
 
+    def _refuse(self, problem: str, clause: str) -> FormatError:
+        return FormatError(problem, where=self.url, clause=clause)
+
     def _key(self, name: bytes) -> str:
-        if not name.isascii() or not all(is_node_name(segment) for segment in name.decode("ascii").split("/")):
-            raise FormatError(f"{name[:300]!r} is no key", where=self.url, clause="key-1")
-        return name.decode("ascii")
+        key = name.decode("ascii", "replace")
+        if not is_key(key):
+            raise self._refuse(f"{name[:300]!r} is no key", "key-1")
+        return key

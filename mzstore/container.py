@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, Protocol
 
+from mzstore import garbage
 from mzstore.archive import TAIL_NBYTES, ArchiveReader, ArchiveWriter
 from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, ModelDocument, load, parse
 from mzstore.errors import CorruptError, FormatError
@@ -82,7 +83,8 @@ def read_model(reader: Objects) -> ModelDocument:
     where = f"{reader.url}, {DOCUMENT!r}"
     if data is None:
         raise FormatError(f"not a model of mzstore: it has no {DOCUMENT}", where=reader.url, clause="root-1")
-    document = parse(load(data, where=where), where=where)
+    with garbage.ignored():
+        document = parse(load(data, where=where), where=where)
     if isinstance(reader, ArchiveReader):
         _check_chunk_counts(document, len(reader.entries), where=where)
     return document
