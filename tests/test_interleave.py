@@ -1,8 +1,10 @@
 """Words to planes and back: slow Python, NumPy and the Numba kernels say the same."""
 
+import importlib
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -232,6 +234,23 @@ def test_numpy_until_numba_pays(monkeypatch):
     monkeypatch.setattr(kernels, "_kernels", None)
     assert not kernels.pays(kernels.PAYS_FROM_NBYTES - 1)
     assert kernels.pays(1)
+
+
+def test_nobody_waits_for_the_kernels(monkeypatch):
+    """While one thread imports them, the others go on with NumPy."""
+    found = []
+
+    def import_module(name):
+        asks = threading.Thread(target=lambda: found.append(kernels.pays(kernels.PAYS_FROM_NBYTES)), daemon=True)
+        asks.start()
+        asks.join(10)
+        return kernels
+
+    monkeypatch.setattr(kernels, "_never", False)
+    monkeypatch.setattr(kernels, "_kernels", None)
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    assert kernels.load() is kernels
+    assert found == [False]
 
 
 MODEL = """
