@@ -124,13 +124,13 @@ class ArchiveWriter:
 class ArchiveReader:
     """The entries of an archive, by key. Raises FormatError for a file that is not such an archive."""
 
-    def __init__(self, blob: Blob, stats: Stats | None = None) -> None:
+    def __init__(self, blob: Blob, stats: Stats | None = None, operation: Operation | None = None) -> None:
         self.blob, self.url, self.local, self.stats = blob, blob.url, blob.local, stats or Stats()
         self._tail_start = max(0, blob.nbytes - TAIL_NBYTES)
-        self._tail = bytes(blob.read(self._tail_start, blob.nbytes))
-        self.entries = self._directory()
+        self._tail = bytes(blob.read(self._tail_start, blob.nbytes, operation=operation))
+        self.entries = self._directory(operation)
 
-    def nbytes(self, key: str) -> int | None:
+    def nbytes(self, key: str, operation: Operation | None = None) -> int | None:
         """Stored size of the entry; None if there is none."""
         entry = self.entries.get(key)
         return entry.stored_nbytes if entry else None
@@ -149,11 +149,12 @@ class ArchiveReader:
         check_payload_nbytes(entry.nbytes, where=f"{self.url}, {key!r}")
         return entry
 
-    def extent(self, key: str) -> Extent | None:
-        """Where the payload of ``key`` lies; None if there is none."""
+    def extent(self, key: str, limit: int) -> Extent | None:
+        """Where the payload of ``key`` lies, which has at most ``limit`` bytes; None if there is none."""
         entry = self._chunk(key)
         if entry is None:
             return None
+        check_payload_nbytes(entry.nbytes, limit, where=f"{self.url}, {key!r}")
         return Extent("", entry.start, entry.start + entry.stored_nbytes, entry.start >= self._tail_start)
 
     def fetch(self, request: Request, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
@@ -168,7 +169,7 @@ class ArchiveReader:
     def check_unchanged(self, operation: Operation) -> None:
         self.blob.check_unchanged(operation)
 
-    def read_document(self, key: str, limit: int) -> bytes | None:
+    def read_document(self, key: str, limit: int, operation: Operation | None = None) -> bytes | None:
         """The content stored under ``key``, checked against its CRC-32; None if there is none."""
         entry = self.entries.get(key)
         if entry is None:
@@ -178,7 +179,7 @@ class ArchiveReader:
             raise FormatError(
                 f"a document of {longest} bytes, at most {limit} are allowed", where=where, clause="document-3"
             )
-        data = self._read(entry.start, entry.stored_nbytes)
+        data = self._read(entry.start, entry.stored_nbytes, operation)
         if entry.method == DEFLATED:
             inflate = zlib.decompressobj(-zlib.MAX_WBITS)
             try:
@@ -191,14 +192,15 @@ class ArchiveReader:
             raise CorruptError("size or CRC-32 do not hold; restore the file from a copy", where=where, clause="zip-7")
         return data
 
-    def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]:
+    def read_blocks(self, key: str, block_nbytes: int, operation: Operation) -> Iterator[memoryview]:
         """The content of a STORED entry, piece by piece, checked against its CRC-32 at the end."""
         entry = self.entries[key]
         if entry.method != STORED:
             raise FormatError("a file that is not STORED", where=f"{self.url}, {key!r}", clause="zip-6")
         crc = 0
         for start in range(0, entry.nbytes, block_nbytes):
-            block = self.blob.read(entry.start + start, entry.start + min(start + block_nbytes, entry.nbytes))
+            stop = min(start + block_nbytes, entry.nbytes)
+            block = self.blob.read(entry.start + start, entry.start + stop, operation=operation)
             crc = zlib.crc32(block, crc)
             yield block
         if crc != entry.crc32:
@@ -236,12 +238,12 @@ class ArchiveReader:
     def close(self) -> None:
         self.blob.close()
 
-    def _read(self, start: int, nbytes: int) -> bytes:
+    def _read(self, start: int, nbytes: int, operation: Operation | None) -> bytes:
         if start >= self._tail_start:
             return self._tail[start - self._tail_start :][:nbytes]
-        return bytes(self.blob.read(start, start + nbytes))
+        return bytes(self.blob.read(start, start + nbytes, operation=operation))
 
-    def _directory(self) -> dict[str, Entry]:
+    def _directory(self, operation: Operation | None) -> dict[str, Entry]:
         refuse = self._refuse
         if len(self._tail) < END.size:
             raise refuse(f"{self.blob.nbytes} bytes are no mzstore archive", "zip-1")
@@ -257,9 +259,9 @@ class ArchiveReader:
             if end < LOCATOR64.size + END64.size:
                 raise refuse("the ZIP64 end of the directory is missing", "zip-2")
             end -= LOCATOR64.size
-            locator = LOCATOR64.unpack(self._read(end, LOCATOR64.size))
+            locator = LOCATOR64.unpack(self._read(end, LOCATOR64.size, operation))
             end -= END64.size
-            record = END64.unpack(self._read(end, END64.size))
+            record = END64.unpack(self._read(end, END64.size, operation))
             if (
                 locator != (LOCATOR64_ID, 0, end, 1)
                 or record[:2] != (END64_ID, END64.size - 12)
@@ -275,9 +277,9 @@ class ArchiveReader:
 
         if start < self._tail_start:  # once more, with as much in front of it as the root document may well have
             before = max(0, start - max(nbytes, TAIL_NBYTES))
-            self._tail = bytes(self.blob.read(before, self._tail_start)) + self._tail
+            self._tail = bytes(self.blob.read(before, self._tail_start, operation=operation)) + self._tail
             self._tail_start = before
-        data = self._read(start, nbytes)
+        data = self._read(start, nbytes, operation)
         with garbage.ignored():
             return {entry.key: entry for entry in self._entries(data, count, start)}
 

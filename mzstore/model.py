@@ -46,9 +46,10 @@ def open(  # noqa: A001  what a user types is mzstore.open
     Reads the documents only: of a remote archive its tail, in one request. Raises FormatError, UnsupportedError,
     CorruptError or StorageError.
     """
-    reader = open_reader(location, storage_options, retry)
+    operation = (retry or Retry()).start()  # one deadline for all of it
+    reader = open_reader(location, storage_options, operation)
     try:
-        return Model(reader, read_model(reader), _Opening(location, storage_options, retry, cache_bytes))
+        return Model(reader, read_model(reader, operation), _Opening(location, storage_options, retry, cache_bytes))
     except BaseException:
         reader.close()
         raise
@@ -504,13 +505,14 @@ def asset_blocks(reader: Objects, asset: Asset) -> Iterator[memoryview]:
     import hashlib
 
     where = f"{reader.url}, {asset.key!r}"
-    stored = reader.nbytes(asset.key)
+    operation = reader.start()
+    stored = reader.nbytes(asset.key, operation)
     if stored != asset.nbytes:
         raise CorruptError(
             f"asset {asset.path!r} has {asset.nbytes} bytes, {stored or 0} are stored", where=where, clause="asset-3"
         )
     digest = hashlib.sha256()
-    for block in reader.read_blocks(asset.key, BLOCK_NBYTES):
+    for block in reader.read_blocks(asset.key, BLOCK_NBYTES, operation):
         digest.update(block)
         yield block
     if digest.hexdigest() != asset.sha256:

@@ -73,11 +73,16 @@ def compress(
     return b"".join(out)
 
 
-def check_payload_nbytes(nbytes: int, *, where: str) -> None:
+def payload_limit(chunk_nbytes: int) -> int:
+    """The most bytes that the payload of a chunk of ``chunk_nbytes`` may have."""
+    return min(MAX_PAYLOAD_NBYTES, 2 * chunk_nbytes + 1024)
+
+
+def check_payload_nbytes(nbytes: int, limit: int = MAX_PAYLOAD_NBYTES, *, where: str) -> None:
     """Raises FormatError for what is too long to be a payload, so that nobody fetches it."""
-    if nbytes > MAX_PAYLOAD_NBYTES:
+    if nbytes > limit:
         raise FormatError(
-            f"a chunk of {nbytes} bytes is stored, at most {MAX_PAYLOAD_NBYTES} are allowed",
+            f"a chunk of {nbytes} bytes is stored, at most {limit} are allowed",
             where=where,
             clause="payload-5",
         )

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from mzstore.errors import StorageError
 from mzstore.stats import Stats
-from mzstore.storage.backends import filesystem, on_loop
+from mzstore.storage.backends import filesystem, in_thread, on_loop
 from mzstore.storage.base import Options, Transaction, Writable
 from mzstore.storage.remote import RemoteFolder
 from mzstore.storage.retry import MAX_PAUSE, Attempt, Operation, Retry, Transient, reason
@@ -194,8 +194,8 @@ class S3(Store):
 
     def _run(self, operation: Operation, method: str, nbytes: int, **arguments: Any) -> dict[str, Any]:
         def start(attempt: Attempt) -> Future[dict[str, Any]]:
-            attempt.last_byte += nbytes / SLOWEST  # no answer comes before all is sent
-            return on_loop(self._fs, self._ask(method, arguments))
+            attempt.allowance = nbytes / SLOWEST  # no answer comes before all is sent
+            return on_loop(self._fs, lambda: self._ask(method, arguments), attempt)
 
         place = f"s3://{arguments['Bucket']}/{arguments['Key']}"
         return operation.run(start, f"write {place!r} ({method})")
@@ -455,9 +455,10 @@ class RemoteSink(Transaction):
 
     def __init__(self, url: str, options: Options, expected: int = 0, retry: Retry | None = None) -> None:
         retry = retry or Retry()
+        operation = retry.start()
         with _errors(url):
-            store, path = connect(url, options, retry)
-        self._begin(url, store, path, retry.start(), expected)
+            store, path = operation.wait_for_client(in_thread(lambda: connect(url, options, retry)))
+        self._begin(url, store, path, operation, expected)
 
     @classmethod
     def of(cls, url: str, store: Store, path: str, operation: Operation) -> Self:
@@ -529,10 +530,10 @@ class RemoteFolderSink(Transaction):
         retry = retry or Retry()
         self._operation = retry.start()
         with _errors(url):
-            self._store, path = connect(self.url, options, retry)
+            self._store, path = self._operation.wait_for_client(in_thread(lambda: connect(self.url, options, retry)))
             self._path = path.rstrip("/")
             # New chunks would be read by the old documents.
-            if RemoteFolder(self.url, options, retry, Stats()).has(marker):
+            if RemoteFolder(self.url, options, Stats(), self._operation).has(marker):
                 raise FileExistsError(17, "it holds a model; remove it first, or choose another name")
         self._free = threading.Semaphore(IN_FLIGHT)
         self._failures: list[BaseException] = []
