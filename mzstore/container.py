@@ -111,7 +111,11 @@ def kind_for(location: str | os.PathLike[str] | BinaryIO) -> Kind:
 
 @contextlib.contextmanager
 def create_writer(
-    location: str | os.PathLike[str] | BinaryIO, kind: Kind, options: Options = None, expected: int = 0
+    location: str | os.PathLike[str] | BinaryIO,
+    kind: Kind,
+    options: Options = None,
+    expected: int = 0,
+    retry: Retry | None = None,
 ) -> Iterator[Writer]:
     """A writer whose work appears at ``location`` when the block ends, and not at all if it raises.
 
@@ -120,12 +124,12 @@ def create_writer(
     if kind == "tree":
         if not isinstance(location, (str, os.PathLike)):
             raise TypeError("a tree is written to a path or a URL, not to a file object")
-        with create_folder(location, options, DOCUMENT) as folder:
+        with create_folder(location, options, DOCUMENT, retry) as folder:
             tree = TreeWriter(folder)
             yield tree
             tree.finish()
     else:
-        with create(location, options, expected) as sink:
+        with create(location, options, expected, retry) as sink:
             archive = ArchiveWriter(sink)
             yield archive
             archive.finish()

@@ -425,7 +425,7 @@ class Model(Mapping[str, Tensor]):
         if isinstance(names, Mapping):
             if shard is not None:
                 raise ValueError("either say what to take of each tensor, or give a shard")
-            return [(self[name], resolve(index, self[name].shape)) for name, index in names.items()]
+            return [(self[name], _resolved(index, self[name])) for name, index in names.items()]
         found = []
         for tensor in (self[name] for name in self.names(names)):
             index: Index = ...
@@ -527,6 +527,14 @@ def _reopen(opening: _Opening) -> Model:
     return open(
         opening.location, storage_options=opening.options, retry=opening.retry, cache_bytes=opening.cache_nbytes
     )
+
+
+def _resolved(index: Index, tensor: Tensor) -> Selection:
+    """``index`` of ``tensor``; what is wrong with it is said with the name, because it is one of several."""
+    try:
+        return resolve(index, tensor.shape)
+    except (IndexError, TypeError) as error:
+        raise type(error)(f"tensor {tensor.name!r}: {error}") from error
 
 
 def _cut(spans: tuple[Span, ...]) -> tuple[slice, ...]:

@@ -30,7 +30,9 @@ from mzstore import model as models
 from mzstore.archive import ArchiveWriter
 from mzstore.container import open_reader
 from mzstore.extents import Request
+from mzstore.formats.safetensors import FileTensor
 
+INDEX = "model.safetensors.index.json"
 PATIENT = Retry(timeout=20, attempts=4, backoff=0.001)
 TENSORS = {
     "big": weights((1024, 2048), 1, "bfloat16"),
@@ -556,6 +558,53 @@ def test_the_memory_filesystem():
             assert_right(model.load(threads=4))
             assert bits(model["odd"][1, ::9, 3]) == bits(TENSORS["odd"][1, ::9, 3])
             assert dict(model.assets) == ASSETS
+
+
+@pytest.mark.parametrize("suffix", [".mz", ".zarr", ".safetensors", "", "-unpacked"])
+@pytest.mark.parametrize("source", ["file", "directory", "index"])
+def test_a_source_that_changes_while_it_is_converted(source, suffix, tmp_path, monkeypatch):
+    """Also where requests cannot be bound to a version: the end of the conversion looks at all files again."""
+    fs, folder = MemoryFileSystem(), f"/{uuid.uuid4()}"
+    weights_file = safetensors.numpy.save({"a": TENSORS["odd"]})
+    fs.pipe_file(f"{folder}/model.safetensors", weights_file)
+    fs.pipe_file(f"{folder}/config.json", b"{}")
+    fs.pipe_file(f"{folder}/{INDEX}", b'{"weight_map": {"a": "model.safetensors"}}')
+    url = f"memory:/{folder}/" + {"file": "model.safetensors", "directory": "", "index": INDEX}[source]
+    to = "directory" if suffix == "-unpacked" else None
+    target = tmp_path / f"model{suffix}"
+    mzstore.convert(url, tmp_path / f"good{suffix}", to=to)
+    read = FileTensor.read
+
+    def changed(self, start, stop):
+        found = read(self, start, stop)
+        fs.pipe_file(f"{folder}/model.safetensors", weights_file)  # the same bytes at another time are another version
+        return found
+
+    monkeypatch.setattr(FileTensor, "read", changed)
+    with pytest.raises(mzstore.StorageError, match=r"model\.safetensors' has changed since it was opened"):
+        mzstore.convert(url, target, to=to)
+    assert not target.exists()
+
+
+def test_a_retry_for_save_and_convert(flaky, tmp_path):
+    """It is that of the reading end as of the writing one."""
+    retry = Retry(timeout=20, attempts=2, backoff=0.001)
+    flaky.faults += [TimeoutError(), TimeoutError()]
+    with pytest.raises(mzstore.StorageError, match=r"\(2 attempts\)"):
+        mzstore.convert("flaky://x/model.mz", tmp_path / "copy.mz", retry=retry)
+    flaky.hanging = {"info"}
+    retry = Retry(timeout=0.2, attempts=1)
+    for write in (
+        lambda: mzstore.save("flaky://x/tree.zarr", {"a": np.zeros(3)}, retry=retry),
+        lambda: mzstore.convert(safetensors_file(tmp_path), "flaky://x/tree.zarr", retry=retry),
+    ):
+        with pytest.raises(mzstore.StorageError, match=r"no byte for 0\.2 s \(1 attempts\)"):
+            write()
+
+
+def safetensors_file(folder):
+    safetensors.numpy.save_file({"a": np.zeros(3)}, folder / "a.safetensors")
+    return folder / "a.safetensors"
 
 
 class FlakyFileSystem(MemoryFileSystem):

@@ -72,7 +72,12 @@ def open_location(
     return RemoteFolder(url, options, stats, operation)
 
 
-def create(location: "str | os.PathLike[str] | Writable", options: Options = None, expected: int = 0) -> Sink:
+def create(
+    location: "str | os.PathLike[str] | Writable",
+    options: Options = None,
+    expected: int = 0,
+    retry: Retry | None = None,
+) -> Sink:
     """A Sink for ``location``: a path, a URL, or a binary file object (which the caller keeps).
 
     ``expected``: about how many bytes will come; a remote object is then uploaded in parts of one size.
@@ -81,11 +86,13 @@ def create(location: "str | os.PathLike[str] | Writable", options: Options = Non
         return FileObjectSink(location)
     if is_local(location):
         return LocalSink(local_path(location))
-    return RemoteSink(os.fspath(location), options, expected)
+    return RemoteSink(os.fspath(location), options, expected, retry)
 
 
-def create_folder(location: str | os.PathLike[str], options: Options, marker: str) -> FolderSink:
+def create_folder(
+    location: str | os.PathLike[str], options: Options, marker: str, retry: Retry | None = None
+) -> FolderSink:
     """A FolderSink for ``location``. Where folders cannot be replaced whole, none is written over one that has ``marker``."""
     if is_local(location):
         return LocalFolderSink(local_path(location))
-    return RemoteFolderSink(os.fspath(location), options, marker)
+    return RemoteFolderSink(os.fspath(location), options, marker, retry)

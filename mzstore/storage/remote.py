@@ -67,11 +67,7 @@ class Remote:
         backend, path = self._connect(operation)
         path, url = self._at(path, key)
 
-        def start(attempt: Attempt) -> Future[Answer]:
-            self.stats.add(requests=1)
-            return backend.look(path, attempt)
-
-        return operation.run(start, f"look at {url!r} again")
+        return operation.run(lambda attempt: backend.look(path, attempt), f"look at {url!r} again")
 
     def _at(self, path: str, key: str) -> tuple[str, str]:
         return (f"{path.rstrip('/')}/{key}", f"{self.url}/{key}") if key else (path, self.url)
