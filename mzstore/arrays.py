@@ -43,7 +43,7 @@ class Array:
             raise ValueError(f"data type {self.data_type!r} is none of {', '.join(ITEMSIZE)}")
         if len(self.shape) > MAX_ARRAY_NDIM:
             raise ValueError(f"{len(self.shape)} dimensions, at most {MAX_ARRAY_NDIM} are allowed")
-        if math.prod(max(n, 1) for n in self.shape) * self.itemsize > MAX_NBYTES:
+        if math.prod(filter(None, self.shape)) * self.itemsize > MAX_NBYTES:
             raise ValueError(f"an array of {self.shape} is larger than 2**62 bytes")
         object.__setattr__(self, "grid", Grid(self.shape, self.chunk_shape))
         object.__setattr__(self, "chunk_nbytes", math.prod(self.chunk_shape) * self.itemsize)

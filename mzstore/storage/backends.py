@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PIECE_NBYTES = 1 << 20  # of a body, at most, between two signs of life
-LEAST_PIECE_NBYTES = 64 << 10  # at least, where the backend waits for so much
+LEAST_PIECE_NBYTES, MOST_PIECES = 64 << 10, 32  # where the backend waits for a piece of some size; each costs CPU time
 CONNECTIONS = 32
 FOREVER = timedelta(days=1)
 # What tells one version of an object from another, by the names that filesystems give it in ``info``.
@@ -366,7 +366,7 @@ class Obstore(Direct):
         checked = None if range_.header is None else f"bytes {start}-{stop - 1}/{total}"
         _check(range_, stop - start, checked, version, found, limit)
         body = _Body(stop - start, attempt)
-        async for piece in head.stream(min_chunk_size=LEAST_PIECE_NBYTES):
+        async for piece in head.stream(min_chunk_size=max(LEAST_PIECE_NBYTES, (stop - start) // MOST_PIECES)):
             body.add(memoryview(piece))
         return Answer(body.whole(), total, found)
 
