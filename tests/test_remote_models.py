@@ -346,7 +346,7 @@ def test_wrong_credentials(place, open_archive):
     options = place.options | dict.fromkeys(wrong, "wrong")
     with pytest.raises(mzstore.StorageError, match=re.escape(place.url("model.mz"))):
         mzstore.open(place.url("model.mz"), storage_options=options, retry=PATIENT)
-    assert len(place.proxy.requests()) == 1
+    assert len(place.requests()) == 1
 
 
 def test_replaced_between_opening_and_loading(place, open_archive, other_archive, archive):
