@@ -127,7 +127,8 @@ class ArchiveReader:
     def __init__(self, blob: Blob, stats: Stats | None = None, operation: Operation | None = None) -> None:
         self.blob, self.url, self.local, self.stats = blob, blob.url, blob.local, stats or Stats()
         self._tail_start = max(0, blob.nbytes - TAIL_NBYTES)
-        self._tail = bytes(blob.read(self._tail_start, blob.nbytes, operation=operation))
+        # Of a remote object the memory in which it came, so that it is there once.
+        self._tail = blob.fetch(self._tail_start, blob.nbytes, operation or blob.start())
         self.entries = self._directory(operation)
 
     def nbytes(self, key: str, operation: Operation | None = None) -> int | None:
@@ -160,7 +161,7 @@ class ArchiveReader:
     def fetch(self, request: Request, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
         assert request.stop is not None
         if request.held:
-            return memoryview(self._tail)[request.start - self._tail_start : request.stop - self._tail_start]
+            return self._tail[request.start - self._tail_start : request.stop - self._tail_start]
         return self.blob.fetch(request.start, request.stop, operation, on_bytes)
 
     def start(self) -> Operation:
@@ -240,7 +241,7 @@ class ArchiveReader:
 
     def _read(self, start: int, nbytes: int, operation: Operation | None) -> bytes:
         if start >= self._tail_start:
-            return self._tail[start - self._tail_start :][:nbytes]
+            return bytes(self._tail[start - self._tail_start :][:nbytes])
         return bytes(self.blob.read(start, start + nbytes, operation=operation))
 
     def _directory(self, operation: Operation | None) -> dict[str, Entry]:
@@ -277,7 +278,8 @@ class ArchiveReader:
 
         if start < self._tail_start:  # once more, with as much in front of it as the root document may well have
             before = max(0, start - max(nbytes, TAIL_NBYTES))
-            self._tail = bytes(self.blob.read(before, self._tail_start, operation=operation)) + self._tail
+            more = self.blob.read(before, self._tail_start, operation=operation)
+            self._tail = memoryview(b"".join((more, self._tail)))
             self._tail_start = before
         data = self._read(start, nbytes, operation)
         with garbage.ignored():

@@ -221,6 +221,13 @@ def test_what_came_with_a_large_directory_is_not_asked_for_again():
         assert server.requests() == []
 
 
+def test_the_tail_is_in_memory_once():
+    data = saved({"a": np.zeros(3)}, assets={"big": bytes(1 << 20)})
+    with ObjectServer({"/model.mz": data}) as server:
+        reader = open_reader(f"{server.url}/model.mz")
+        assert np.shares_memory(np.frombuffer(reader._tail), np.frombuffer(reader.blob._tail))
+
+
 def test_a_document_that_takes_more_than_it_holds():
     """Deflated data may be longer than what they hold; no reader fetches more than a document may have."""
     file = io.BytesIO()
