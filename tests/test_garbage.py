@@ -8,9 +8,13 @@ from mzstore import garbage
 
 
 def test_it_is_off_inside_and_on_again_after_an_error():
-    with pytest.raises(KeyError), garbage.ignored():
+    @garbage.ignored()
+    def fail():
         assert not gc.isenabled()
         raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
     assert gc.isenabled()
 
 
