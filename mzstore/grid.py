@@ -1,5 +1,6 @@
 """Grid: how an array of words is cut into chunks (FORMAT.md section 7.1). Pure."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ MAX_CHUNK_NBYTES = 64 << 20  # decoded; bounds what one damaged or hostile chunk
 # 2, 4 and 8 ranks on either axis read just about their share; then on, until chunk and row block are bounded.
 SINGLE_CHUNK_NBYTES = 4 << 20
 RANKS = 8
+KEPT = 1 << 12  # combinations of positions on the inner axes
 ROW_BLOCK_NBYTES = 64 << 20  # a writer has one or two of them in memory
 
 
@@ -111,8 +113,10 @@ def _combinations(axes: tuple[tuple[Span, int], ...]) -> Iterator[tuple[tuple[in
     if not axes:
         yield ()
         return
+    # What is kept is made once, and its slices are there once, however many pieces have them.
+    kept = list(itertools.islice(_combinations(axes[1:]), KEPT + 1))
     for cut in _axis_pieces(*axes[0]):
-        for rest in _combinations(axes[1:]):
+        for rest in kept if len(kept) <= KEPT else _combinations(axes[1:]):
             yield (cut, *rest)
 
 

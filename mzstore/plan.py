@@ -4,8 +4,6 @@ A job is one piece of one tensor. Its payloads lie at extents, which the contain
 or nearly so, become one request; a batch is the requests whose answers are decoded together.
 """
 
-import contextlib
-import gc
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mzstore import garbage
 from mzstore.documents import TensorEntry
 from mzstore.encodings import chunk_path
 from mzstore.errors import CorruptError
@@ -103,7 +102,7 @@ class Plan:
     memory_nbytes: int = field(init=False)  # at most, at any time: results, answers, and what one thread decodes
 
     def __post_init__(self) -> None:
-        extents = {key: extent for batch in self.batches for key, extent in batch.extents.items()}.values()
+        extents = [extent for batch in self.batches for extent in batch.extents.values()]
         requests = [request for batch in self.batches for request in batch.requests if not request.held]
         entries = {id(unit.jobs[0].entry): unit.jobs[0].entry for batch in self.batches for unit in batch.units}
         chunk = max((_scratch_nbytes(entry) for entry in entries.values()), default=0)
@@ -145,20 +144,8 @@ def make(todo: Iterable[Job], locate: Callable[[str, int], Extent | None], resul
     Raises CorruptError, which names ``url``, for a chunk that is not there, and ValueError for too many objects: a
     document may claim any number of chunks, and of a tree nobody knows which are there.
     """
-    with _no_garbage_collection():
+    with garbage.ignored():
         return Plan(tuple(_batches(_located(todo, locate, url))), result_nbytes)
-
-
-@contextlib.contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A plan is many small objects and no garbage; looking for some among them takes as long as all else."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclass(slots=True)
@@ -171,7 +158,8 @@ class _Member:
 
     @property
     def place(self) -> tuple[str, int]:
-        return min([(extent.object, extent.start) for extent in self.extents])
+        place: tuple[str, int] = min(map(_PLACE, self.extents))
+        return place
 
     @property
     def stop(self) -> int:
@@ -189,8 +177,7 @@ class _Run:
     def add(self, member: _Member) -> bool:
         """Whether ``member``, which does not begin before the others, can be fetched with them by one request."""
         stop, span = self.stop, self.span
-        extents = member.extents
-        for extent in sorted(extents, key=_PLACE) if len(extents) > 1 else extents:
+        for extent in sorted(member.extents, key=_PLACE):
             if (
                 extent.stop is None
                 or extent.start - stop > GAP_NBYTES

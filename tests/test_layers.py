@@ -26,7 +26,7 @@ ALLOWED = {
     "forks": "",
     "extents": "",
     "fetch": "extents plan stats storage",
-    "plan": "documents encodings errors extents grid payload selection text",
+    "plan": "documents encodings errors extents garbage grid payload selection text",
     "formats/__init__": "documents errors formats.huggingface formats.safetensors model sources storage",
     "formats/huggingface": "documents errors formats.safetensors sources storage",
     "formats/safetensors": "documents dtypes errors storage tensors",

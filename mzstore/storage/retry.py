@@ -44,7 +44,8 @@ class Retry:
 
     timeout   without a byte of an answer, until an attempt is given up
     attempts  at one request, the first included
-    deadline  of a whole operation: to open a model, to load or read from it; None: as long as attempts last
+    deadline  of a whole operation: to open a model, to load or read from it, to read an asset, to write an object or a
+              tree; None: as long as attempts last
     backoff   the first pause between two attempts; each further one is twice as long, at most 10 s, and shortened
               at random by up to half, so that many readers do not return all at once
     """
