@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mzstore.selection import Span
 
@@ -89,8 +90,7 @@ def _positions(counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
             yield (i, *rest)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):  # one is made for every chunk that is read
     """What a read takes from one chunk: ``source`` cut from the chunk goes to ``target`` of the result."""
 
     chunk: tuple[int, ...]
@@ -102,11 +102,7 @@ def pieces(grid: Grid, spans: tuple[Span, ...]) -> Iterator[Piece]:
     """The chunks that hold a position of ``spans``, and no other, in row-major order."""
     # One after the other, because documents may claim a number of chunks that no list could hold.
     for cuts in _combinations(tuple(zip(spans, grid.chunk_shape, strict=True))):
-        yield Piece(
-            tuple(index for index, _, _ in cuts),
-            tuple(source for _, source, _ in cuts),
-            tuple(target for _, _, target in cuts),
-        )
+        yield Piece(*zip(*cuts, strict=True)) if cuts else Piece((), (), ())
 
 
 def _combinations(axes: tuple[tuple[Span, int], ...]) -> Iterator[tuple[tuple[int, slice, slice], ...]]:

@@ -23,7 +23,7 @@ from mzstore.errors import CorruptError
 from mzstore.frameworks import Framework
 from mzstore.plan import Job, Plan, jobs, make, missing_chunk
 from mzstore.progress import progress
-from mzstore.selection import Index, Selection, Span, resolve
+from mzstore.selection import Index, Selection, Span, all_of, resolve
 from mzstore.shards import Axis, axis_of, shard_slices
 from mzstore.stats import Stats
 from mzstore.storage import BLOCK_NBYTES, Location, Options, Retry
@@ -145,7 +145,7 @@ class Tensor:
         if self._entry.spec.dtype.packed and isinstance(out, np.ndarray):  # a value to a byte, words have two
             out[...] = self._select(resolve(..., self.shape), threads)
         else:
-            self._fill(tuple(Span(0, n) for n in self._entry.spec.word_shape), words, threads)
+            self._fill(all_of(self._entry.spec.word_shape), words, threads)
         return out
 
     def shard(self, axis: int | None, index: int, count: int) -> np.ndarray:
@@ -447,7 +447,7 @@ class Model(Mapping[str, Tensor]):
 
         def make_words() -> np.ndarray:
             words = np.empty(spec.word_shape, spec.dtype.word)
-            run(self.reader, jobs(stored, tuple(Span(0, n) for n in spec.word_shape), words), threads)
+            run(self.reader, jobs(stored, all_of(spec.word_shape), words), threads)
             return words
 
         return self._cache.fetch(stored.node, spec.nbytes, make_words)
