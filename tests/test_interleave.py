@@ -207,7 +207,7 @@ def test_escapes_out_of_order(escapes, way):
 @pytest.mark.parametrize("bits", [16, 32, 64])
 @pytest.mark.parametrize("rotate", [True, False])
 @pytest.mark.parametrize("first", [0, 17, 240])
-def test_count_beyond(bits, rotate, first):
+def test_count_beyond(bits, rotate, first, way):
     fields = Fields(bits, 8, rotate)
     words = random_words(fields, (1 << 16) + 99)
     top = tops(words, fields)
