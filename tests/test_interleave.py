@@ -204,6 +204,7 @@ def test_escapes_out_of_order(escapes, way):
     assert not expand_ranks(np.zeros(600, np.uint8), 100, np.array(escapes, np.uint32), out)
 
 
+@pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.parametrize("bits", [16, 32, 64])
 @pytest.mark.parametrize("rotate", [True, False])
 @pytest.mark.parametrize("first", [0, 17, 240])
