@@ -276,9 +276,22 @@ def test_a_signed_url_is_no_folder():
         assert open_location(f"{server.url}/object?signature=1").nbytes == len(DATA)
         server.forget()
         for name in ("missing.mz", "missing.zarr"):
-            with pytest.raises(mzstore.StorageError, match=r"missing.*signature=1.*no such object"):
+            with pytest.raises(mzstore.StorageError, match=r"missing.*\?\.\.\.'.*no such object"):
                 mzstore.open(f"{server.url}/{name}?signature=1", retry=PATIENT)
         assert len(server.requests()) == 2
+
+
+def test_no_message_shows_a_signature_or_a_password():
+    with ObjectServer({"/object": DATA}) as server:
+        blob = open_location(f"{server.url}/object?signature=abc", retry=PATIENT)
+        assert blob.url == f"{server.url}/object?..."
+        with pytest.raises(mzstore.StorageError) as found:
+            open_location(f"{server.url}/missing?signature=abc", retry=PATIENT)
+    secret = server.url.replace("://", "://me:abc@")
+    with pytest.raises(mzstore.StorageError) as also:
+        open_location(f"{secret}/folder.zarr?signature=abc", retry=PATIENT).read("key", 100)
+    assert "/missing?..." in str(found.value)
+    assert "abc" not in str(found.value) + str(also.value)
 
 
 def test_names_as_they_come(place):

@@ -12,7 +12,7 @@ from mzstore.errors import StorageError
 from mzstore.stats import Stats
 from mzstore.storage.backends import Answer, Backend, Range, connect, filesystem, in_thread
 from mzstore.storage.base import Folder, Options, storage_errors
-from mzstore.storage.retry import Attempt, OnBytes, Operation, TooLarge, reason
+from mzstore.storage.retry import Attempt, OnBytes, Operation, TooLarge, reason, without_secrets
 
 T = TypeVar("T")
 PART_NBYTES, PARTS_AT_A_TIME = 8 << 20, 8  # of one long read
@@ -20,10 +20,14 @@ SMALL_NBYTES = 64 << 10  # so much of an object in a folder is read to learn its
 
 
 class Remote:
-    """A URL and how to reach it: asks with retries, counts, and connects again in a forked process."""
+    """A URL and how to reach it: asks with retries, counts, and connects again in a forked process.
+
+    url   as messages show it
+    """
 
     def __init__(self, url: str, options: Options, stats: Stats, operation: Operation) -> None:
-        self.url, self.options, self.retry, self.stats = url, options, operation.retry, stats
+        self.url, self._address = without_secrets(url), url
+        self.options, self.retry, self.stats = options, operation.retry, stats
         self._backend: Backend | None = None
         self._pid = 0
         self._connect(operation)
@@ -32,7 +36,7 @@ class Remote:
         if self._backend is None or self._pid != os.getpid():  # connections and event loops do not survive a fork
             with opening(self.url):
                 self._backend, self._path = operation.wait_for_client(
-                    in_thread(lambda: connect(self.url, self.options))
+                    in_thread(lambda: connect(self._address, self.options))
                 )
             self._pid = os.getpid()
         return self._backend, self._path
@@ -98,9 +102,9 @@ class RemoteFile:
     local = False
 
     def __init__(self, url: str, options: Options, stats: Stats, ahead: int, operation: Operation) -> None:
-        self.url = url
         self._operations: weakref.WeakSet[Operation] = weakref.WeakSet()
         self._remote = Remote(url, options, stats, operation)
+        self.url = self._remote.url
         answer = self._remote.get("", Range(-ahead), None, None, operation)
         self.nbytes = len(answer.data) if answer.total is None else answer.total
         self._version = answer.version
@@ -164,8 +168,9 @@ class RemoteFolder(Folder):
     local = False
 
     def __init__(self, url: str, options: Options, stats: Stats, operation: Operation) -> None:
-        self.url = url.rstrip("/")
-        self._remote = Remote(self.url, options, stats, operation)
+        self._address = url.rstrip("/")
+        self._remote = Remote(self._address, options, stats, operation)
+        self.url = self._remote.url
         self._pinned: dict[str, tuple[int, str | None]] = {}
 
     def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:
@@ -197,7 +202,8 @@ class RemoteFolder(Folder):
 
     def open(self, key: str, operation: Operation | None = None) -> "RemoteFile | None":
         remote, operation = self._remote, operation or self.start()
-        return _or_none(lambda: RemoteFile(f"{self.url}/{key}", remote.options, remote.stats, SMALL_NBYTES, operation))
+        address = f"{self._address}/{key}"
+        return _or_none(lambda: RemoteFile(address, remote.options, remote.stats, SMALL_NBYTES, operation))
 
     def walk(self) -> Iterator[str]:
         yield from self.sizes()
@@ -205,6 +211,8 @@ class RemoteFolder(Folder):
     def sizes(self) -> dict[str, int]:
         with storage_errors(self.url, "list"):
             with opening(self.url):
-                fs, path = self.start().wait_for_client(in_thread(lambda: filesystem(self.url, self._remote.options)))
+                fs, path = self.start().wait_for_client(
+                    in_thread(lambda: filesystem(self._address, self._remote.options))
+                )
             found = sorted(fs.find(path, detail=True).items())
             return {name.removeprefix(path).lstrip("/"): about["size"] for name, about in found}

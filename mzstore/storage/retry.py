@@ -35,6 +35,8 @@ OBSTORE_STATUS = {
     "PreconditionError": 412,
     "UnauthenticatedError": 401,
 }
+_PASSWORD = re.compile(r"(https?://)[^\s/?'\"@]*@")
+_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*")
 TRANSIENT_STATUS = {408, 409, 425, 429}  # and all from 500 on
 
 
@@ -189,8 +191,13 @@ class TooLarge(OSError):
 def reason(error: BaseException) -> str:
     """What went wrong, in the words of the system or of the backend; never empty."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    text = text.partition("Debug source:")[0]  # obstore adds all fields of the error
+    text = without_secrets(text.partition("Debug source:")[0])  # obstore adds all fields of the error
     return " ".join(text.split())[:500] or type(error).__name__
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with neither the password nor the query of a URL of the web in it: that may be a signature."""
+    return _QUERY.sub(r"\1?...", _PASSWORD.sub(r"\1", text))
 
 
 def is_transient(error: BaseException) -> bool:
