@@ -8,11 +8,12 @@ of a model repeat each other (on all-MiniLM-L6-v2 they would be 0.5 % of the arc
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
+from mzstore import garbage
 from mzstore.errors import CorruptError, FormatError
 from mzstore.extents import Extent, Request
-from mzstore.nodes import is_node_name
+from mzstore.nodes import is_key
 from mzstore.payload import check_payload_nbytes
 from mzstore.stats import Stats
 from mzstore.storage import Blob, OnBytes, Operation, Sink
@@ -38,8 +39,7 @@ MODE = 0o100644 << 16
 DATE = 0x21  # 1980-01-01: the same input gives the same bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One file of the archive. Its content stands at ``[start, start + stored_nbytes)``."""
 
     key: str
@@ -124,13 +124,14 @@ class ArchiveWriter:
 class ArchiveReader:
     """The entries of an archive, by key. Raises FormatError for a file that is not such an archive."""
 
-    def __init__(self, blob: Blob, stats: Stats | None = None) -> None:
+    def __init__(self, blob: Blob, stats: Stats | None = None, operation: Operation | None = None) -> None:
         self.blob, self.url, self.local, self.stats = blob, blob.url, blob.local, stats or Stats()
         self._tail_start = max(0, blob.nbytes - TAIL_NBYTES)
-        self._tail = bytes(blob.read(self._tail_start, blob.nbytes))
-        self.entries = {entry.key: entry for entry in self._directory()}
+        # Of a remote object the memory in which it came, so that it is there once.
+        self._tail = blob.fetch(self._tail_start, blob.nbytes, operation or blob.start())
+        self.entries = self._directory(operation)
 
-    def nbytes(self, key: str) -> int | None:
+    def nbytes(self, key: str, operation: Operation | None = None) -> int | None:
         """Stored size of the entry; None if there is none."""
         entry = self.entries.get(key)
         return entry.stored_nbytes if entry else None
@@ -149,17 +150,18 @@ class ArchiveReader:
         check_payload_nbytes(entry.nbytes, where=f"{self.url}, {key!r}")
         return entry
 
-    def extent(self, key: str) -> Extent | None:
-        """Where the payload of ``key`` lies; None if there is none."""
+    def extent(self, key: str, limit: int) -> Extent | None:
+        """Where the payload of ``key`` lies, which has at most ``limit`` bytes; None if there is none."""
         entry = self._chunk(key)
         if entry is None:
             return None
+        check_payload_nbytes(entry.nbytes, limit, where=f"{self.url}, {key!r}")
         return Extent("", entry.start, entry.start + entry.stored_nbytes, entry.start >= self._tail_start)
 
     def fetch(self, request: Request, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
         assert request.stop is not None
         if request.held:
-            return memoryview(self._tail)[request.start - self._tail_start : request.stop - self._tail_start]
+            return self._tail[request.start - self._tail_start : request.stop - self._tail_start]
         return self.blob.fetch(request.start, request.stop, operation, on_bytes)
 
     def start(self) -> Operation:
@@ -168,7 +170,7 @@ class ArchiveReader:
     def check_unchanged(self, operation: Operation) -> None:
         self.blob.check_unchanged(operation)
 
-    def read_document(self, key: str, limit: int) -> bytes | None:
+    def read_document(self, key: str, limit: int, operation: Operation | None = None) -> bytes | None:
         """The content stored under ``key``, checked against its CRC-32; None if there is none."""
         entry = self.entries.get(key)
         if entry is None:
@@ -178,7 +180,7 @@ class ArchiveReader:
             raise FormatError(
                 f"a document of {longest} bytes, at most {limit} are allowed", where=where, clause="document-3"
             )
-        data = self._read(entry.start, entry.stored_nbytes)
+        data = self._read(entry.start, entry.stored_nbytes, operation)
         if entry.method == DEFLATED:
             inflate = zlib.decompressobj(-zlib.MAX_WBITS)
             try:
@@ -191,14 +193,15 @@ class ArchiveReader:
             raise CorruptError("size or CRC-32 do not hold; restore the file from a copy", where=where, clause="zip-7")
         return data
 
-    def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]:
+    def read_blocks(self, key: str, block_nbytes: int, operation: Operation) -> Iterator[memoryview]:
         """The content of a STORED entry, piece by piece, checked against its CRC-32 at the end."""
         entry = self.entries[key]
         if entry.method != STORED:
             raise FormatError("a file that is not STORED", where=f"{self.url}, {key!r}", clause="zip-6")
         crc = 0
         for start in range(0, entry.nbytes, block_nbytes):
-            block = self.blob.read(entry.start + start, entry.start + min(start + block_nbytes, entry.nbytes))
+            stop = min(start + block_nbytes, entry.nbytes)
+            block = self.blob.read(entry.start + start, entry.start + stop, operation=operation)
             crc = zlib.crc32(block, crc)
             yield block
         if crc != entry.crc32:
@@ -236,15 +239,13 @@ class ArchiveReader:
     def close(self) -> None:
         self.blob.close()
 
-    def _read(self, start: int, nbytes: int) -> bytes:
+    def _read(self, start: int, nbytes: int, operation: Operation | None) -> bytes:
         if start >= self._tail_start:
-            return self._tail[start - self._tail_start :][:nbytes]
-        return bytes(self.blob.read(start, start + nbytes))
+            return bytes(self._tail[start - self._tail_start :][:nbytes])
+        return bytes(self.blob.read(start, start + nbytes, operation=operation))
 
-    def _directory(self) -> Iterator[Entry]:
-        def refuse(problem: str, clause: str) -> FormatError:
-            return FormatError(problem, where=self.url, clause=clause)
-
+    def _directory(self, operation: Operation | None) -> dict[str, Entry]:
+        refuse = self._refuse
         if len(self._tail) < END.size:
             raise refuse(f"{self.blob.nbytes} bytes are no mzstore archive", "zip-1")
         end = self.blob.nbytes - END.size
@@ -259,9 +260,9 @@ class ArchiveReader:
             if end < LOCATOR64.size + END64.size:
                 raise refuse("the ZIP64 end of the directory is missing", "zip-2")
             end -= LOCATOR64.size
-            locator = LOCATOR64.unpack(self._read(end, LOCATOR64.size))
+            locator = LOCATOR64.unpack(self._read(end, LOCATOR64.size, operation))
             end -= END64.size
-            record = END64.unpack(self._read(end, END64.size))
+            record = END64.unpack(self._read(end, END64.size, operation))
             if (
                 locator != (LOCATOR64_ID, 0, end, 1)
                 or record[:2] != (END64_ID, END64.size - 12)
@@ -277,12 +278,19 @@ class ArchiveReader:
 
         if start < self._tail_start:  # once more, with as much in front of it as the root document may well have
             before = max(0, start - max(nbytes, TAIL_NBYTES))
-            self._tail = bytes(self.blob.read(before, self._tail_start)) + self._tail
+            more = self.blob.read(before, self._tail_start, operation=operation)
+            self._tail = memoryview(b"".join((more, self._tail)))
             self._tail_start = before
-        data = self._read(start, nbytes)
+        data = self._read(start, nbytes, operation)
+        with garbage.ignored():
+            return {entry.key: entry for entry in self._entries(data, count, start)}
+
+    def _entries(self, data: bytes, count: int, start: int) -> Iterator[Entry]:
+        """The ``count`` entries of the directory ``data``, which stands at ``start``, behind all of them."""
+        refuse, nbytes = self._refuse, len(data)
         raw: list[tuple[str, int, int, int, int, int]] = []
         at = 0
-        for _ in range(count):
+        for i in range(count):
             if at + CENTRAL.size > nbytes:
                 raise refuse("the directory is cut short", "zip-2")
             (
@@ -304,21 +312,19 @@ class ArchiveReader:
                 _,
                 header,
             ) = CENTRAL.unpack_from(data, at)
-            name, extra = data[at + CENTRAL.size :][:n_name], data[at + CENTRAL.size + n_name :][:n_extra]
-            at += CENTRAL.size + n_name + n_extra
+            name_at = at + CENTRAL.size
+            extra_at, at = name_at + n_name, name_at + n_name + n_extra
             if signature != CENTRAL_ID or flags or n_comment or disk or at > nbytes:
-                raise refuse(f"entry {len(raw)} of the directory is malformed", "zip-3")
+                raise refuse(f"entry {i} of the directory is malformed", "zip-3")
             if header == 0xFFFF_FFFF:
-                if len(extra) != 12 or extra[:4] != struct.pack("<HH", ZIP64_ID, 8):
-                    raise refuse(f"entry {len(raw)} of the directory has no ZIP64 offset", "zip-3")
-                header = int.from_bytes(extra[4:], "little")
-            elif extra:
-                raise refuse(f"entry {len(raw)} of the directory has extra fields", "zip-3")
+                if n_extra != 12 or data[extra_at : extra_at + 4] != struct.pack("<HH", ZIP64_ID, 8):
+                    raise refuse(f"entry {i} of the directory has no ZIP64 offset", "zip-3")
+                header = int.from_bytes(data[extra_at + 4 : at], "little")
+            elif n_extra:
+                raise refuse(f"entry {i} of the directory has extra fields", "zip-3")
             if method not in (STORED, DEFLATED) or (method == STORED and stored != size):
-                raise refuse(
-                    f"entry {len(raw)} of the directory has method {method}, {stored} and {size} bytes", "zip-3"
-                )
-            raw.append((self._key(name), header, stored, size, crc32, method))
+                raise refuse(f"entry {i} of the directory has method {method}, {stored} and {size} bytes", "zip-3")
+            raw.append((self._key(data[name_at:extra_at]), header, stored, size, crc32, method))
         if at != nbytes:
             raise refuse(f"the directory has {nbytes - at} bytes more than its {count} entries", "zip-2")
 
@@ -342,7 +348,11 @@ class ArchiveReader:
         if both := keys & folders:
             raise refuse(f"{min(both)!r} is an entry, and a folder of others", "key-2")
 
+    def _refuse(self, problem: str, clause: str) -> FormatError:
+        return FormatError(problem, where=self.url, clause=clause)
+
     def _key(self, name: bytes) -> str:
-        if not name.isascii() or not all(is_node_name(segment) for segment in name.decode("ascii").split("/")):
-            raise FormatError(f"{name[:300]!r} is no key", where=self.url, clause="key-1")
-        return name.decode("ascii")
+        key = name.decode("ascii", "replace")
+        if not is_key(key):
+            raise self._refuse(f"{name[:300]!r} is no key", "key-1")
+        return key

@@ -1,5 +1,6 @@
 """Array: a Zarr v3 array as this format uses it, and its ``zarr.json`` (FORMAT.md section 6.5)."""
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -21,6 +22,9 @@ MAX_ARRAY_NDIM = MAX_NDIM + 2  # a plane axis in front, a complex axis behind
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _ZSTD = {"name": "zstd", "configuration": {"level": LEVEL_IN_DOCUMENTS, "checksum": False}}
 _CRC32C = {"name": "crc32c"}
+_CHUNK_KEY_ENCODING = {"name": "default"}  # its separator is "/"
+_FIXED = {"zarr_format": 3, "node_type": "array", "chunk_key_encoding": _CHUNK_KEY_ENCODING}
+_MEMBERS = {*_FIXED, "shape", "data_type", "chunk_grid", "fill_value", "codecs", "attributes"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Array:
             raise ValueError(f"data type {self.data_type!r} is none of {', '.join(ITEMSIZE)}")
         if len(self.shape) > MAX_ARRAY_NDIM:
             raise ValueError(f"{len(self.shape)} dimensions, at most {MAX_ARRAY_NDIM} are allowed")
-        if math.prod(max(n, 1) for n in self.shape) * self.itemsize > MAX_NBYTES:
+        if math.prod(filter(None, self.shape)) * self.itemsize > MAX_NBYTES:
             raise ValueError(f"an array of {self.shape} is larger than 2**62 bytes")
         object.__setattr__(self, "grid", Grid(self.shape, self.chunk_shape))
         object.__setattr__(self, "chunk_nbytes", math.prod(self.chunk_shape) * self.itemsize)
@@ -66,7 +70,7 @@ class Array:
             "shape": list(self.shape),
             "data_type": self.data_type,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.chunk_shape)}},
-            "chunk_key_encoding": {"name": "default"},  # its separator is "/"
+            "chunk_key_encoding": _CHUNK_KEY_ENCODING,
             "fill_value": 0.0 if self.data_type.startswith("float") else 0,
             "codecs": [_BYTES, *([_ZSTD] if self.zstd else []), _CRC32C],
         }
@@ -77,12 +81,10 @@ class Array:
     @classmethod
     def from_json(cls, doc: dict[str, object], *, where: str) -> "Array":
         """The array of a ``zarr.json`` document. Raises FormatError, or UnsupportedError for codecs that we do not know."""
-        fixed = cls((), (), "uint8", False).to_json()
-        for key in ("zarr_format", "node_type", "chunk_key_encoding"):
-            if doc.get(key) != fixed[key]:
-                raise FormatError(f"{key} is {doc.get(key)!r}, not {fixed[key]!r}", where=where, clause="array-1")
-        unknown = doc.keys() - fixed.keys() - {"attributes"}
-        if unknown:
+        for key, value in _FIXED.items():
+            if doc.get(key) != value:
+                raise FormatError(f"{key} is {doc.get(key)!r}, not {value!r}", where=where, clause="array-1")
+        if unknown := doc.keys() - _MEMBERS:
             raise UnsupportedError(f"unknown member {min(unknown)!r}; upgrade mzstore", where=where, clause="array-1")
         match doc.get("codecs"):
             case [bytes_, {"name": "zstd", "configuration": {"level": _, "checksum": False}}, crc] if (bytes_, crc) == (
@@ -107,13 +109,16 @@ class Array:
         if not isinstance(data_type, str):
             raise FormatError(f"data_type is {data_type!r:.200}, not a string", where=where, clause="array-2")
         try:
-            return cls(integers(doc.get("shape")), integers(chunk_shape), data_type, zstd)
+            return _array(integers(doc.get("shape")), integers(chunk_shape), data_type, zstd)
         except ValueError as error:
             raise FormatError(str(error), where=where, clause="array-2") from error
 
 
+_array = functools.lru_cache(256)(Array)  # most tensors of a model are laid out as another one of it
+
+
 def integers(value: object) -> tuple[int, ...]:
     """A JSON list of integers >= 0 as a tuple; ValueError for anything else (1.0 and true are no integers here)."""
-    if not isinstance(value, list) or any(type(n) is not int or n < 0 for n in value):
+    if not isinstance(value, list) or not {int}.issuperset(map(type, value)) or min(value, default=0) < 0:
         raise ValueError(f"{value!r:.200} is not a list of integers >= 0")
     return tuple(value)

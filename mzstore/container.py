@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, Protocol
 
+from mzstore import garbage
 from mzstore.archive import TAIL_NBYTES, ArchiveReader, ArchiveWriter
 from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, ModelDocument, load, parse
 from mzstore.errors import CorruptError, FormatError
@@ -21,13 +22,16 @@ class Objects(Protocol):
 
     url: str
 
-    def nbytes(self, key: str) -> int | None: ...
+    def start(self) -> Operation:
+        """A new operation of many requests."""
+
+    def nbytes(self, key: str, operation: Operation | None = None) -> int | None: ...
 
     def read_chunk(self, key: str, slot: str) -> memoryview | None: ...
 
-    def read_document(self, key: str, limit: int) -> bytes | None: ...
+    def read_document(self, key: str, limit: int, operation: Operation | None = None) -> bytes | None: ...
 
-    def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]: ...
+    def read_blocks(self, key: str, block_nbytes: int, operation: Operation) -> Iterator[memoryview]: ...
 
     def keys(self) -> Iterator[str]: ...
 
@@ -43,14 +47,11 @@ class Reader(Objects, Protocol):
     local: bool  # reading costs no request; then nothing is planned or fetched ahead
     stats: Stats
 
-    def extent(self, key: str) -> Extent | None:
-        """Where the payload of ``key`` lies; None if there is none. Without I/O."""
+    def extent(self, key: str, limit: int) -> Extent | None:
+        """Where the payload of ``key`` lies, which has at most ``limit`` bytes; None if there is none. Without I/O."""
 
     def fetch(self, request: Request, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
         """What ``request`` asks for, of remote storage; ``on_bytes`` may be told of what has come so far."""
-
-    def start(self) -> Operation:
-        """A new operation of many requests, on remote storage."""
 
     def check_unchanged(self, operation: Operation) -> None:
         """Raises StorageError if something else lies there now, where the requests themselves cannot tell."""
@@ -69,20 +70,21 @@ class Writer(Protocol):
     def finish(self) -> None: ...
 
 
-def open_reader(location: Location, options: Options = None, retry: Retry | None = None) -> Reader:
+def open_reader(location: Location, options: Options = None, operation: Operation | None = None) -> Reader:
     """The container at ``location``. Raises FormatError if there is none, StorageError if it cannot be read."""
-    stats = Stats()
-    found = open_location(location, options, retry=retry, stats=stats, ahead=TAIL_NBYTES)
-    return TreeReader(found, stats) if isinstance(found, Folder) else ArchiveReader(found, stats)
+    stats, operation = Stats(), operation or Retry().start()
+    found = open_location(location, options, operation=operation, stats=stats, ahead=TAIL_NBYTES)
+    return TreeReader(found, stats, DOCUMENT) if isinstance(found, Folder) else ArchiveReader(found, stats, operation)
 
 
-def read_model(reader: Objects) -> ModelDocument:
+def read_model(reader: Objects, operation: Operation | None = None) -> ModelDocument:
     """The root document, checked."""
-    data = reader.read_document(DOCUMENT, MAX_DOCUMENT_NBYTES)
+    data = reader.read_document(DOCUMENT, MAX_DOCUMENT_NBYTES, operation)
     where = f"{reader.url}, {DOCUMENT!r}"
     if data is None:
         raise FormatError(f"not a model of mzstore: it has no {DOCUMENT}", where=reader.url, clause="root-1")
-    document = parse(load(data, where=where), where=where)
+    with garbage.ignored():
+        document = parse(load(data, where=where), where=where)
     if isinstance(reader, ArchiveReader):
         _check_chunk_counts(document, len(reader.entries), where=where)
     return document
@@ -109,7 +111,11 @@ def kind_for(location: str | os.PathLike[str] | BinaryIO) -> Kind:
 
 @contextlib.contextmanager
 def create_writer(
-    location: str | os.PathLike[str] | BinaryIO, kind: Kind, options: Options = None, expected: int = 0
+    location: str | os.PathLike[str] | BinaryIO,
+    kind: Kind,
+    options: Options = None,
+    expected: int = 0,
+    retry: Retry | None = None,
 ) -> Iterator[Writer]:
     """A writer whose work appears at ``location`` when the block ends, and not at all if it raises.
 
@@ -118,12 +124,12 @@ def create_writer(
     if kind == "tree":
         if not isinstance(location, (str, os.PathLike)):
             raise TypeError("a tree is written to a path or a URL, not to a file object")
-        with create_folder(location, options, DOCUMENT) as folder:
+        with create_folder(location, options, DOCUMENT, retry) as folder:
             tree = TreeWriter(folder)
             yield tree
             tree.finish()
     else:
-        with create(location, options, expected) as sink:
+        with create(location, options, expected, retry) as sink:
             archive = ArchiveWriter(sink)
             yield archive
             archive.finish()

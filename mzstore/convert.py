@@ -17,7 +17,7 @@ from mzstore.model import check_threads
 from mzstore.progress import progress
 from mzstore.recipe import Recipe
 from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks, read_ahead
-from mzstore.storage import FileObjectSink, Options, Sink, create, create_folder, is_local
+from mzstore.storage import FileObjectSink, Options, Retry, Sink, create, create_folder, is_local
 from mzstore.tensors import TensorSpec
 from mzstore.writer import Importances, write
 
@@ -38,6 +38,7 @@ def convert(
     show_progress: bool | None = None,
     storage_options: Options = None,
     target_options: Options = None,
+    retry: Retry | None = None,
 ) -> None:
     """Write the model at ``source`` (see ``formats.open_source``) to ``target``, bit for bit if there is no recipe.
 
@@ -47,12 +48,15 @@ def convert(
         byte for byte the same, with its assets. None: by the suffix of ``target`` (.mz, .zarr, .safetensors); if it has
         none of these, a directory for a model that was converted from one, else an archive.
 
+    storage_options  for the fsspec filesystem of a ``source`` that is a URL; ``target_options``: of ``target``
+    retry            how long remote storage is waited for, and how often it is asked, at either end; None: ``Retry()``
+
     Raises ValueError for what the target cannot hold, and the errors of ``open`` and ``save``.
     """
     if to is not None and to not in get_args(To):
         raise ValueError(f"target kind {to!r} is none of {', '.join(get_args(To))}")
     threads = check_threads(threads)
-    with open_source(source, storage_options, threads=threads) as model:
+    with open_source(source, storage_options, retry=retry, threads=threads) as model:
         kernels.expect(model.nbytes)
         to = to or _kind(target, model)
         if to not in ("archive", "tree") and (recipe is not None or importance):
@@ -71,13 +75,14 @@ def convert(
                 threads=threads,
                 show_progress=show_progress,
                 options=target_options,
+                retry=retry,
             )
         elif to == "safetensors":
             with progress("write", model.nbytes, show_progress) as done:
-                _write_file(target, model, target_options, done)
+                _write_file(target, model, target_options, retry, done)
         else:
             with progress("write", model.nbytes, show_progress) as done:
-                _write_directory(target, model, target_options, done)
+                _write_directory(target, model, target_options, retry, done)
 
 
 def read_importance(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -107,16 +112,25 @@ def _kind(target: str | os.PathLike[str], model: ModelSource) -> To:
 
 
 def _write_file(
-    target: str | os.PathLike[str], model: ModelSource, options: Options, done: Callable[[int], None]
+    target: str | os.PathLike[str],
+    model: ModelSource,
+    options: Options,
+    retry: Retry | None,
+    done: Callable[[int], None],
 ) -> None:
     tensors = {tensor.spec.name: tensor for tensor in model.tensors}
     header = _own_header(model, tensors) or _new_header(model, tensors)
-    with create(target, options, model.nbytes) as sink:
+    with create(target, options, model.nbytes, retry) as sink:
         _write_tensors(sink, header, "", tensors, done)
+        model.check_unchanged()
 
 
 def _write_directory(
-    target: str | os.PathLike[str], model: ModelSource, options: Options, done: Callable[[int], None]
+    target: str | os.PathLike[str],
+    model: ModelSource,
+    options: Options,
+    retry: Retry | None,
+    done: Callable[[int], None],
 ) -> None:
     tensors = {tensor.spec.name: tensor for tensor in model.tensors}
     files = [(layout.path, _checked(layout, tensors), layout.prefix) for layout in model.layouts]
@@ -125,7 +139,7 @@ def _write_directory(
         raise ValueError(f"no layout has tensor {min(left)!r}; convert to an archive or a safetensors file instead")
     if not files and tensors:
         files = [(MAIN_FILE, _new_header(model, tensors), "")]
-    with create_folder(target, options, DOCUMENT) as folder:
+    with create_folder(target, options, DOCUMENT, retry) as folder:
         for asset in model.assets:
             check_relative(asset.path, where=os.fspath(target))
             with folder.open(asset.path) as file:
@@ -135,6 +149,7 @@ def _write_directory(
             check_relative(path, where=os.fspath(target))
             with folder.open(path) as file:
                 _write_tensors(FileObjectSink(file), header, prefix, tensors, done)
+        model.check_unchanged()
 
 
 def _own_header(model: ModelSource, tensors: Mapping[str, TensorSource]) -> safetensors.Header | None:

@@ -59,7 +59,7 @@ def _into(part: SinglePart, dtype: DType) -> SinglePart:
 
 
 def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None = None) -> None:
-    """Carry out all jobs; ``done`` is told the bytes of each batch when it is finished. The first error ends the rest."""
+    """Carry out all jobs; ``done`` is told the bytes of those that are finished. The first error ends the rest."""
     if reader.local:
         _run_local(reader, todo, threads, done)
     else:
@@ -86,15 +86,22 @@ def _run_remote(reader: Reader, todo: Iterable[Job], threads: int, done: Callabl
 
 
 def _run_local(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None) -> None:
-    batches = _batches(todo)
-    first = list(itertools.islice(batches, 2))
-    batches = itertools.chain(first, batches)
-    if threads == 1 or len(first) < 2:  # starting threads takes as long as decoding a small tensor
-        for batch, nbytes in batches:
-            _decode_all(reader, batch)
-            if done:
-                done(nbytes)
-        return
+    if threads > 1:
+        batches = _batches(todo)
+        first = list(itertools.islice(batches, 2))
+        if len(first) == 2:
+            _run_threads(reader, itertools.chain(first, batches), threads, done)
+            return
+        todo = [job for batch, _ in first for job in batch]  # starting threads takes as long as decoding these
+    for job in todo:
+        decode(job, reader.read_chunk, reader.url)
+        if done:
+            done(job.nbytes)
+
+
+def _run_threads(
+    reader: Reader, batches: Iterator[tuple[list[Job], int]], threads: int, done: Callable[[int], None] | None
+) -> None:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="mzstore-decode")
     pending: deque[tuple[Future[None], int]] = deque()
 
@@ -150,10 +157,8 @@ def decode(job: Job, read_payload: Read, url: str) -> None:
             raise missing_chunk(keys[i], where=where)
         return read_chunk(component, payload, where=where)
 
-    stepped = any(cut.step != 1 for cut in piece.source)
     other = part.dtype != entry.spec.dtype
-    gapped = target.ndim > 0 and target.shape[-1] > 1 and target.strides[-1] != target.itemsize
-    if not (stepped or other or gapped or any(s < 0 or s % target.itemsize for s in target.strides)):
+    if not other and _has_rows(target) and all(cut.step == 1 for cut in piece.source):
         part.decode(read, piece.source, target, where)
         return
     source = tuple(slice(cut.start, cut.stop) for cut in piece.source)
@@ -169,3 +174,11 @@ def decode(job: Job, read_payload: Read, url: str) -> None:
         convert(taken, part.dtype, entry.spec.dtype, target)
     else:
         target[...] = taken
+
+
+def _has_rows(target: np.ndarray) -> bool:
+    """Whether the words along the last axis of ``target`` lie side by side, and whole words lie between those before."""
+    size = target.itemsize
+    return target.flags.c_contiguous or (
+        (target.shape[-1] == 1 or target.strides[-1] == size) and all(s >= 0 and not s % size for s in target.strides)
+    )

@@ -176,7 +176,10 @@ def diff(
     Raises what ``open`` raises, and CorruptError where values that have to be compared cannot be decoded.
     """
     with open_source(a, storage_options) as source_a, open_source(b, storage_options) as source_b:
-        return _diff(source_a, source_b, check_threads(threads), show_progress)
+        found = _diff(source_a, source_b, check_threads(threads), show_progress)
+        source_a.check_unchanged()
+        source_b.check_unchanged()
+        return found
 
 
 def _diff(a: ModelSource, b: ModelSource, threads: int, show_progress: bool | None) -> Difference:

@@ -89,10 +89,12 @@ def choose(source: TensorSource, level: Level) -> Choice:
     least = float(array.chunk_nbytes * grid.n_chunks + len(dump(raw.to_json())))
     limit = least * (1 - (LEAST_GAIN[level] if spec.nbytes > SMALL_NBYTES else 0))
     for choice in _candidates(survey, raw, grid, sample, level):
+        if choice.coding == RANKED and level != "max":
+            return choice  # with two exponents to a byte it is smaller before any coder has seen it
         found = cost(choice)
         if found < min(least, limit):
             best, least = choice, found
-    if best.part is raw or not thorough or (best.coding == RANKED and level != "max"):
+    if best.part is raw or not thorough:
         return best
     for change, least_gain in FURTHER[level]:  # search on from what is best
         if change.get("coder") == "matches-all" and best.coding.coder != "matches":
@@ -121,8 +123,7 @@ def _candidates(survey: "_Survey", raw: Raw, grid: Grid, sample: np.ndarray, lev
     ranked = survey.ranked(dtype, grid, fields, sample)
     if ranked is not None:
         yield Choice(ranked, RANKED)
-    if ranked is None or level == "max":  # with so few escapes, ranks are faster and hardly ever larger
-        yield Choice(plain, Coding())
+    yield Choice(plain, Coding())
     if level == "max":
         finest = Fields(dtype.word_bits, min(16, dtype.exponent_bits + MANTISSA_BITS[-1]), rotate=True)
         present: np.ndarray = np.zeros(1 << finest.top_bits, bool)

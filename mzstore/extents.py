@@ -11,6 +11,7 @@ class Extent:
     start: int = 0
     stop: int | None = None
     held: bool = False  # read already, with the documents
+    limit: int | None = None  # the most bytes that an object has of which all is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,3 +22,4 @@ class Request:
     start: int
     stop: int | None
     held: bool = False
+    limit: int | None = None

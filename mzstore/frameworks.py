@@ -101,7 +101,7 @@ def _torch_words(name: str, tensor: "torch.Tensor") -> tuple[TensorSpec, np.ndar
 
 def check_out(spec: TensorSpec, out: Any) -> np.ndarray:
     """The words of the caller's ``out`` (NumPy array or CPU tensor), as a view. ValueError if it does not fit."""
-    if is_torch(out):
+    if not isinstance(out, np.ndarray) and is_torch(out):
         if not out.is_contiguous() or out.device.type != "cpu" or out.is_conj() or out.is_neg():
             raise ValueError(f"tensor {spec.name!r}: 'out' must be contiguous, on the CPU, and no lazy conjugate")
         found, words = _torch_words(spec.name, out)

@@ -1,8 +1,10 @@
 """Grid: how an array of words is cut into chunks (FORMAT.md section 7.1). Pure."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from mzstore.selection import Span
 
@@ -12,6 +14,7 @@ MAX_CHUNK_NBYTES = 64 << 20  # decoded; bounds what one damaged or hostile chunk
 # 2, 4 and 8 ranks on either axis read just about their share; then on, until chunk and row block are bounded.
 SINGLE_CHUNK_NBYTES = 4 << 20
 RANKS = 8
+KEPT = 1 << 12  # combinations of positions on the inner axes
 ROW_BLOCK_NBYTES = 64 << 20  # a writer has one or two of them in memory
 
 
@@ -87,8 +90,7 @@ def _positions(counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
             yield (i, *rest)
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):  # one is made for every chunk that is read
     """What a read takes from one chunk: ``source`` cut from the chunk goes to ``target`` of the result."""
 
     chunk: tuple[int, ...]
@@ -100,19 +102,17 @@ def pieces(grid: Grid, spans: tuple[Span, ...]) -> Iterator[Piece]:
     """The chunks that hold a position of ``spans``, and no other, in row-major order."""
     # One after the other, because documents may claim a number of chunks that no list could hold.
     for cuts in _combinations(tuple(zip(spans, grid.chunk_shape, strict=True))):
-        yield Piece(
-            tuple(index for index, _, _ in cuts),
-            tuple(source for _, source, _ in cuts),
-            tuple(target for _, _, target in cuts),
-        )
+        yield Piece(*zip(*cuts, strict=True)) if cuts else Piece((), (), ())
 
 
 def _combinations(axes: tuple[tuple[Span, int], ...]) -> Iterator[tuple[tuple[int, slice, slice], ...]]:
     if not axes:
         yield ()
         return
+    # What is kept is made once, and its slices are there once, however many pieces have them.
+    kept = list(itertools.islice(_combinations(axes[1:]), KEPT + 1))
     for cut in _axis_pieces(*axes[0]):
-        for rest in _combinations(axes[1:]):
+        for rest in kept if len(kept) <= KEPT else _combinations(axes[1:]):
             yield (cut, *rest)
 
 

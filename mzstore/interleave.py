@@ -58,12 +58,16 @@ def tops(words: np.ndarray, fields: Fields) -> np.ndarray:
 
 def count_beyond(words: np.ndarray, fields: Fields, first: int) -> int:
     """How many of ``words`` have a top field that has no rank if rank 0 is ``first``."""
-    word, found = fields.word.type, 0
+    word = fields.word.type
+    # A sign that is shifted out instead of rotated to the end changes no top field.
+    shift, least, span = word(fields.rotate), word(first << fields.top_shift), word(N_RANKS << fields.top_shift)
+    if kernels.pays(words.nbytes):
+        return int(kernels.load().count_beyond(*_as_rows(words), shift, least, span))
+    found = 0
     for block in _blocks(words):
-        # A sign that is shifted out instead of rotated to the end changes no top field.
-        r = block << word(fields.rotate)
-        r -= word(first << fields.top_shift)
-        found += int(np.count_nonzero(r >= word(N_RANKS << fields.top_shift)))
+        r = block << shift
+        r -= least
+        found += int(np.count_nonzero(r >= span))
     return found
 
 
@@ -76,11 +80,7 @@ def split(words: np.ndarray, fields: Fields, symbols: np.ndarray | None, planes:
     if symbols is None and fields.rotate and fields.word_bits in (16, 32) and kernels.pays(words.nbytes):
         kernel = kernels.load()
         step = kernel.split2 if fields.word_bits == 16 else kernel.split4
-        if words.flags.c_contiguous:
-            step(words.reshape(-1), 0, 0, 1, words.size, planes)
-        else:
-            rows = words.reshape(-1, words.shape[-1])  # a copy if the rows are not evenly apart
-            step(_flat(rows), 0, rows.strides[0] // words.itemsize, *rows.shape, planes)
+        step(*_as_rows(words), planes)
         return
     start = 0
     for block in _blocks(words):
@@ -91,6 +91,14 @@ def split(words: np.ndarray, fields: Fields, symbols: np.ndarray | None, planes:
         planes[0, part] = top if symbols is None else symbols[top]
         for k, (bits, shift) in enumerate(zip(fields.low_bits, fields.low_shifts, strict=True), 1):
             planes[k, part] = (r >> fields.word.type(shift)) & fields.word.type((1 << bits) - 1)
+
+
+def _as_rows(words: np.ndarray) -> tuple[np.ndarray, int, int, int, int]:
+    """``words``, contiguous along their last axis, as kernels take them: (memory, start, row stride, rows, columns)."""
+    if words.flags.c_contiguous:
+        return words.reshape(-1), 0, 0, 1, words.size
+    rows = words.reshape(-1, words.shape[-1])  # a copy if the rows are not evenly apart
+    return _flat(rows), 0, rows.strides[0] // words.itemsize, *rows.shape
 
 
 def _blocks(words: np.ndarray) -> Iterator[np.ndarray]:
@@ -123,6 +131,10 @@ def join(
     planes = (top.reshape(-1), low.reshape(len(low), top.size), fields, table, _flat(out))
     if out.size == top.size and out.flags.c_contiguous:  # a whole chunk into a place of its own: one row
         step(*planes, _Walk(0, 0, 1, top.size, top.size, top.size))
+        return
+    if out.ndim == 2 and out.shape[1] > 1 and top.shape[1] > 1:  # rows of a matrix: the rule among those that are left
+        start = source[0].start * top.shape[1] + source[1].start
+        step(*planes, _Walk(start, 0, out.shape[0], top.shape[1], out.strides[0] // out.itemsize, out.shape[1]))
         return
     strides = [s // out.itemsize for s in out.strides]
     first = sum(cut.start * stride for cut, stride in zip(source, top.strides, strict=True))

@@ -28,7 +28,7 @@ from mzstore.frameworks import Framework
 from mzstore.payload import unseal
 from mzstore.plan import Job, Plan, jobs, make, missing_chunk
 from mzstore.progress import progress
-from mzstore.selection import Index, Selection, Span, resolve
+from mzstore.selection import Index, Selection, Span, all_of, resolve
 from mzstore.shards import Axis, axis_of, shard_slices
 from mzstore.stats import Stats
 from mzstore.storage import BLOCK_NBYTES, Location, Options, Retry
@@ -51,9 +51,10 @@ def open(  # noqa: A001  what a user types is mzstore.open
     Reads the documents only: of a remote archive its tail, in one request. Raises FormatError, UnsupportedError,
     CorruptError or StorageError.
     """
-    reader = open_reader(location, storage_options, retry)
+    operation = (retry or Retry()).start()  # one deadline for all of it
+    reader = open_reader(location, storage_options, operation)
     try:
-        return Model(reader, read_model(reader), _Opening(location, storage_options, retry, cache_bytes))
+        return Model(reader, read_model(reader, operation), _Opening(location, storage_options, retry, cache_bytes))
     except BaseException:
         reader.close()
         raise
@@ -527,7 +528,7 @@ class Model(Mapping[str, Tensor]):
         if isinstance(names, Mapping):
             if shard is not None:
                 raise ValueError("either say what to take of each tensor, or give a shard")
-            return [(find(name), resolve(index, self[name].shape)) for name, index in names.items()]
+            return [(tensor := find(name), _resolved(index, tensor)) for name, index in names.items()]
         found = []
         for tensor in (find(name) for name in self.names(names)):
             index: Index = ...
@@ -549,7 +550,7 @@ class Model(Mapping[str, Tensor]):
 
         def make_words() -> np.ndarray:
             words = np.empty(spec.word_shape, spec.dtype.word)
-            run(self.reader, jobs(stored, tuple(Span(0, n) for n in spec.word_shape), words), threads)
+            run(self.reader, jobs(stored, all_of(spec.word_shape), words), threads)
             return words
 
         return self._cache.fetch(_cache_key(tensor), spec.nbytes, make_words)
@@ -607,13 +608,14 @@ def asset_blocks(reader: Objects, asset: Asset) -> Iterator[memoryview]:
     import hashlib
 
     where = f"{reader.url}, {asset.key!r}"
-    stored = reader.nbytes(asset.key)
+    operation = reader.start()
+    stored = reader.nbytes(asset.key, operation)
     if stored != asset.nbytes:
         raise CorruptError(
             f"asset {asset.path!r} has {asset.nbytes} bytes, {stored or 0} are stored", where=where, clause="asset-3"
         )
     digest = hashlib.sha256()
-    for block in reader.read_blocks(asset.key, BLOCK_NBYTES):
+    for block in reader.read_blocks(asset.key, BLOCK_NBYTES, operation):
         digest.update(block)
         yield block
     if digest.hexdigest() != asset.sha256:
@@ -628,6 +630,14 @@ def _reopen(opening: _Opening) -> Model:
     return open(
         opening.location, storage_options=opening.options, retry=opening.retry, cache_bytes=opening.cache_nbytes
     )
+
+
+def _resolved(index: Index, tensor: Tensor) -> Selection:
+    """``index`` of ``tensor``; what is wrong with it is said with the name, because it is one of several."""
+    try:
+        return resolve(index, tensor.shape)
+    except (IndexError, TypeError) as error:
+        raise type(error)(f"tensor {tensor.name!r}: {error}") from error
 
 
 def _cut(spans: tuple[Span, ...]) -> tuple[slice, ...]:

@@ -13,6 +13,8 @@ LAYOUTS = "layouts"
 RESERVED = frozenset({"zarr.json", ASSETS, LAYOUTS})  # in any case: disks may fold it
 
 SAFE = re.compile(r"[A-Za-z0-9._%~-]{1,200}")
+_SEGMENT = rf"(?!\.+(?:/|\Z)){SAFE.pattern}"
+_KEY = re.compile(rf"{_SEGMENT}(?:/{_SEGMENT})*")
 _PLAIN = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 _WINDOWS = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECASE)
 
@@ -20,6 +22,11 @@ _WINDOWS = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)", re.IGNORECAS
 def is_node_name(text: str) -> bool:
     """Whether ``text`` may be a path segment of the container."""
     return SAFE.fullmatch(text) is not None and text.strip(".") != ""
+
+
+def is_key(text: str) -> bool:
+    """Whether ``text`` is node names with slashes between them. One match, because an archive has a key for each chunk."""
+    return _KEY.fullmatch(text) is not None
 
 
 def encode(name: str) -> str:

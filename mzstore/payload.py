@@ -3,6 +3,7 @@
 A payload is what the Zarr codecs ``bytes``, ``zstd`` (where the array has it) and ``crc32c`` make of a chunk.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from mzstore.grid import MAX_CHUNK_NBYTES
 CRC_NBYTES = 4
 MAX_BLOCK_NBYTES = 128 << 10  # the content of a zstd block
 MAX_PAYLOAD_NBYTES = 2 * MAX_CHUNK_NBYTES  # zstd adds far less to what it cannot compress
+NOISE_SAMPLE_NBYTES = 1 << 13
+NOISE_ENTROPY = 7.9  # bits in a byte; in a sample that small, even of pure noise, no more than 7.98 can be seen
 LEVEL_IN_DOCUMENTS = 1  # the zstd level that documents state; it binds neither writer nor reader
 
 
@@ -48,6 +51,11 @@ def compress(
     in common, and within a plane after ``block_nbytes`` at the latest (zstd itself stops at 128 KiB).
     ``stored`` follows without compression: what is known not to shrink, or to be one byte again and again.
     """
+    if coder == "huffman":
+        kept = len(planes)
+        while kept > 1 and _is_noise(planes[kept - 1]):
+            kept -= 1
+        planes, stored = planes[:kept], (*planes[kept:], *stored)
     held = _local.__dict__  # a thread's coders and decoder are made once
     if coder not in held:
         held[coder] = zstandard.ZstdCompressor(compression_params=CODERS[coder])
@@ -73,11 +81,26 @@ def compress(
     return b"".join(out)
 
 
-def check_payload_nbytes(nbytes: int, *, where: str) -> None:
+def _is_noise(plane: np.ndarray) -> bool:
+    """Whether a sample of ``plane`` shows that zstd would try it in vain: it wants to save 1 part in 64."""
+    if plane.size < NOISE_SAMPLE_NBYTES:
+        return False
+    counts = np.bincount(plane[:: plane.size // NOISE_SAMPLE_NBYTES], minlength=256)
+    counts = counts[counts > 0]
+    total = counts.sum()
+    return bool(math.log2(total) - counts @ np.log2(counts) / total > NOISE_ENTROPY)
+
+
+def payload_limit(chunk_nbytes: int) -> int:
+    """The most bytes that the payload of a chunk of ``chunk_nbytes`` may have."""
+    return min(MAX_PAYLOAD_NBYTES, 2 * chunk_nbytes + 1024)
+
+
+def check_payload_nbytes(nbytes: int, limit: int = MAX_PAYLOAD_NBYTES, *, where: str) -> None:
     """Raises FormatError for what is too long to be a payload, so that nobody fetches it."""
-    if nbytes > MAX_PAYLOAD_NBYTES:
+    if nbytes > limit:
         raise FormatError(
-            f"a chunk of {nbytes} bytes is stored, at most {MAX_PAYLOAD_NBYTES} are allowed",
+            f"a chunk of {nbytes} bytes is stored, at most {limit} are allowed",
             where=where,
             clause="payload-5",
         )

@@ -5,22 +5,27 @@ or nearly so, become one request; a batch is the requests whose answers are deco
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from mzstore import garbage
 from mzstore.documents import TensorEntry
 from mzstore.encodings import chunk_path
 from mzstore.errors import CorruptError
 from mzstore.extents import Extent, Request
 from mzstore.grid import Piece, pieces
+from mzstore.payload import payload_limit
 from mzstore.selection import Span
 from mzstore.text import count, size
 
 REQUEST_NBYTES = 8 << 20  # at most: some in flight fill any link, and decoding starts when the first is there
 GAP_NBYTES = 64 << 10  # read and thrown away rather than asked for twice; at 1 Gb/s, half a millisecond
 IN_FLIGHT_NBYTES = 64 << 20  # asked for, and not yet decoded
+_PLACE = operator.attrgetter("object", "start")
+MAX_OBJECTS = 1 << 18  # of a tree, in one read: a terabyte in chunks of 4 MiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,8 @@ class Job:
         """Of its payloads, one for each component."""
         part = self.entry.part
         assert part is not None
-        return tuple(f"{self.entry.node}/{chunk_path(part, c, self.piece.chunk)}" for c in part.components)
+        node, chunk = self.entry.node, self.piece.chunk
+        return tuple([f"{node}/{chunk_path(part, component, chunk)}" for component in part.components])
 
 
 def jobs(entry: TensorEntry, spans: tuple[Span, ...], out: np.ndarray) -> Iterator[Job]:
@@ -73,7 +79,7 @@ class Batch:
         """The payload of ``key`` out of the answers to ``requests``."""
         extent = self.extents[key]
         if extent.stop is None:
-            return answers[Request(extent.object, 0, None)]
+            return answers[Request(extent.object, 0, None, limit=extent.limit)]
         found = []
         for request, answer in answers.items():
             if request.object == extent.object and request.stop is not None:
@@ -96,9 +102,10 @@ class Plan:
     memory_nbytes: int = field(init=False)  # at most, at any time: results, answers, and what one thread decodes
 
     def __post_init__(self) -> None:
-        extents = {key: extent for batch in self.batches for key, extent in batch.extents.items()}.values()
+        extents = [extent for batch in self.batches for extent in batch.extents.values()]
         requests = [request for batch in self.batches for request in batch.requests if not request.held]
-        chunk = max((_scratch_nbytes(unit.jobs[0]) for batch in self.batches for unit in batch.units), default=0)
+        entries = {id(unit.jobs[0].entry): unit.jobs[0].entry for batch in self.batches for unit in batch.units}
+        chunk = max((_scratch_nbytes(entry) for entry in entries.values()), default=0)
         largest = max((batch.nbytes for batch in self.batches), default=0)
         flight = min(sum(batch.nbytes for batch in self.batches), max(IN_FLIGHT_NBYTES, largest))
         for name, value in (
@@ -131,51 +138,121 @@ class Plan:
         yield f"memory   {size(self.memory_nbytes)} at most"
 
 
-def make(todo: Iterable[Job], locate: Callable[[str], Extent | None], result_nbytes: int, url: str) -> Plan:
-    """The plan for ``todo``. Raises CorruptError, which names ``url``, for a chunk that is not there."""
-    groups: dict[tuple[str, ...], list[Job]] = {}
+def make(todo: Iterable[Job], locate: Callable[[str, int], Extent | None], result_nbytes: int, url: str) -> Plan:
+    """The plan for ``todo``. ``locate`` is told a key and how many bytes its payload has at most.
+
+    Raises CorruptError, which names ``url``, for a chunk that is not there, and ValueError for too many objects: a
+    document may claim any number of chunks, and of a tree nobody knows which are there.
+    """
+    with garbage.ignored():
+        return Plan(tuple(_batches(_located(todo, locate, url))), result_nbytes)
+
+
+@dataclass(slots=True)
+class _Member:
+    """Jobs of the same payloads, and where these lie."""
+
+    keys: tuple[str, ...]
+    extents: list[Extent]
+    jobs: list[Job]
+
+    @property
+    def place(self) -> tuple[str, int]:
+        place: tuple[str, int] = min(map(_PLACE, self.extents))
+        return place
+
+    @property
+    def stop(self) -> int:
+        return max([extent.stop or 0 for extent in self.extents])
+
+
+@dataclass(slots=True)
+class _Run:
+    """Members that lie side by side, or nearly so."""
+
+    span: Request
+    stop: int  # up to where they reach by now
+    members: list[_Member]
+
+    def add(self, member: _Member) -> bool:
+        """Whether ``member``, which does not begin before the others, can be fetched with them by one request."""
+        stop, span = self.stop, self.span
+        for extent in sorted(member.extents, key=_PLACE):
+            if (
+                extent.stop is None
+                or extent.start - stop > GAP_NBYTES
+                or extent.object != span.object
+                or extent.held != span.held
+            ):
+                return False
+            stop = max(stop, extent.stop)
+        if stop - span.start > REQUEST_NBYTES:
+            return False
+        self.stop = stop
+        self.members.append(member)
+        return True
+
+    def batch(self) -> Batch:
+        return _batch(self.members, [Request(self.span.object, self.span.start, self.stop, self.span.held)])
+
+
+def _located(todo: Iterable[Job], locate: Callable[[str, int], Extent | None], url: str) -> list[_Member]:
+    """The jobs, those of the same payloads together. Each payload is looked up when it first occurs."""
+    found: dict[tuple[str, ...], _Member] = {}
+    n_objects = 0
     for job in todo:
-        groups.setdefault(job.keys, []).append(job)
-    units = []
-    for keys, group in groups.items():
-        extents = {}
-        for key in keys:
-            extent = locate(key)
+        keys = job.keys
+        member = found.get(keys)
+        if member:
+            member.jobs.append(job)
+            continue
+        assert job.entry.part is not None
+        extents = []
+        for key, component in zip(keys, job.entry.part.components, strict=True):
+            extent = locate(key, payload_limit(component.array.chunk_nbytes))
             if extent is None:
-                first = group[0]
-                raise missing_chunk(key, where=f"{url}, tensor {first.entry.spec.name!r}, chunk {first.piece.chunk}")
-            extents[key] = extent
-        units.append((extents, group))
-    units.sort(key=lambda unit: min((extent.object, extent.start) for extent in unit[0].values()))
-    batches: list[Batch] = []
-    open_: list[tuple[dict[str, Extent], list[Job]]] = []
-    span: Request | None = None  # of the open ones
-    for extents, group in units:
-        ranges = _joined(extents.values())
-        wider = _joined([span, *ranges]) if span else ranges
-        if len(wider) > 1 or wider[0].stop is None or wider[0].stop - wider[0].start > REQUEST_NBYTES:
-            if open_:
-                batches.append(_batch(open_))
-            open_, wider = [], ranges
-        open_.append((extents, group))
-        span = wider[0] if len(wider) == 1 else None
-        if span is None:
-            batches.append(_batch(open_))
-            open_ = []
-    if open_:
-        batches.append(_batch(open_))
-    return Plan(tuple(batches), result_nbytes)
+                where = f"{url}, tensor {job.entry.spec.name!r}, chunk {job.piece.chunk}"
+                raise missing_chunk(key, where=where)
+            n_objects += extent.stop is None
+            extents.append(extent)
+        if n_objects > MAX_OBJECTS:
+            raise ValueError(
+                f"{url!r} is a tree, of which at most {MAX_OBJECTS:,} objects can be read at once; read fewer tensors, "
+                "or parts of them, at a time"
+            )
+        found[keys] = _Member(keys, extents, [job])
+    return list(found.values())
 
 
-def _batch(members: list[tuple[dict[str, Extent], list[Job]]]) -> Batch:
-    extents = {key: extent for unit, _ in members for key, extent in unit.items()}
-    units = [Unit(max(extent.stop or 0 for extent in unit.values()), tuple(group)) for unit, group in members]
+def _batches(members: list[_Member]) -> Iterator[Batch]:
+    members.sort(key=lambda member: member.place)
+    run: _Run | None = None
+    for member in members:
+        if run and run.add(member):
+            continue
+        if run:
+            yield run.batch()
+            run = None
+        ranges = _joined(member.extents)
+        if len(ranges) == 1 and ranges[0].stop is not None:
+            run = _Run(ranges[0], ranges[0].stop, [member])
+        else:
+            yield _batch([member], ranges)
+    if run:
+        yield run.batch()
+
+
+def _batch(members: list[_Member], ranges: list[Request]) -> Batch:
+    """``ranges`` are those of all ``members``."""
+    extents = {key: extent for member in members for key, extent in zip(member.keys, member.extents, strict=True)}
+    units = [Unit(member.stop, tuple(member.jobs)) for member in members]
     units.sort(key=lambda unit: unit.stop)
     requests: list[Request] = []
     nbytes = 0
-    for span in _joined(extents.values()):
+    for span in ranges:
         if span.stop is None:
             requests.append(span)
+            nbytes += span.limit or 0
             continue
         length = span.stop - span.start
         nbytes += length
@@ -185,29 +262,24 @@ def _batch(members: list[tuple[dict[str, Extent], list[Job]]]) -> Batch:
             # One also for no byte, which a damaged container may claim to be a payload.
             for start in range(span.start, max(span.stop, span.start + 1), max(1, step))
         )
-    if any(extent.stop is None for extent in extents.values()):
-        nbytes += sum(_scratch_nbytes(job) for unit in units for job in unit.jobs)
     return Batch(tuple(requests), extents, tuple(units), nbytes)
 
 
-def _joined(extents: "Iterable[Extent | Request]") -> list[Request]:
+def _joined(extents: list[Extent]) -> list[Request]:
     """The fewest requests for ``extents``, of any size."""
     found: list[Request] = []
-    for extent in sorted(extents, key=lambda e: (e.object, e.start)):
+    for extent in sorted(extents, key=_PLACE):
         last = found[-1] if found else None
         if (
             last is None
             or last.stop is None
             or extent.stop is None
+            or extent.start - last.stop > GAP_NBYTES
             or (last.object, last.held) != (extent.object, extent.held)
         ):
-            near = False
-        else:
-            near = extent.start - last.stop <= GAP_NBYTES
-        if last and last.stop is not None and extent.stop is not None and near:
-            found[-1] = Request(last.object, last.start, max(last.stop, extent.stop), last.held)
-        else:
-            found.append(Request(extent.object, extent.start, extent.stop, extent.held))
+            found.append(Request(extent.object, extent.start, extent.stop, extent.held, extent.limit))
+        elif extent.stop > last.stop:
+            found[-1] = Request(last.object, last.start, extent.stop, last.held)
     return found
 
 
@@ -216,10 +288,10 @@ def _total(ranges: "Iterable[Extent | Request]") -> int | None:
     return None if None in sizes else sum(size for size in sizes if size is not None)
 
 
-def _scratch_nbytes(job: Job) -> int:
-    """Bytes that decoding ``job`` needs at most: its chunks, and their top fields."""
-    assert job.entry.part is not None
-    return 2 * sum(component.array.chunk_nbytes for component in job.entry.part.components)
+def _scratch_nbytes(entry: TensorEntry) -> int:
+    """Bytes that decoding a chunk of ``entry`` needs at most: its components' chunks, and their top fields."""
+    assert entry.part is not None
+    return 2 * sum(component.array.chunk_nbytes for component in entry.part.components)
 
 
 def missing_chunk(key: str, *, where: str) -> CorruptError:

@@ -1,5 +1,6 @@
 """Selection: NumPy basic indexing (integers, slices, ellipsis), resolved against a shape. Pure."""
 
+import functools
 import math
 import operator
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ class Span:
     def stop(self) -> int:
         """One past the last position; ``start`` if there is none."""
         return self.start + (self.count - 1) * self.step + 1 if self.count else self.start
+
+
+@functools.lru_cache
+def all_of(shape: tuple[int, ...]) -> tuple[Span, ...]:
+    """All positions of ``shape``."""
+    return tuple(Span(0, n) for n in shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,7 @@ class ModelSource:
     assets: Sequence[FileSource] = ()
     layouts: Sequence[LayoutSource] = ()
     unpacks: bool = False  # whether ``layouts`` and ``assets`` are kept from an earlier conversion
+    check_unchanged: Callable[[], None] = lambda: None  # raises StorageError if what was read is not one version
 
 
 def from_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, Any], assets: Mapping[str, Any]) -> ModelSource:

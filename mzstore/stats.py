@@ -10,7 +10,7 @@ class Stats:
     """Counters of an open model; any number of threads may add to them."""
 
     def __init__(self) -> None:
-        self.requests = 0  # to the storage, those that were tried again included
+        self.requests = 0  # to the storage for bytes, those that were tried again included
         self.fetched_nbytes = 0
         self.seconds_waiting = (
             0.0  # how long decoding had nothing to do, because storage had not answered; of all threads

@@ -22,10 +22,10 @@ class TensorSpec:
         check_name(self.name)
         if len(self.shape) > MAX_NDIM:
             raise ValueError(f"tensor {self.name!r}: {len(self.shape)} dimensions, at most {MAX_NDIM} are allowed")
-        if any(type(n) is not int or n < 0 for n in self.shape):
+        if not {int}.issuperset(map(type, self.shape)) or min(self.shape, default=0) < 0:
             raise ValueError(f"tensor {self.name!r}: shape {self.shape} is not a tuple of integers >= 0")
-        # Bounded with every 0 taken as 1, so that no partial product overflows either.
-        if math.prod(max(n, 1) for n in self.word_shape) * self.dtype.word.itemsize > MAX_NBYTES:
+        # Bounded without the 0s, so that no partial product overflows either.
+        if math.prod(filter(None, self.word_shape)) * self.dtype.word.itemsize > MAX_NBYTES:
             raise ValueError(
                 f"tensor {self.name!r}: shape {self.shape} of {self.dtype.name} is larger than 2**62 bytes"
             )

@@ -35,13 +35,14 @@ class TreeWriter:
 
 
 class TreeReader:
-    """The objects of a tree, by key."""
+    """The objects of a tree, by key; ``root`` is that of the document without which there is no tree."""
 
-    def __init__(self, folder: Folder, stats: Stats) -> None:
+    def __init__(self, folder: Folder, stats: Stats, root: str) -> None:
+        self._root = root
         self.folder, self.url, self.local, self.stats = folder, folder.url, folder.local, stats
 
-    def nbytes(self, key: str) -> int | None:
-        blob = self.folder.open(key)
+    def nbytes(self, key: str, operation: Operation | None = None) -> int | None:
+        blob = self.folder.open(key, operation)
         if blob is None:
             return None
         with contextlib.closing(blob):
@@ -53,12 +54,13 @@ class TreeReader:
             check_payload_nbytes(len(data), where=f"{self.url}/{key}")
         return data
 
-    def extent(self, key: str) -> Extent | None:
+    def extent(self, key: str, limit: int) -> Extent | None:
         """Where the payload of ``key`` lies, if it is there: only asking for it will tell."""
-        return Extent(key)
+        return Extent(key, limit=limit)
 
     def fetch(self, request: Request, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
-        data = self.folder.fetch(request.object, MAX_PAYLOAD_NBYTES, operation)
+        assert request.limit is not None
+        data = self.folder.fetch(request.object, request.limit, operation)
         if data is None:
             where = f"{self.url}/{request.object}"
             raise CorruptError("the chunk is missing; restore the tree from a copy", where=where, clause="payload-4")
@@ -67,20 +69,23 @@ class TreeReader:
     def start(self) -> Operation:
         return self.folder.start()
 
-    def check_unchanged(self, operation: Operation) -> None: ...
+    def check_unchanged(self, operation: Operation) -> None:
+        """Raises StorageError if there is another root document; chunks have nothing that ties them to it."""
+        self.folder.check_unchanged(operation)
 
-    def read_document(self, key: str, limit: int) -> bytes | None:
-        data = self.folder.read(key, limit)
+    def read_document(self, key: str, limit: int, operation: Operation | None = None) -> bytes | None:
+        data = self.folder.fetch(key, limit, operation or self.start(), pin=key == self._root)
         if data is not None and len(data) > limit:
             raise FormatError(f"a document of more than {limit} bytes", where=f"{self.url}/{key}", clause="document-3")
         return None if data is None else bytes(data)
 
-    def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]:
-        blob = self.folder.open(key)
+    def read_blocks(self, key: str, block_nbytes: int, operation: Operation) -> Iterator[memoryview]:
+        blob = self.folder.open(key, operation)
         assert blob is not None, "the caller knows that it is there"
         with contextlib.closing(blob):
             for start in range(0, blob.nbytes, block_nbytes):
-                yield blob.read(start, min(start + block_nbytes, blob.nbytes))
+                yield blob.read(start, min(start + block_nbytes, blob.nbytes), operation=operation)
+            blob.check_unchanged(operation)
 
     def keys(self) -> Iterator[str]:
         return self.folder.walk()

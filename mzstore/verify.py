@@ -32,7 +32,7 @@ from mzstore.model import asset_blocks, check_threads
 from mzstore.payload import unseal
 from mzstore.plan import Job
 from mzstore.progress import progress
-from mzstore.storage import BLOCK_NBYTES, Location, Options
+from mzstore.storage import BLOCK_NBYTES, Location, Operation, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +140,11 @@ class _CheckedReader:
     def is_archive(self) -> bool:
         return self._archive is not None
 
-    def nbytes(self, key: str) -> int | None:
-        return self._reader.nbytes(key)
+    def start(self) -> Operation:
+        return self._reader.start()
+
+    def nbytes(self, key: str, operation: Operation | None = None) -> int | None:
+        return self._reader.nbytes(key, operation)
 
     def read_chunk(self, key: str, slot: str) -> memoryview | None:
         entry = self._archive.entries.get(key) if self._archive else None
@@ -158,13 +161,13 @@ class _CheckedReader:
             raise CorruptError("the CRC-32 of the entry does not hold", where=self.url, clause="zip-7")
         return payload
 
-    def read_document(self, key: str, limit: int) -> bytes | None:
+    def read_document(self, key: str, limit: int, operation: Operation | None = None) -> bytes | None:
         self._touch(key)
-        return self._reader.read_document(key, limit)
+        return self._reader.read_document(key, limit, operation)
 
-    def read_blocks(self, key: str, block_nbytes: int) -> Iterator[memoryview]:
+    def read_blocks(self, key: str, block_nbytes: int, operation: Operation) -> Iterator[memoryview]:
         self._touch(key)
-        return self._reader.read_blocks(key, block_nbytes)
+        return self._reader.read_blocks(key, block_nbytes, operation)
 
     def keys(self) -> Iterator[str]:
         return self._reader.keys()
@@ -180,7 +183,7 @@ class _CheckedReader:
         if not self._archive:
             return
         if self._archive.entries[key].method == STORED:
-            for _ in self.read_blocks(key, BLOCK_NBYTES):
+            for _ in self.read_blocks(key, BLOCK_NBYTES, self.start()):
                 pass
         else:
             self.read_document(key, MAX_DOCUMENT_NBYTES)

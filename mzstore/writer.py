@@ -39,7 +39,7 @@ from mzstore.nodes import LAYOUTS, Namer
 from mzstore.progress import progress
 from mzstore.recipe import Recipe, Rule
 from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays
-from mzstore.storage import Options
+from mzstore.storage import Options, Retry
 from mzstore.version import __version__
 
 PREFIX_NBYTES = 64 << 10  # two tensors that differ at all mostly differ here
@@ -62,6 +62,7 @@ def save(
     threads: int | None = None,
     show_progress: bool | None = None,
     storage_options: Options = None,
+    retry: Retry | None = None,
 ) -> None:
     """Write ``tensors`` (name -> array of NumPy or tensor of PyTorch) to a path, URL or binary file object.
 
@@ -73,6 +74,7 @@ def save(
     level     ``fast`` (to decode), ``balanced``, ``max`` (smallest)
     kind      ``archive`` or ``tree``; None: a tree if the name ends in ``.zarr`` or a slash, else an archive
     threads   None: one for each processor
+    retry     how long remote storage is waited for, and how often it is asked; its deadline is that of the whole save
 
     The arrays must not change meanwhile. Nothing appears at ``location``, and what was there stays, until all is
     written (a remote tree must not be there before). Raises ValueError or TypeError
@@ -90,6 +92,7 @@ def save(
         threads=threads,
         show_progress=show_progress,
         options=storage_options,
+        retry=retry,
     )
 
 
@@ -104,6 +107,7 @@ def write(
     threads: int | None = None,
     show_progress: bool | None = None,
     options: Options = None,
+    retry: Retry | None = None,
 ) -> None:
     """Write any source; see ``save``."""
     check_level(level)
@@ -115,7 +119,7 @@ def write(
     if isinstance(source.tensors, Sequence):
         _check_names(importance, {tensor.spec.name for tensor in source.tensors})
     with (
-        create_writer(location, kind, options, source.nbytes) as writer,
+        create_writer(location, kind, options, source.nbytes, retry) as writer,
         progress("encode", source.nbytes, show_progress) as done,
         ExitStack() as stack,
     ):
@@ -126,6 +130,7 @@ def write(
             for tensor in source.tensors:
                 model.add(tensor)
             model.finish(source)
+            source.check_unchanged()
         except BaseException:
             for pool in (workers, hasher):
                 if pool:

@@ -1,8 +1,10 @@
 """Words to planes and back: slow Python, NumPy and the Numba kernels say the same."""
 
+import importlib
 import os
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -202,10 +204,11 @@ def test_escapes_out_of_order(escapes, way):
     assert not expand_ranks(np.zeros(600, np.uint8), 100, np.array(escapes, np.uint32), out)
 
 
+@pytest.mark.parametrize("way", WAYS, indirect=True)
 @pytest.mark.parametrize("bits", [16, 32, 64])
 @pytest.mark.parametrize("rotate", [True, False])
 @pytest.mark.parametrize("first", [0, 17, 240])
-def test_count_beyond(bits, rotate, first):
+def test_count_beyond(bits, rotate, first, way):
     fields = Fields(bits, 8, rotate)
     words = random_words(fields, (1 << 16) + 99)
     top = tops(words, fields)
@@ -232,6 +235,23 @@ def test_numpy_until_numba_pays(monkeypatch):
     monkeypatch.setattr(kernels, "_kernels", None)
     assert not kernels.pays(kernels.PAYS_FROM_NBYTES - 1)
     assert kernels.pays(1)
+
+
+def test_nobody_waits_for_the_kernels(monkeypatch):
+    """While one thread imports them, the others go on with NumPy."""
+    found = []
+
+    def import_module(name):
+        asks = threading.Thread(target=lambda: found.append(kernels.pays(kernels.PAYS_FROM_NBYTES)), daemon=True)
+        asks.start()
+        asks.join(10)
+        return kernels
+
+    monkeypatch.setattr(kernels, "_never", False)
+    monkeypatch.setattr(kernels, "_kernels", None)
+    monkeypatch.setattr(importlib, "import_module", import_module)
+    assert kernels.load() is kernels
+    assert found == [False]
 
 
 MODEL = """

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mzstore.nodes import MAX_NODE_LENGTH, Namer, encode, is_node_name
+from mzstore.nodes import MAX_NODE_LENGTH, Namer, encode, is_key, is_node_name
 
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
 AWKWARD = ["", ".", "..", "...", "a.", "CON", "con.weight", "LPT1", "Aux.x", "__init__", "zarr.json", "assets", "layouts",
@@ -70,3 +70,13 @@ def test_paths_keep_their_folders(segments):
 @pytest.mark.parametrize("text", ["", ".", "..", "a/b", "a b", "é", "a\n", "a" * 201, "a\0", "a:b", "a\\b"])
 def test_what_is_no_node_name(text):
     assert not is_node_name(text)
+
+
+@given(st.text("aZ9._%~-/ \n\u00e9", max_size=12))
+def test_a_key_is_node_names_with_slashes_between_them(text):
+    assert is_key(text) == all(is_node_name(segment) for segment in text.split("/"))
+
+
+@pytest.mark.parametrize("length", [MAX_NODE_LENGTH, MAX_NODE_LENGTH + 1])
+def test_the_length_of_a_key_is_that_of_its_longest_segment(length):
+    assert is_key(f"a/{'b' * length}/c") == (length == MAX_NODE_LENGTH)

@@ -184,6 +184,13 @@ def test_the_shard_of_some_tensors(model):
     assert same(found["float16.0"], TENSORS["float16.0"])
 
 
+@pytest.mark.parametrize(("index", "kind"), [(np.s_[0, 0, 0], IndexError), (5000, IndexError), ([1], TypeError)])
+def test_an_index_that_cannot_be_is_said_with_the_name_of_the_tensor(model, index, kind):
+    for read in model.load, model.plan:
+        with pytest.raises(kind, match=r"tensor 'cut': "):
+            read({"deep": ..., "cut": index})
+
+
 def test_shards_that_cannot_be(model):
     for shard in (3, 3), (-1, 2), (0, 0):
         with pytest.raises(ValueError, match="shards"):

@@ -13,6 +13,7 @@ from numcodecs.zstd import Zstd
 from mzstore.errors import CorruptError, FormatError
 from mzstore.payload import (
     CODERS,
+    MAX_BLOCK_NBYTES,
     MAX_PAYLOAD_NBYTES,
     check_frame,
     check_payload_nbytes,
@@ -47,6 +48,24 @@ def test_a_frame_longer_than_a_block_of_zstd(coder):
     decompress(memoryview(frame), out, where="t")
     assert (out == content).all()
     assert len(frame) < 0.75 * content.size
+
+
+@pytest.mark.parametrize("size", [0, 1, 8192, 8193, 300_001])
+def test_planes_of_noise_at_the_end_are_stored_as_they_are(size):
+    rng = np.random.default_rng(0)
+    first, noise = rng.integers(0, 20, size).astype(np.uint8), [rng.bytes(size), rng.bytes(size)]
+    planes = [first, *(np.frombuffer(plane, np.uint8) for plane in noise)]
+    frame = compress(planes, coder="huffman", block_nbytes=1 << 17)
+    out = np.empty(3 * size, np.uint8)
+    decompress(memoryview(frame), out, where="t")
+    assert (out == np.concatenate(planes)).all()
+    assert size < 8192 or all(plane[:MAX_BLOCK_NBYTES] in frame for plane in noise)
+
+
+def test_a_plane_that_is_noise_only_in_parts_is_compressed():
+    plane = np.random.default_rng(0).integers(0, 256, 1 << 18).astype(np.uint8)
+    plane[1 << 17 :] = 0
+    assert len(compress([plane, plane], coder="huffman", block_nbytes=1 << 17)) < 0.6 * 2 * plane.size
 
 
 def test_the_same_plane_gives_the_same_frame_in_every_order():

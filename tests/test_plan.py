@@ -48,12 +48,17 @@ def job(node: str, count: int = 1, chunk_nbytes: int = 10) -> Job:
     return Job(entry, Piece((0,), whole, whole), np.empty(chunk_nbytes, np.uint8))
 
 
+def at(extents: dict[str, Extent]):
+    """Where the payload of a key lies, as ``Reader.extent`` says it."""
+    return lambda key, limit: extents.get(key)
+
+
 def planned(*units: tuple[Extent, ...]) -> tuple[Plan, list[Job]]:
     """The plan for one job for each of ``units``, whose payloads lie there; they are given in any order."""
     todo = [job(f"t{i}", len(extents)) for i, extents in enumerate(units)]
     keys = [key for one_job in todo for key in one_job.keys]
     where = dict(zip(keys, itertools.chain(*units), strict=True))
-    return make(todo, where.get, 0, "url"), todo
+    return make(todo, at(where), 0, "url"), todo
 
 
 def spans(found: Plan) -> list[list[tuple[int, int | None]]]:
@@ -69,7 +74,7 @@ def one(*ranges: tuple[int, int]) -> list[tuple[Extent]]:
 
 
 def test_nothing():
-    found = make([], {}.get, 7, "url")
+    found = make([], at({}), 7, "url")
     assert found.batches == ()
     assert found.to_json() == {
         "result_nbytes": 7, "wanted_nbytes": 0, "fetched_nbytes": 0, "requests": 0, "memory_nbytes": 7,
@@ -142,7 +147,7 @@ def test_different_objects_are_never_joined():
 
 def test_a_chunk_that_several_jobs_want_is_fetched_once():
     first, second = job("t"), job("t")
-    found = make([first, job("u"), second], {first.keys[0]: Extent("", 0, 10), "u/c/0": Extent("", 10, 20)}.get, 0, "u")
+    found = make([first, job("u"), second], at({first.keys[0]: Extent("", 0, 10), "u/c/0": Extent("", 10, 20)}), 0, "u")
     assert found.batches[0].units[0].jobs == (first, second)
     assert found.wanted_nbytes == 20
 
@@ -152,19 +157,52 @@ def test_a_constant_is_fetched_once():
     entry = TensorEntry(TensorSpec("t", U8, shape), "t", "", Raw(U8, shape, constant_array(U8, shape)))
     todo = list(jobs(entry, tuple(Span(0, n) for n in shape), np.broadcast_to(np.uint8(0), shape)))
     assert len(todo) > 1
-    found = make(todo, lambda key: Extent("", 40, 45), 0, "url")
+    found = make(todo, lambda key, limit: Extent("", 40, 45), 0, "url")
     assert (spans(found), len(found.batches[0].units)) == ([[(40, 45)]], 1)
+
+
+def test_an_object_is_asked_for_no_more_than_its_chunk_can_have():
+    found = make([job("t", 2, chunk_nbytes=5000)], lambda key, limit: Extent(key, limit=limit), 0, "url")
+    assert [request.limit for request in found.batches[0].requests] == [11_024] * 2
+    assert found.memory_nbytes == 2 * 11_024 + 2 * 2 * 5000
+
+
+def test_a_tree_that_claims_too_many_objects(monkeypatch):
+    """It is refused while they are counted, not when all of them have been."""
+    monkeypatch.setattr(plan, "MAX_OBJECTS", 4)
+    asked = []
+    entry = job("t").entry
+
+    def endless():
+        for i in itertools.count():
+            yield Job(entry, Piece((i,), (), ()), np.empty(0, np.uint8))
+
+    def locate(key, limit):
+        asked.append(key)
+        return Extent(key, limit=limit)
+
+    with pytest.raises(ValueError, match="'url' is a tree, of which at most 4 objects"):
+        make(endless(), locate, 0, "url")
+    assert len(asked) == 5
+
+
+def test_an_archive_that_claims_too_many_chunks():
+    """The first that is not there ends it."""
+    entry = job("t").entry
+    endless = (Job(entry, Piece((i,), (), ()), np.empty(0, np.uint8)) for i in itertools.count())
+    with pytest.raises(mzstore.CorruptError, match="missing"):
+        make(endless, at({f"t/c/{i}": Extent("", i, i + 1) for i in range(3)}), 0, "url")
 
 
 def test_a_chunk_that_is_missing():
     with pytest.raises(mzstore.CorruptError, match=r"'t/c/0' is missing.*url, tensor 't'"):
-        make([job("t")], {}.get, 0, "url")
+        make([job("t")], at({}), 0, "url")
 
 
 def test_memory_counts_the_largest_chunk_wherever_it_stands():
     todo = [job("a", chunk_nbytes=10), job("b", chunk_nbytes=5000)]
     where = {todo[0].keys[0]: Extent("", 0, 10), todo[1].keys[0]: Extent("", 10, 20)}
-    assert make(todo, where.get, 100, "url").memory_nbytes == 100 + 20 + 2 * 5000
+    assert make(todo, at(where), 100, "url").memory_nbytes == 100 + 20 + 2 * 5000
 
 
 def test_memory_in_flight_is_bounded(monkeypatch):

@@ -23,12 +23,12 @@ def test_public_names():
         (
             mzstore.save,
             "(location, tensors, *, metadata=None, assets=None, recipe=None, importance=None, level='balanced', "
-            "kind=None, threads=None, show_progress=None, storage_options=None)",
+            "kind=None, threads=None, show_progress=None, storage_options=None, retry=None)",
         ),
         (
             mzstore.convert,
             "(source, target, *, recipe=None, importance=None, level='balanced', to=None, threads=None, "
-            "show_progress=None, storage_options=None, target_options=None)",
+            "show_progress=None, storage_options=None, target_options=None, retry=None)",
         ),
         (
             mzstore.Model.load,

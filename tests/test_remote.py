@@ -6,9 +6,11 @@ Here are ranges of objects; tests/test_remote_models.py reads models.
 import re
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 
 import faults
+import fsspec
 import numpy as np
 import pytest
 from faults import FaultProxy, ObjectServer
@@ -16,6 +18,7 @@ from faults import FaultProxy, ObjectServer
 import mzstore
 from mzstore.storage import Retry, backends, open_location
 from mzstore.storage.base import Blob
+from mzstore.storage.upload import RemoteSink
 
 DATA = np.random.default_rng(0).integers(0, 256, 200_000, dtype=np.uint8).tobytes()
 OTHER = bytes(255 - byte for byte in DATA)
@@ -210,6 +213,85 @@ def test_a_deadline_ends_the_attempts(place, opened):
     place.proxy.fail(faults.stall_before)
     with pytest.raises(mzstore.StorageError, match="deadline"):
         opened(Retry(timeout=20, attempts=1_000_000, deadline=0.5, backoff=0.01))
+
+
+def test_reads_of_one_operation_have_one_deadline(place, opened):
+    blob = opened(Retry(timeout=20, attempts=1_000_000, deadline=1, backoff=0.01))
+    operation = blob.start()
+    with pytest.raises(mzstore.StorageError, match="deadline"):
+        operation.run(lambda attempt: Future(), "wait")
+    place.proxy.fail(faults.stall_before)
+    with pytest.raises(mzstore.StorageError, match="deadline"):
+        blob.read(1000, 3000, operation=operation)
+
+
+@pytest.mark.parametrize("place", ["s3fs"], indirect=True)
+def test_waiting_for_a_connection_is_no_silence(place):
+    """Two loads share a client that has one connection; the answer to the first takes longer than the timeout."""
+    place.put("object", DATA)
+    options = place.options | {"config_kwargs": {"max_pool_connections": 1}}
+    blob = open_location(place.url("object"), options, retry=Retry(timeout=0.8, attempts=1))
+    begun = threading.Event()
+
+    def slow(exchange, proxy):
+        answer = proxy.forward(exchange)
+        exchange.send(answer, most=10)
+        begun.set()
+        for start in range(10, 60, 10):
+            time.sleep(0.3)
+            exchange.send_more(answer.body[start : start + 10])
+
+    place.proxy.fail(slow, covers=1000)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(blob.read, 1000, 1060)
+        assert begun.wait(10)
+        second = pool.submit(blob.read, 2000, 3000)
+        assert bytes(first.result()) == DATA[1000:1060]
+        assert bytes(second.result()) == DATA[2000:3000]
+
+
+def test_a_client_that_is_never_ready(monkeypatch):
+    """As one that looks for credentials where nobody answers."""
+
+    class Hanging(fsspec.AbstractFileSystem):
+        cachable = False
+
+        def __init__(self, **options):
+            ready.wait(30)
+
+    ready = threading.Event()
+    fsspec.register_implementation("hanging", Hanging, clobber=True)
+    try:
+        for retry in (Retry(timeout=0.2), Retry(timeout=20, deadline=0.2)):
+            with pytest.raises(mzstore.StorageError, match="cannot open 'hanging://x/y': its client is not ready"):
+                open_location("hanging://x/y", retry=retry)
+        with pytest.raises(mzstore.StorageError, match="cannot write 'hanging://x/y': its client is not ready"):
+            RemoteSink("hanging://x/y", None, retry=Retry(timeout=0.2))
+    finally:
+        ready.set()
+
+
+def test_a_signed_url_is_no_folder():
+    with ObjectServer({"/object": DATA}) as server:
+        assert open_location(f"{server.url}/object?signature=1").nbytes == len(DATA)
+        server.forget()
+        for name in ("missing.mz", "missing.zarr"):
+            with pytest.raises(mzstore.StorageError, match=r"missing.*\?\.\.\.'.*no such object"):
+                mzstore.open(f"{server.url}/{name}?signature=1", retry=PATIENT)
+        assert len(server.requests()) == 2
+
+
+def test_no_message_shows_a_signature_or_a_password():
+    with ObjectServer({"/object": DATA}) as server:
+        blob = open_location(f"{server.url}/object?signature=abc", retry=PATIENT)
+        assert blob.url == f"{server.url}/object?..."
+        with pytest.raises(mzstore.StorageError) as found:
+            open_location(f"{server.url}/missing?signature=abc", retry=PATIENT)
+    secret = server.url.replace("://", "://me:abc@")
+    with pytest.raises(mzstore.StorageError) as also:
+        open_location(f"{secret}/folder.zarr?signature=abc", retry=PATIENT).read("key", 100)
+    assert "/missing?..." in str(found.value)
+    assert "abc" not in str(found.value) + str(also.value)
 
 
 def test_names_as_they_come(place):

@@ -24,11 +24,15 @@ from hypothesis import strategies as st
 from samples import bits, saved, small_model, weights
 
 import mzstore
-from mzstore import Retry, plan
+from mzstore import Retry, container, plan
+from mzstore import archive as archives
+from mzstore import model as models
 from mzstore.archive import ArchiveWriter
 from mzstore.container import open_reader
 from mzstore.extents import Request
+from mzstore.formats.safetensors import FileTensor
 
+INDEX = "model.safetensors.index.json"
 PATIENT = Retry(timeout=20, attempts=4, backoff=0.001)
 TENSORS = {
     "big": weights((1024, 2048), 1, "bfloat16"),
@@ -117,8 +121,9 @@ def test_a_tree(place, open_tree):
     with open_tree() as model:
         assert len(place.requests()) == 1
         assert_right(model.load(threads=4))
-        assert set(by_range(place.requests()).values()) == {1}
-        assert {request.method for request in place.requests()} == {"GET"}
+        assert set(by_range(place.requests(method="GET")).values()) == {1}
+        (last,) = [request for request in place.requests() if request.method != "GET"]
+        assert (last.method, last.key.rpartition("/")[2]) == ("HEAD", "zarr.json"), "whether it is the same tree"
         assert bits(model["odd"][1, 5:9, ::3]) == bits(TENSORS["odd"][1, 5:9, ::3])
         assert dict(model.assets) == ASSETS
     assert place.listings() == []
@@ -207,13 +212,20 @@ def test_what_came_with_a_large_directory_is_not_asked_for_again():
     with ObjectServer({"/many.mz": file.getvalue()}) as server:
         reader = open_reader(f"{server.url}/many.mz")
         assert len(server.requests()) == 2, "tail and directory"
-        held = {key: extent for key in payloads if (extent := reader.extent(key)).held}
+        held = {key: extent for key in payloads if (extent := reader.extent(key, 100)).held}
         assert 1000 < len(held) < len(payloads)
         server.forget()
         for key, extent in held.items():
             request = Request("", extent.start, extent.stop, held=True)
             assert bytes(reader.fetch(request, reader.start())) == payloads[key]
         assert server.requests() == []
+
+
+def test_the_tail_is_in_memory_once():
+    data = saved({"a": np.zeros(3)}, assets={"big": bytes(1 << 20)})
+    with ObjectServer({"/model.mz": data}) as server:
+        reader = open_reader(f"{server.url}/model.mz")
+        assert np.shares_memory(np.frombuffer(reader._tail), np.frombuffer(reader.blob._tail))
 
 
 def test_a_document_that_takes_more_than_it_holds():
@@ -341,7 +353,7 @@ def test_wrong_credentials(place, open_archive):
     options = place.options | dict.fromkeys(wrong, "wrong")
     with pytest.raises(mzstore.StorageError, match=re.escape(place.url("model.mz"))):
         mzstore.open(place.url("model.mz"), storage_options=options, retry=PATIENT)
-    assert len(place.proxy.requests()) == 1
+    assert len(place.requests()) == 1
 
 
 def test_replaced_between_opening_and_loading(place, open_archive, other_archive, archive):
@@ -354,6 +366,84 @@ def test_replaced_between_opening_and_loading(place, open_archive, other_archive
             assert place.url("model.mz") in str(raised.value)
             with pytest.raises(mzstore.StorageError, match="changed"):
                 model["big"][:3]
+
+
+def test_a_tree_that_was_replaced(place, open_tree, tree):
+    """Chunks have no version; the root document stands for all."""
+    with open_tree() as model:
+        assert_right(model.load(threads=4))
+        place.put("model.zarr/zarr.json", tree["zarr.json"] + b" ")
+        for read in (lambda: model.load(threads=4), lambda: model["big"][:3]):
+            with pytest.raises(mzstore.StorageError, match=r"model\.zarr/zarr\.json' has changed since it was read"):
+                read()
+        place.remove("model.zarr/zarr.json")
+        with pytest.raises(mzstore.StorageError, match="has changed"):
+            model["big"].read()
+
+
+def test_an_object_of_a_tree_that_is_larger_than_its_chunk_can_be(place, open_tree, tree):
+    """It is refused by its head: nothing of it is read."""
+    key = next(key for key in tree if key.startswith("odd/c/"))
+    place.put(f"model.zarr/{key}", bytes(8 << 20))
+    with open_tree() as model:
+        before = model.stats.fetched_nbytes
+        with pytest.raises(mzstore.StorageError, match=rf"{key}.*8388608 bytes, at most \d+ are wanted"):
+            model["odd"].read()
+        assert model.stats.fetched_nbytes - before < 1 << 20
+
+
+def test_an_archive_whose_chunk_is_longer_than_it_can_be(place, forged):
+    forged.payloads["raw/c/0"] = bytes(1 << 20)
+    place.put("model.mz", forged.archive())
+    with (
+        mzstore.open(place.url("model.mz"), storage_options=place.options, retry=PATIENT) as model,
+        pytest.raises(mzstore.FormatError, match="payload-5"),
+    ):
+        model["raw"].read()
+
+
+def test_a_tree_that_claims_any_number_of_chunks(place, open_tree, tree, monkeypatch):
+    monkeypatch.setattr(plan, "MAX_OBJECTS", 5)
+    with open_tree() as model:
+        with pytest.raises(ValueError, match=r"model\.zarr' is a tree, of which at most 5 objects"):
+            model.load()
+        assert len(place.requests()) == 1
+
+
+def waits(seconds):
+    """An answer that comes late."""
+
+    def fault(exchange, proxy):
+        time.sleep(seconds)
+        exchange.send(proxy.forward(exchange))
+
+    return fault
+
+
+@pytest.mark.parametrize("place", ["s3fs"], indirect=True)
+def test_opening_has_one_deadline(place, thousand_archive, open_archive, monkeypatch):
+    """Each of the two requests comes in time, both together do not."""
+    open_archive().close()  # the first use of a client takes its time
+    monkeypatch.setattr(container, "TAIL_NBYTES", 70_000)
+    monkeypatch.setattr(archives, "TAIL_NBYTES", 70_000)
+    place.put("many.mz", thousand_archive)
+    place.proxy.fail(waits(0.8), key="many.mz")
+    url = place.url("many.mz")
+    with mzstore.open(url, storage_options=place.options, retry=Retry(deadline=20)):
+        assert len(place.requests("many.mz")) == 2
+    with pytest.raises(mzstore.StorageError, match="deadline"):
+        mzstore.open(url, storage_options=place.options, retry=Retry(deadline=1.2))
+
+
+@pytest.mark.parametrize("place", ["s3fs"], indirect=True)
+def test_an_asset_has_one_deadline(place, tree, monkeypatch):
+    monkeypatch.setattr(models, "BLOCK_NBYTES", 50_000)
+    place.put_all({f"model.zarr/{key}": data for key, data in tree.items()})
+    with mzstore.open(place.url("model.zarr"), storage_options=place.options, retry=Retry(deadline=1.2)) as model:
+        assert dict(model.assets) == ASSETS
+        place.proxy.fail(waits(0.5), key="vocabulary")
+        with pytest.raises(mzstore.StorageError, match="deadline"):
+            model.assets["vocabulary"]
 
 
 def test_replaced_in_the_middle_of_a_load(place, open_archive, other_archive):
@@ -475,6 +565,53 @@ def test_the_memory_filesystem():
             assert_right(model.load(threads=4))
             assert bits(model["odd"][1, ::9, 3]) == bits(TENSORS["odd"][1, ::9, 3])
             assert dict(model.assets) == ASSETS
+
+
+@pytest.mark.parametrize("suffix", [".mz", ".zarr", ".safetensors", "", "-unpacked"])
+@pytest.mark.parametrize("source", ["file", "directory", "index"])
+def test_a_source_that_changes_while_it_is_converted(source, suffix, tmp_path, monkeypatch):
+    """Also where requests cannot be bound to a version: the end of the conversion looks at all files again."""
+    fs, folder = MemoryFileSystem(), f"/{uuid.uuid4()}"
+    weights_file = safetensors.numpy.save({"a": TENSORS["odd"]})
+    fs.pipe_file(f"{folder}/model.safetensors", weights_file)
+    fs.pipe_file(f"{folder}/config.json", b"{}")
+    fs.pipe_file(f"{folder}/{INDEX}", b'{"weight_map": {"a": "model.safetensors"}}')
+    url = f"memory:/{folder}/" + {"file": "model.safetensors", "directory": "", "index": INDEX}[source]
+    to = "directory" if suffix == "-unpacked" else None
+    target = tmp_path / f"model{suffix}"
+    mzstore.convert(url, tmp_path / f"good{suffix}", to=to)
+    read = FileTensor.read
+
+    def changed(self, start, stop):
+        found = read(self, start, stop)
+        fs.pipe_file(f"{folder}/model.safetensors", weights_file)  # the same bytes at another time are another version
+        return found
+
+    monkeypatch.setattr(FileTensor, "read", changed)
+    with pytest.raises(mzstore.StorageError, match=r"model\.safetensors' has changed since it was opened"):
+        mzstore.convert(url, target, to=to)
+    assert not target.exists()
+
+
+def test_a_retry_for_save_and_convert(flaky, tmp_path):
+    """It is that of the reading end as of the writing one."""
+    retry = Retry(timeout=20, attempts=2, backoff=0.001)
+    flaky.faults += [TimeoutError(), TimeoutError()]
+    with pytest.raises(mzstore.StorageError, match=r"\(2 attempts\)"):
+        mzstore.convert("flaky://x/model.mz", tmp_path / "copy.mz", retry=retry)
+    flaky.hanging = {"info"}
+    retry = Retry(timeout=0.2, attempts=1)
+    for write in (
+        lambda: mzstore.save("flaky://x/tree.zarr", {"a": np.zeros(3)}, retry=retry),
+        lambda: mzstore.convert(safetensors_file(tmp_path), "flaky://x/tree.zarr", retry=retry),
+    ):
+        with pytest.raises(mzstore.StorageError, match=r"no byte for 0\.2 s \(1 attempts\)"):
+            write()
+
+
+def safetensors_file(folder):
+    safetensors.numpy.save_file({"a": np.zeros(3)}, folder / "a.safetensors")
+    return folder / "a.safetensors"
 
 
 class FlakyFileSystem(MemoryFileSystem):

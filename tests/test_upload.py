@@ -10,6 +10,7 @@ import time
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import parse_qs
 
 import faults
 import fsspec
@@ -479,6 +480,95 @@ def test_no_telling_whether_there_is_a_model(s3):
     s3.proxy.fail(faults.status(403))
     with pytest.raises(mzstore.StorageError, match=r"cannot read .*zarr.json"):
         folder(s3)
+
+
+# Azure
+
+
+class AzureBlobs(faults._Running):
+    """As much of Azure's Blob service as an upload needs, for any account: blocks count when a list of them is put."""
+
+    def __init__(self):
+        super().__init__()
+        self.blobs, self.blocks = {}, {}
+        self.most = 0  # bytes of one request
+
+    def answer(self, exchange):
+        self._requests.append(exchange.request)
+        key, query = exchange.request.key, parse_qs(exchange.request.query)
+        self.most = max(self.most, len(exchange.body))
+        if exchange.request.method in ("GET", "HEAD"):
+            exchange.send(self.found(key))
+            return
+        if query.get("comp") == ["block"]:
+            self.blocks[key, query["blockid"][0]] = exchange.body
+        elif query.get("comp") == ["blocklist"]:
+            named = re.findall(r"<Latest>(.*?)</Latest>", exchange.body.decode())
+            self.blobs[key] = b"".join(self.blocks[key, name] for name in named)
+        else:
+            self.blobs[key] = exchange.body
+        exchange.send(self.head(201, self.blobs.get(key, b"")).with_body(b""))
+
+    def found(self, key):
+        data = self.blobs.get(key)
+        if data is None:
+            return faults.Answer(404, (("x-ms-error-code", "BlobNotFound"),)).with_body(b"")
+        return self.head(200, data).with_body(data)
+
+    def head(self, status, data):
+        tags = (("ETag", faults.etag(data)), ("Last-Modified", "Sun, 22 Nov 2026 10:00:00 GMT"))
+        return faults.Answer(status, (*tags, ("x-ms-blob-type", "BlockBlob"), ("x-ms-creation-time", tags[1][1])))
+
+
+@pytest.fixture
+def azure():
+    pytest.importorskip("adlfs")
+    with AzureBlobs() as server, faults.FaultProxy(server.url) as proxy:
+        endpoint = f"BlobEndpoint={proxy.url}/account"
+        options = {
+            "connection_string": f"DefaultEndpointsProtocol=http;AccountName=account;AccountKey=a2V5;{endpoint};"
+        }
+        yield SimpleNamespace(
+            server=server,
+            proxy=proxy,
+            options=options | {"skip_instance_cache": True},
+            url="az://container/object".format,
+        )
+
+
+@pytest.mark.parametrize("nbytes", [0, 100, PART, PART + 1, 3 * PART + 7])
+def test_azure_of_every_size(azure, nbytes):
+    data = content(nbytes)
+    put(azure, "object", data)
+    assert azure.server.blobs == {"/account/container/object": data}
+    assert azure.server.most <= PART, "it is cut"
+    assert len(azure.server.blocks) == (-(-nbytes // PART) if nbytes > 1 << 20 else 0)
+
+
+def test_azure_shows_nothing_before_the_end_and_nothing_after_an_exception(azure):
+    azure.server.blobs["/account/container/object"] = b"old"
+    with pytest.raises(Midway):
+        fail_midway(azure, "object", content(3 * PART), lambda: until(lambda: azure.server.blocks))
+    assert azure.server.blobs == {"/account/container/object": b"old"}
+
+
+@pytest.mark.parametrize("which", [{"key": "comp=block&"}, {"key": "comp=blocklist"}, {"method": "HEAD"}])
+def test_azure_refuses(azure, which):
+    azure.server.blobs["/account/container/object"] = b"old"
+    rule = azure.proxy.fail(faults.status(403), **{"method": "PUT", **which})
+    with pytest.raises(mzstore.StorageError, match="cannot write 'az://container/object'"):
+        put(azure, "object", content(2 * PART))
+    assert rule.met >= 1
+    if which.get("method") != "HEAD":
+        assert azure.server.blobs == {"/account/container/object": b"old"}
+
+
+def test_azure_loses_the_answer_to_the_commit(azure):
+    rule = azure.proxy.fail(faults.lost, method="PUT", key="comp=blocklist", times=1)
+    data = content(2 * PART)
+    put(azure, "object", data, retry=Retry(timeout=2, attempts=3, backoff=0.01))
+    assert rule.met == 1
+    assert azure.server.blobs == {"/account/container/object": data}
 
 
 # Where nothing can be written

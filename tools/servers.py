@@ -19,7 +19,6 @@ from typing import Any, Self
 
 HOST = "127.0.0.1"
 READY_SECONDS = 60  # a second is enough where nothing else runs
-STOP_SECONDS = 10
 ATTEMPTS = 3  # another process may take a port between its choice and its use
 PARTS = ("master", "volume", "filer", "s3", "admin")
 
@@ -162,12 +161,8 @@ class SeaweedFS:
         if process is None:
             return
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            os.killpg(process.pid, signal.SIGKILL)  # nobody wants its objects any more, so it has nothing to save
+        process.wait()
         for name, port in self._ports.items():  # sockets that a weed that was killed leaves; their place is fixed
             if name.endswith(".grpc"):
                 Path(f"/tmp/seaweedfs-{name.split('.')[0]}-grpc-{port}.sock").unlink(missing_ok=True)

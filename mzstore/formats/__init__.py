@@ -17,7 +17,11 @@ MAX_LAYOUT_NBYTES = safetensors.MAX_HEADER_NBYTES + 8
 
 @contextmanager
 def open_source(
-    location: storage.Location, options: storage.Options = None, *, threads: int = 1
+    location: storage.Location,
+    options: storage.Options = None,
+    *,
+    retry: storage.Retry | None = None,
+    threads: int = 1,
 ) -> Iterator[ModelSource]:
     """A model in any supported format, to be read as long as the block lasts.
 
@@ -29,15 +33,15 @@ def open_source(
             path, _, name = os.fspath(location).replace(os.sep, "/").rpartition("/")
             if "://" not in path:
                 path = os.path.dirname(os.fspath(location)) or "."
-            folder = storage.open_location(f"{path}/", options)
+            folder = storage.open_location(f"{path}/", options, retry=retry)
             if not isinstance(folder, storage.Folder):
                 raise FormatError("not a directory", where=path)
-            yield huggingface.open_index(folder, name, options, stack)
+            yield huggingface.open_index(folder, name, options, retry, stack)
             return
-        found = storage.open_location(location, options)
+        found = storage.open_location(location, options, retry=retry)
         if isinstance(found, storage.Folder):
             if not found.has(DOCUMENT):
-                yield huggingface.open_directory(found, options, stack)
+                yield huggingface.open_directory(found, options, retry, stack)
                 return
         else:
             stack.callback(found.close)
@@ -46,10 +50,15 @@ def open_source(
                 tensors = list(safetensors.sources(found, header))
                 name = found.url.rpartition("/")[2]
                 yield ModelSource(
-                    tensors, sum(t.spec.nbytes for t in tensors), header.metadata, (), [LayoutSource(name, header.raw)]
+                    tensors,
+                    sum(t.spec.nbytes for t in tensors),
+                    header.metadata,
+                    (),
+                    [LayoutSource(name, header.raw)],
+                    check_unchanged=partial(safetensors.check_unchanged, (found,)),
                 )
                 return
-        yield of_model(stack.enter_context(model.open(location, storage_options=options)), threads)
+        yield of_model(stack.enter_context(model.open(location, storage_options=options, retry=retry)), threads)
 
 
 def of_model(opened: model.Model, threads: int = 1) -> ModelSource:
@@ -63,5 +72,11 @@ def of_model(opened: model.Model, threads: int = 1) -> ModelSource:
         layouts.append(LayoutSource(layout.path, raw, layout.prefix))
     assets = [FileSource(asset.path, partial(model.asset_blocks, reader, asset)) for asset in document.assets]
     return ModelSource(
-        opened.sources(threads), opened.nbytes, document.metadata, assets, layouts, unpacks=bool(layouts)
+        opened.sources(threads),
+        opened.nbytes,
+        document.metadata,
+        assets,
+        layouts,
+        unpacks=bool(layouts),
+        check_unchanged=lambda: reader.check_unchanged(reader.start()),
     )

@@ -108,6 +108,12 @@ def read_header(blob: Blob) -> Header:
     return header
 
 
+def check_unchanged(blobs: Iterable[Blob]) -> None:
+    """Raises StorageError if one of the open files is another by now: tensors have no checksums that would tell."""
+    for blob in blobs:
+        blob.check_unchanged(blob.start())
+
+
 @dataclass(frozen=True, slots=True)
 class FileTensor:
     """A TensorSource over one tensor of an open file."""

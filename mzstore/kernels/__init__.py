@@ -39,6 +39,8 @@ def pays(nbytes: int) -> bool:
         return False
     if _kernels is not None:
         return True
+    if _loading:  # by another thread, for some tenths of a second; NumPy is quicker than waiting for it
+        return False
     with _lock:
         _done_by_numpy += nbytes
         return _done_by_numpy >= PAYS_FROM_NBYTES
@@ -56,7 +58,10 @@ def load() -> ModuleType:
     with _lock:
         if _kernels is None:
             _loading = True
-            _kernels = importlib.import_module("mzstore.kernels.planes")
+            try:
+                _kernels = importlib.import_module("mzstore.kernels.planes")
+            finally:
+                _loading = False
         return _kernels
 
 

@@ -114,6 +114,25 @@ def split4(words, start, row, rows, cols, planes):
 
 
 @jit
+def count_beyond(words, start, row, rows, cols, shift, least, span):
+    """How many words, shifted left by ``shift`` and less ``least`` (which wraps around), are not below ``span``.
+
+    All three are of the word type.
+    """
+    found = 0
+    for i in range(rows):
+        a = np.uint64(start + i * row)
+        for begin in range(0, cols, BLOCK):
+            n = np.uint64(min(BLOCK, cols - begin))
+            some = np.uint16(0)  # as narrow as the words, or a vector would hold fewer of them
+            for j in range(n):
+                some += np.uint16(words.dtype.type((words[a + j] << shift) - least) >= span)
+            found += some
+            a += n
+    return found
+
+
+@jit
 def pack_ranks(top, first, middle, ranks, pairs, packed, escapes):
     """packed[i] = rank of top[2 i] | rank of top[2 i + 1] << 4, where a rank is top - first; the last may lack the second.
 

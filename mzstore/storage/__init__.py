@@ -48,29 +48,36 @@ def open_location(
     options: Options = None,
     *,
     retry: Retry | None = None,
+    operation: Operation | None = None,
     stats: Stats | None = None,
     ahead: int = 0,
 ) -> Blob | Folder:
     """What lies at ``location``: a Blob, or a Folder if it is a directory (or a URL that ends in a slash).
 
-    Of a remote object, the last ``ahead`` bytes are read at once. A URL at which there is no object is that of a Folder.
+    Of a remote object, the last ``ahead`` bytes are read at once. A URL at which there is no object is that of a Folder,
+    but if it has a query, which may be a signature that is good for one object. ``operation``: of which opening is a part.
     """
     if isinstance(location, (bytes, bytearray, memoryview)):
         return Buffer(location)
     if is_local(location):
         path = local_path(location)
         return LocalFolder(path) if path.is_dir() else LocalFile(path)
-    url, retry, stats = os.fspath(location), retry or Retry(), stats or Stats()
+    url, stats, operation = os.fspath(location), stats or Stats(), operation or (retry or Retry()).start()
     if not url.endswith(("/", FOLDER_SUFFIX)):
         try:
-            return RemoteFile(url, options, retry, stats, max(ahead, LEAST_AHEAD))
+            return RemoteFile(url, options, stats, max(ahead, LEAST_AHEAD), operation)
         except StorageError as error:
-            if not isinstance(error.__cause__, (FileNotFoundError, IsADirectoryError)):
+            if "?" in url or not isinstance(error.__cause__, (FileNotFoundError, IsADirectoryError)):
                 raise
-    return RemoteFolder(url, options, retry, stats)
+    return RemoteFolder(url, options, stats, operation)
 
 
-def create(location: "str | os.PathLike[str] | Writable", options: Options = None, expected: int = 0) -> Sink:
+def create(
+    location: "str | os.PathLike[str] | Writable",
+    options: Options = None,
+    expected: int = 0,
+    retry: Retry | None = None,
+) -> Sink:
     """A Sink for ``location``: a path, a URL, or a binary file object (which the caller keeps).
 
     ``expected``: about how many bytes will come; a remote object is then uploaded in parts of one size.
@@ -79,11 +86,13 @@ def create(location: "str | os.PathLike[str] | Writable", options: Options = Non
         return FileObjectSink(location)
     if is_local(location):
         return LocalSink(local_path(location))
-    return RemoteSink(os.fspath(location), options, expected)
+    return RemoteSink(os.fspath(location), options, expected, retry)
 
 
-def create_folder(location: str | os.PathLike[str], options: Options, marker: str) -> FolderSink:
+def create_folder(
+    location: str | os.PathLike[str], options: Options, marker: str, retry: Retry | None = None
+) -> FolderSink:
     """A FolderSink for ``location``. Where folders cannot be replaced whole, none is written over one that has ``marker``."""
     if is_local(location):
         return LocalFolderSink(local_path(location))
-    return RemoteFolderSink(os.fspath(location), options, marker)
+    return RemoteFolderSink(os.fspath(location), options, marker, retry)

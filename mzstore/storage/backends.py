@@ -8,20 +8,24 @@ No backend retries here, and none lists.
 import os
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from mzstore.storage.base import Options
-from mzstore.storage.retry import Attempt, Changed, TooLarge, Transient, status_of
+from mzstore.storage.retry import Attempt, Changed, TooLarge, Transient, reason, status_of
+
+if TYPE_CHECKING:
+    import asyncio
 
 T = TypeVar("T")
 PIECE_NBYTES = 1 << 20  # of a body, at most, between two signs of life
-LEAST_PIECE_NBYTES = 64 << 10  # at least, where the backend waits for so much
+LEAST_PIECE_NBYTES, MOST_PIECES = 64 << 10, 32  # where the backend waits for a piece of some size; each costs CPU time
 CONNECTIONS = 32
 FOREVER = timedelta(days=1)
 # What tells one version of an object from another, by the names that filesystems give it in ``info``.
@@ -57,7 +61,15 @@ class Answer:
     version: str | None
 
 
-class Backend(Protocol):
+class Backend(ABC):
+    """Asks one filesystem for objects."""
+
+    pins = True  # whether ``get`` notices another version by itself
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+
+    @abstractmethod
     def get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Future[Answer]:
         """Begin one request; the Future gives its Answer, checked against the range.
 
@@ -65,8 +77,9 @@ class Backend(Protocol):
         answer to another range than asked for. ``limit``: more bytes than that are not read, TooLarge.
         """
 
-    def version(self, path: str) -> Callable[[Attempt], Future[str]] | None:
-        """What begins to ask which version is there now; None where ``get`` checks it."""
+    @abstractmethod
+    def look(self, path: str, attempt: Attempt) -> Future[Answer]:
+        """Begin to ask for an Answer without bytes. FileNotFoundError if there is no such object."""
 
 
 # A forked child keeps those of its parent for ever and uses none of them. If one were collected, its connections would
@@ -115,7 +128,7 @@ def filesystem(url: str, options: Options) -> tuple[Any, str]:
     return fs, path
 
 
-def _in_thread(call: Callable[[], T]) -> Future[T]:
+def in_thread(call: Callable[[], T]) -> Future[T]:
     """``call()`` in a thread of its own that nobody waits for, because a call that hangs cannot be ended."""
     future: Future[T] = Future()
 
@@ -131,11 +144,27 @@ def _in_thread(call: Callable[[], T]) -> Future[T]:
     return future
 
 
-def on_loop(fs: Any, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-    """``coroutine`` on the event loop of ``fs``, in another thread."""
+_turns: "weakref.WeakKeyDictionary[Any, asyncio.Semaphore]" = weakref.WeakKeyDictionary()
+
+
+def on_loop(fs: Any, ask: Callable[[], Coroutine[Any, Any, T]], attempt: Attempt) -> Future[T]:
+    """``ask()`` on the event loop of ``fs``, in another thread, as soon as ``fs`` has a connection for it.
+
+    It would wait for one in the client as well, but there nobody can tell that from a server that does not answer.
+    """
     import asyncio  # which fsspec has imported by now, and nobody else needs
 
-    return asyncio.run_coroutine_threadsafe(coroutine, fs.loop)
+    async def in_turn() -> T:
+        attempt.wait()
+        turns = _turns.get(fs)
+        if turns is None:
+            most = (getattr(fs, "config_kwargs", None) or {}).get("max_pool_connections", CONNECTIONS)
+            turns = _turns[fs] = asyncio.Semaphore(most)
+        async with turns:
+            attempt.begin()
+            return await ask()
+
+    return asyncio.run_coroutine_threadsafe(in_turn(), fs.loop)
 
 
 class _Body:
@@ -192,113 +221,136 @@ def _check(
     return total
 
 
-class S3:
-    """s3fs, whose client is called directly: with If-Match, and without the retries inside s3fs."""
+def _refusal(status: int | None, range_: Range, error: Exception) -> Exception:
+    """What an answer with an HTTP status means to a reader; ``error`` itself if nothing in particular."""
+    match status:
+        case 401 | 403:
+            return PermissionError(13, f"not allowed ({reason(error)})")
+        case 404:
+            return FileNotFoundError(2, "there is no such object")
+        case 412:
+            return Changed("it has changed since it was opened")
+        case 416:
+            return Changed(f"it has no {range_} any more: it has changed since it was opened")
+    return error
 
-    def __init__(self, fs: Any) -> None:
-        self._fs = fs
+
+class Direct(Backend):
+    """A filesystem whose client is called directly, on its event loop; the client raises what servers refuse."""
 
     def get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Future[Answer]:
-        return on_loop(self._fs, self._get(path, range_, version, limit, attempt))
+        async def ask() -> Answer:
+            try:
+                return await self._get(path, range_, version, limit, attempt)
+            except Exception as error:
+                status = status_of(error)
+                if status == 416 and range_.start < 0:  # of an empty object
+                    return Answer(b"", 0, None)
+                refusal = _refusal(status, range_, error)
+                if refusal is error:
+                    raise
+                raise refusal from error
+
+        return on_loop(self._fs, ask, attempt)
+
+    def look(self, path: str, attempt: Attempt) -> Future[Answer]:
+        async def ask() -> Answer:
+            try:
+                return await self._look(path)
+            except Exception as error:
+                refusal = _refusal(status_of(error), Range(), error)
+                if refusal is error:
+                    raise
+                raise refusal from error
+
+        return on_loop(self._fs, ask, attempt)
+
+    @abstractmethod
+    async def _get(
+        self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt
+    ) -> Answer: ...
+
+    @abstractmethod
+    async def _look(self, path: str) -> Answer: ...
+
+
+class S3(Direct):
+    """s3fs: with If-Match, and without the retries inside s3fs."""
 
     async def _get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Answer:
-        from botocore.exceptions import ClientError
-        from s3fs.errors import translate_boto_error
-
-        bucket, key, version_id = self._fs.split_path(path)
-        asked = {"Range": range_.header, "IfMatch": version, "VersionId": version_id}
-        await self._fs.set_session()
-        client = await self._fs.get_s3(bucket)
-        named = {name: value for name, value in asked.items() if value is not None}
-        try:
-            head = await client.get_object(**{**self._fs.req_kw, "Bucket": bucket, "Key": key, **named})
-        except ClientError as error:
-            code = str(error.response.get("Error", {}).get("Code"))
-            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-            if status == 412:
-                raise Changed("it has changed since it was opened") from error
-            if status == 416:
-                if range_.start < 0:  # of an empty object
-                    return Answer(b"", 0, None)
-                raise Changed(f"it has no {range_} any more: it has changed since it was opened") from error
-            if code in ("404", "NoSuchKey") or status == 404:
-                raise FileNotFoundError(2, "there is no such object") from error
-            if status in (401, 403):
-                raise PermissionError(13, f"not allowed ({error})") from error
-            raise translate_boto_error(error) from error
+        head = await self._call("get_object", path, Range=range_.header, IfMatch=version)
         async with head["Body"] as body:
             attempt.received()
             found, nbytes = head.get("ETag"), head["ContentLength"]
             total = _check(range_, nbytes, head.get("ContentRange"), version, found, limit)
             return Answer(await _Body(nbytes, attempt).all(body.read), total, found)
 
-    def version(self, path: str) -> None: ...
+    async def _look(self, path: str) -> Answer:
+        head = await self._call("head_object", path)
+        return Answer(b"", head["ContentLength"], head.get("ETag"))
+
+    async def _call(self, method: str, path: str, **asked: str | None) -> Any:
+        bucket, key, version_id = self._fs.split_path(path)
+        await self._fs.set_session()
+        client = await self._fs.get_s3(bucket)
+        named = {name: value for name, value in {**asked, "VersionId": version_id}.items() if value is not None}
+        return await getattr(client, method)(**{**self._fs.req_kw, "Bucket": bucket, "Key": key, **named})
 
 
-class Http:
-    """fsspec's HTTP filesystem, whose session is used directly."""
-
-    def __init__(self, fs: Any) -> None:
-        self._fs = fs
-
-    def get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Future[Answer]:
-        return on_loop(self._fs, self._get(path, range_, version, limit, attempt))
+class Http(Direct):
+    """fsspec's HTTP filesystem, whose session is used."""
 
     async def _get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Answer:
+        asked = {"Range": range_.header} if range_.header else {}
+        if version and version.startswith('"'):  # a weak ETag or a date matches nothing
+            asked["If-Match"] = version
+        async with await self._ask("GET", path, asked) as head:
+            attempt.received()
+            head.raise_for_status()
+            if head.content_length is None:
+                raise Transient("the answer does not say how long it is")
+            content_range = head.headers.get("Content-Range", "") if head.status == 206 else None
+            found = self._version(head)
+            total = _check(range_, head.content_length, content_range, version, found, limit)
+            return Answer(await _Body(head.content_length, attempt).all(head.content.read), total, found)
+
+    async def _look(self, path: str) -> Answer:
+        async with await self._ask("HEAD", path, {}) as head:
+            head.raise_for_status()
+            length = head.headers.get("Content-Length")
+            return Answer(b"", None if length is None else int(length), self._version(head))
+
+    async def _ask(self, method: str, path: str, headers: dict[str, str]) -> Any:
         import aiohttp
 
         session = await self._fs.set_session()
         options = dict(self._fs.kwargs)
         if "timeout" not in self._fs.client_kwargs:  # for a whole answer, however well it comes on; see Operation
             options.setdefault("timeout", aiohttp.ClientTimeout(total=None))
-        headers = {**(options.pop("headers", None) or {}), "Accept-Encoding": "identity"}
-        if range_.header:
-            headers["Range"] = range_.header
-        if version and version.startswith('"'):  # a weak ETag or a date matches nothing
-            headers["If-Match"] = version
-        async with session.get(self._fs.encode_url(path), headers=headers, **options) as head:
-            attempt.received()
-            if head.status == 404:
-                raise FileNotFoundError(2, "there is no such object")
-            if head.status in (401, 403):
-                raise PermissionError(13, f"not allowed ({head.status} {head.reason})")
-            if head.status == 412:
-                raise Changed("it has changed since it was opened")
-            if head.status == 416:
-                if range_.start < 0:
-                    return Answer(b"", 0, None)
-                raise Changed(f"it has no {range_} any more: it has changed since it was opened")
-            head.raise_for_status()
-            if head.content_length is None:
-                raise Transient("the answer does not say how long it is")
-            found = head.headers.get("ETag") or head.headers.get("Last-Modified")
-            content_range = head.headers.get("Content-Range", "") if head.status == 206 else None
-            total = _check(range_, head.content_length, content_range, version, found, limit)
-            return Answer(await _Body(head.content_length, attempt).all(head.content.read), total, found)
+        own = options.pop("headers", None) or {}
+        return session.request(
+            method, self._fs.encode_url(path), headers={**own, "Accept-Encoding": "identity", **headers}, **options
+        )
 
-    def version(self, path: str) -> None: ...
+    def _version(self, head: Any) -> str | None:
+        found: str | None = head.headers.get("ETag") or head.headers.get("Last-Modified")
+        return found
 
 
-class Obstore:
-    """obstore's adapter, whose stores are asked directly."""
+class Obstore(Direct):
+    """obstore's adapter, whose stores are used."""
 
     _pid: int | None = None  # of the process in which it was used first: its threads do not come along into a fork
 
     def __init__(self, fs: Any) -> None:
-        self._fs = fs
+        super().__init__(fs)
         Obstore._pid = Obstore._pid or os.getpid()
         if Obstore._pid != os.getpid():
             raise NotImplementedError(
                 "obstore does not work in a forked process; start processes by 'spawn' or 'forkserver'"
             )
 
-    def get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Future[Answer]:
-        return on_loop(self._fs, self._get(path, range_, version, limit, attempt))
-
     async def _get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Answer:
-        import obstore.exceptions
-
-        bucket, key = self._fs._split_path(path)
         options: dict[str, Any] = {}
         if range_.start < 0:
             options["range"] = {"suffix": -range_.start}
@@ -306,46 +358,42 @@ class Obstore:
             options["range"] = (range_.start, range_.stop)
         if version is not None:
             options["if_match"] = version
-        try:
-            head = await self._fs._construct_store(bucket).get_async(key, options=options)
-            attempt.received()
-            start, stop = head.range
-            total, found = head.meta["size"], head.meta["e_tag"]
-            checked = None if range_.header is None else f"bytes {start}-{stop - 1}/{total}"
-            _check(range_, stop - start, checked, version, found, limit)
-            body = _Body(stop - start, attempt)
-            async for piece in head.stream(min_chunk_size=LEAST_PIECE_NBYTES):
-                body.add(memoryview(piece))
-        except obstore.exceptions.NotFoundError as error:
-            raise FileNotFoundError(2, "there is no such object") from error
-        except obstore.exceptions.PreconditionError as error:
-            raise Changed("it has changed since it was opened") from error
-        except obstore.exceptions.BaseError as error:
-            if status_of(error) != 416:
-                raise
-            if range_.start < 0:
-                return Answer(b"", 0, None)
-            raise Changed(f"it has no {range_} any more: it has changed since it was opened") from error
+        store, key = self._where(path)
+        head = await store.get_async(key, options=options)
+        attempt.received()
+        start, stop = head.range
+        total, found = head.meta["size"], head.meta["e_tag"]
+        checked = None if range_.header is None else f"bytes {start}-{stop - 1}/{total}"
+        _check(range_, stop - start, checked, version, found, limit)
+        body = _Body(stop - start, attempt)
+        async for piece in head.stream(min_chunk_size=max(LEAST_PIECE_NBYTES, (stop - start) // MOST_PIECES)):
+            body.add(memoryview(piece))
         return Answer(body.whole(), total, found)
 
-    def version(self, path: str) -> None: ...
+    async def _look(self, path: str) -> Answer:
+        store, key = self._where(path)
+        about = await store.head_async(key)
+        return Answer(b"", about["size"], about["e_tag"])
+
+    def _where(self, path: str) -> tuple[Any, str]:
+        bucket, key = self._fs._split_path(path)
+        return self._fs._construct_store(bucket), key
 
 
-class Other:
+class Other(Backend):
     """Any filesystem: ``info`` tells size and version at the opening, ``cat_file`` gives ranges."""
 
-    def __init__(self, fs: Any) -> None:
-        self._fs = fs
+    pins = False
 
     def get(self, path: str, range_: Range, version: str | None, limit: int | None, attempt: Attempt) -> Future[Answer]:
-        return _in_thread(lambda: self._get(path, range_, limit))
+        return in_thread(lambda: self._get(path, range_, limit))
 
     def _get(self, path: str, range_: Range, limit: int | None) -> Answer:
-        total = found = None
+        about = Answer(b"", None, None)
         start, stop = range_.start, range_.stop
         if start < 0 or stop is None:
-            about = self._info(path)
-            total, found = about["size"], _version(about)
+            about = self._look(path)
+            total = about.total
             if total is None:
                 raise NotImplementedError("the storage does not say how large the object is")
             start, stop = (max(0, total + start), total) if start < 0 else (0, total)
@@ -359,18 +407,15 @@ class Other:
             raise
         if len(data) != stop - start:
             raise Transient(f"{len(data)} bytes came, wanted was {range_}")
-        return Answer(data, total, found)
+        return Answer(data, about.total, about.version)
 
-    def version(self, path: str) -> Callable[[Attempt], Future[str]]:
-        return lambda attempt: _in_thread(lambda: _version(self._info(path)))
+    def look(self, path: str, attempt: Attempt) -> Future[Answer]:
+        return in_thread(lambda: self._look(path))
 
-    def _info(self, path: str) -> dict[str, Any]:
+    def _look(self, path: str) -> Answer:
         self._fs.invalidate_cache(path)
         about: dict[str, Any] = self._fs.info(path)
         if about["type"] != "file":
             raise FileNotFoundError(2, "there is no such object")
-        return about
-
-
-def _version(about: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {about[key]}" for key in ("size", *VERSION_KEYS) if about.get(key) is not None)
+        told = ", ".join(f"{key} {about[key]}" for key in ("size", *VERSION_KEYS) if about.get(key) is not None)
+        return Answer(b"", about["size"], told)

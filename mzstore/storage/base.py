@@ -23,8 +23,11 @@ class Blob(Protocol):
     nbytes: int
     local: bool  # reading costs no request
 
-    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
-        """Bytes ``[start, stop)``, valid until this thread's next read with the same ``slot``."""
+    def read(self, start: int, stop: int, slot: str = "", operation: Operation | None = None) -> memoryview:
+        """Bytes ``[start, stop)``, valid until this thread's next read with the same ``slot``.
+
+        ``operation``: of which it is a part; an operation of its own if there is none.
+        """
 
     def start(self) -> Operation:
         """A new operation of many requests."""
@@ -56,11 +59,15 @@ class Folder(ABC):
         """A new operation of many requests."""
 
     @abstractmethod
-    def fetch(self, key: str, limit: int, operation: Operation) -> memoryview | None:
-        """As ``read``, in memory of its own."""
+    def fetch(self, key: str, limit: int, operation: Operation, *, pin: bool = False) -> memoryview | None:
+        """As ``read``, in memory of its own. ``pin``: it is to be the same at ``check_unchanged``."""
 
     @abstractmethod
-    def open(self, key: str) -> Blob | None:
+    def check_unchanged(self, operation: Operation) -> None:
+        """Raises StorageError if an object in remote storage that was pinned is not the same any more."""
+
+    @abstractmethod
+    def open(self, key: str, operation: Operation | None = None) -> Blob | None:
         """The object, to be read in parts; None if there is none."""
 
     def has(self, key: str) -> bool:

@@ -37,7 +37,7 @@ class Buffer(Local):
         self._data = memoryview(data).cast("B")
         self.url, self.nbytes = "<memory>", len(self._data)
 
-    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
+    def read(self, start: int, stop: int, slot: str = "", operation: Operation | None = None) -> memoryview:
         return self._data[start:stop]
 
     def fetch(self, start: int, stop: int, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
@@ -60,7 +60,7 @@ class LocalFile(Local):
             self.close()
             raise StorageError(f"cannot open {self.url!r}: it is not a regular file")
 
-    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
+    def read(self, start: int, stop: int, slot: str = "", operation: Operation | None = None) -> memoryview:
         if self._fd < 0:
             raise ValueError(f"{self.url!r} is closed")
         out = buffer(f"file {slot}", stop - start).data
@@ -99,11 +99,11 @@ class LocalFolder(Local, Folder):
         with contextlib.closing(file):
             return file.read(0, min(file.nbytes, limit + 1), slot)
 
-    def fetch(self, key: str, limit: int, operation: Operation) -> memoryview | None:
+    def fetch(self, key: str, limit: int, operation: Operation, *, pin: bool = False) -> memoryview | None:
         data = self.read(key, limit)
         return None if data is None else memoryview(bytes(data))
 
-    def open(self, key: str) -> "LocalFile | None":
+    def open(self, key: str, operation: Operation | None = None) -> "LocalFile | None":
         try:
             return LocalFile(self._path / key)
         except StorageError as error:

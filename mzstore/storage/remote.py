@@ -1,35 +1,43 @@
 """Remote storage for reading: objects and prefixes of any fsspec filesystem."""
 
+import contextlib
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
 
 from mzstore.errors import StorageError
 from mzstore.stats import Stats
-from mzstore.storage.backends import Answer, Backend, Range, connect, filesystem
+from mzstore.storage.backends import Answer, Backend, Range, connect, filesystem, in_thread
 from mzstore.storage.base import Folder, Options, storage_errors
-from mzstore.storage.retry import Attempt, OnBytes, Operation, Retry, TooLarge, reason
+from mzstore.storage.retry import Attempt, OnBytes, Operation, TooLarge, reason, without_secrets
 
+T = TypeVar("T")
 PART_NBYTES, PARTS_AT_A_TIME = 8 << 20, 8  # of one long read
 SMALL_NBYTES = 64 << 10  # so much of an object in a folder is read to learn its size
 
 
 class Remote:
-    """A URL and how to reach it: asks with retries, counts, and connects again in a forked process."""
+    """A URL and how to reach it: asks with retries, counts, and connects again in a forked process.
 
-    def __init__(self, url: str, options: Options, retry: Retry, stats: Stats) -> None:
-        self.url, self.options, self.retry, self.stats = url, options, retry, stats
+    url   as messages show it
+    """
+
+    def __init__(self, url: str, options: Options, stats: Stats, operation: Operation) -> None:
+        self.url, self._address = without_secrets(url), url
+        self.options, self.retry, self.stats = options, operation.retry, stats
         self._backend: Backend | None = None
         self._pid = 0
-        self._connect()
+        self._connect(operation)
 
-    def _connect(self) -> tuple[Backend, str]:
+    def _connect(self, operation: Operation) -> tuple[Backend, str]:
         if self._backend is None or self._pid != os.getpid():  # connections and event loops do not survive a fork
-            try:
-                self._backend, self._path = connect(self.url, self.options)
-            except Exception as error:  # whatever kind a filesystem chooses
-                raise StorageError(f"cannot open {self.url!r}: {reason(error)}") from error
+            with opening(self.url):
+                self._backend, self._path = operation.wait_for_client(
+                    in_thread(lambda: connect(self._address, self.options))
+                )
             self._pid = os.getpid()
         return self._backend, self._path
 
@@ -43,8 +51,8 @@ class Remote:
         on_bytes: OnBytes | None = None,
     ) -> Answer:
         """The bytes at ``range_`` of the object ``key`` below the URL, or of the URL itself if that is empty."""
-        backend, path = self._connect()
-        path, url = (f"{path.rstrip('/')}/{key}", f"{self.url}/{key}") if key else (path, self.url)
+        backend, path = self._connect(operation)
+        path, url = self._at(path, key)
 
         def start(attempt: Attempt) -> Future[Answer]:
             self.stats.add(requests=1)
@@ -54,11 +62,38 @@ class Remote:
         self.stats.add(fetched_nbytes=len(answer.data))
         return answer
 
-    def changed(self, version: str | None, operation: Operation) -> bool:
-        """Whether there is another version now, where the requests themselves cannot tell."""
-        backend, path = self._connect()
-        ask = backend.version(path)
-        return ask is not None and operation.run(ask, f"look at {self.url!r} again") != version
+    def pins(self, operation: Operation) -> bool:
+        """Whether ``get`` notices another version by itself."""
+        return self._connect(operation)[0].pins
+
+    def look(self, key: str, operation: Operation) -> Answer:
+        """What is there now, without its bytes."""
+        backend, path = self._connect(operation)
+        path, url = self._at(path, key)
+
+        return operation.run(lambda attempt: backend.look(path, attempt), f"look at {url!r} again")
+
+    def _at(self, path: str, key: str) -> tuple[str, str]:
+        return (f"{path.rstrip('/')}/{key}", f"{self.url}/{key}") if key else (path, self.url)
+
+
+@contextlib.contextmanager
+def opening(url: str) -> Iterator[None]:
+    """Turn whatever a filesystem raises that is made for ``url`` into a StorageError."""
+    try:
+        yield
+    except Exception as error:  # whatever kind a filesystem chooses
+        raise StorageError(f"cannot open {url!r}: {reason(error)}") from error
+
+
+def _or_none(read: Callable[[], T]) -> T | None:
+    """What ``read`` gives; None if there is no such object."""
+    try:
+        return read()
+    except StorageError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
 
 
 class RemoteFile:
@@ -66,17 +101,17 @@ class RemoteFile:
 
     local = False
 
-    def __init__(self, url: str, options: Options, retry: Retry, stats: Stats, ahead: int) -> None:
-        self.url = url
+    def __init__(self, url: str, options: Options, stats: Stats, ahead: int, operation: Operation) -> None:
         self._operations: weakref.WeakSet[Operation] = weakref.WeakSet()
-        self._remote = Remote(url, options, retry, stats)
-        answer = self._remote.get("", Range(-ahead), None, None, retry.start())
+        self._remote = Remote(url, options, stats, operation)
+        self.url = self._remote.url
+        answer = self._remote.get("", Range(-ahead), None, None, operation)
         self.nbytes = len(answer.data) if answer.total is None else answer.total
         self._version = answer.version
         self._tail, self._tail_start = memoryview(answer.data), self.nbytes - len(answer.data)
 
-    def read(self, start: int, stop: int, slot: str = "") -> memoryview:
-        operation = self.start()
+    def read(self, start: int, stop: int, slot: str = "", operation: Operation | None = None) -> memoryview:
+        operation = operation or self.start()
         if stop - start <= PART_NBYTES:
             return self.fetch(start, stop, operation)
         data = memoryview(bytearray(stop - start))
@@ -120,7 +155,7 @@ class RemoteFile:
 
     def check_unchanged(self, operation: Operation) -> None:
         """Raises StorageError if another object has taken its place since it was opened."""
-        if self._remote.changed(self._version, operation):
+        if not self._remote.pins(operation) and self._remote.look("", operation).version != self._version:
             raise StorageError(f"{self.url!r} has changed since it was opened; open it again")
 
     def close(self) -> None:
@@ -132,9 +167,11 @@ class RemoteFile:
 class RemoteFolder(Folder):
     local = False
 
-    def __init__(self, url: str, options: Options, retry: Retry, stats: Stats) -> None:
-        self.url = url.rstrip("/")
-        self._remote = Remote(self.url, options, retry, stats)
+    def __init__(self, url: str, options: Options, stats: Stats, operation: Operation) -> None:
+        self._address = url.rstrip("/")
+        self._remote = Remote(self._address, options, stats, operation)
+        self.url = self._remote.url
+        self._pinned: dict[str, tuple[int, str | None]] = {}
 
     def read(self, key: str, limit: int, slot: str = "") -> memoryview | None:
         return self.fetch(key, limit, self.start())
@@ -142,14 +179,18 @@ class RemoteFolder(Folder):
     def start(self) -> Operation:
         return self._remote.retry.start()
 
-    def fetch(self, key: str, limit: int, operation: Operation) -> memoryview | None:
-        """The whole object, in one request of ``operation``; None if there is none. Raises StorageError beyond ``limit``."""
-        try:
-            return memoryview(self._remote.get(key, Range(), None, limit, operation).data)
-        except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
+    def fetch(self, key: str, limit: int, operation: Operation, *, pin: bool = False) -> memoryview | None:
+        """As Folder has it, in one request of ``operation``. Raises StorageError beyond ``limit``."""
+        answer = _or_none(lambda: self._remote.get(key, Range(), None, limit, operation))
+        if answer and pin:
+            self._pinned[key] = len(answer.data), answer.version
+        return memoryview(answer.data) if answer else None
+
+    def check_unchanged(self, operation: Operation) -> None:
+        for key, (nbytes, version) in self._pinned.items():
+            now = _or_none(partial(self._remote.look, key, operation))
+            if now is None or now.version != version or now.total not in (None, nbytes):
+                raise StorageError(f"{f'{self.url}/{key}'!r} has changed since it was read; open {self.url!r} again")
 
     def has(self, key: str) -> bool:
         try:
@@ -159,20 +200,19 @@ class RemoteFolder(Folder):
                 return True
             raise
 
-    def open(self, key: str) -> "RemoteFile | None":
-        remote = self._remote
-        try:
-            return RemoteFile(f"{self.url}/{key}", remote.options, remote.retry, remote.stats, SMALL_NBYTES)
-        except StorageError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
+    def open(self, key: str, operation: Operation | None = None) -> "RemoteFile | None":
+        remote, operation = self._remote, operation or self.start()
+        address = f"{self._address}/{key}"
+        return _or_none(lambda: RemoteFile(address, remote.options, remote.stats, SMALL_NBYTES, operation))
 
     def walk(self) -> Iterator[str]:
         yield from self.sizes()
 
     def sizes(self) -> dict[str, int]:
         with storage_errors(self.url, "list"):
-            fs, path = filesystem(self.url, self._remote.options)
+            with opening(self.url):
+                fs, path = self.start().wait_for_client(
+                    in_thread(lambda: filesystem(self._address, self._remote.options))
+                )
             found = sorted(fs.find(path, detail=True).items())
             return {name.removeprefix(path).lstrip("/"): about["size"] for name, about in found}

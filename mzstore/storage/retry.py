@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mzstore.errors import StorageError
@@ -26,10 +26,17 @@ FINAL = (
     KeyError,
 )
 FINAL_NAMES = {
-    "InvalidPathError", "InvalidURL", "NoCredentialsError", "NotFoundError", "NotSupportedError", "ParamValidationError",
-    "PartialCredentialsError", "PermissionDeniedError", "PreconditionError", "ProfileNotFound", "UnauthenticatedError",
-    "UnknownConfigurationKeyError",
+    "InvalidPathError", "InvalidURL", "NoCredentialsError", "NotSupportedError", "ParamValidationError",
+    "PartialCredentialsError", "ProfileNotFound", "UnknownConfigurationKeyError",
 }  # fmt: skip  # of aiohttp, botocore and obstore, whose errors are of no common kind
+OBSTORE_STATUS = {
+    "NotFoundError": 404,
+    "PermissionDeniedError": 403,
+    "PreconditionError": 412,
+    "UnauthenticatedError": 401,
+}
+_PASSWORD = re.compile(r"(https?://)[^\s/?'\"@]*@")
+_QUERY = re.compile(r"(https?://[^\s?'\"]*)\?[^\s'\"]*")
 TRANSIENT_STATUS = {408, 409, 425, 429}  # and all from 500 on
 
 
@@ -39,7 +46,8 @@ class Retry:
 
     timeout   without a byte of an answer, until an attempt is given up
     attempts  at one request, the first included
-    deadline  of a whole operation: to open a model, to load or read from it; None: as long as attempts last
+    deadline  of a whole operation: to open a model, to load or read from it, to read an asset, to write an object or a
+              tree; None: as long as attempts last
     backoff   the first pause between two attempts; each further one is twice as long, at most 10 s, and shortened
               at random by up to half, so that many readers do not return all at once
     """
@@ -89,6 +97,13 @@ class Operation:
         if left <= seconds:
             raise TimeoutError(f"the deadline of {self.retry.deadline} s has passed")
 
+    def wait_for_client(self, future: "Future[T]") -> T:
+        """What ``future`` makes, a client. Raises TimeoutError if it takes as long as no request may be silent."""
+        try:
+            return self._result(future, Attempt())
+        except TimeoutError as error:
+            raise TimeoutError(f"its client is not ready, which may look for credentials: {error}") from error
+
     def run(self, start: Callable[["Attempt"], "Future[T]"], doing: str, on_bytes: OnBytes | None = None) -> T:
         """What the request that ``start`` begins gives, after as many attempts as it takes.
 
@@ -121,27 +136,40 @@ class Operation:
     def _result(self, future: "Future[T]", attempt: "Attempt") -> T:
         try:
             while not future.done():
-                quiet = time.monotonic() - attempt.last_byte
-                if quiet >= self.retry.timeout:
+                left = self.retry.timeout - attempt.quiet()
+                if left <= 0:
                     raise TimeoutError(f"no byte for {self.retry.timeout:g} s")
-                self._wait((future,), self.retry.timeout - quiet)
+                self._wait((future,), left)
             return future.result()
         finally:
             future.cancel()
 
 
-@dataclass(slots=True)
 class Attempt:
     """Whoever receives bytes says so, so that a slow answer is not taken for none, and what is there can be used."""
 
-    on_bytes: OnBytes | None = None
-    last_byte: float = field(default_factory=time.monotonic)
+    def __init__(self, on_bytes: OnBytes | None = None) -> None:
+        self.allowance = 0.0  # seconds in which no answer can be expected, because something is sent
+        self._on_bytes = on_bytes
+        self._waits = False
+        self._last_byte = time.monotonic()
+
+    def wait(self) -> None:
+        """It is not its turn yet, so that no time of its own passes."""
+        self._waits = True
+
+    def begin(self) -> None:
+        self._last_byte, self._waits = time.monotonic(), False
+
+    def quiet(self) -> float:
+        """Seconds in which something should have come, and nothing has."""
+        return 0.0 if self._waits else time.monotonic() - self._last_byte - self.allowance
 
     def received(self, data: memoryview | None = None, done: int = 0) -> None:
         """Something came; the first ``done`` bytes of ``data`` are those of the answer."""
-        self.last_byte = time.monotonic()
-        if self.on_bytes and data is not None:
-            self.on_bytes(data, done)
+        self._last_byte, self.allowance = time.monotonic(), 0.0
+        if self._on_bytes and data is not None:
+            self._on_bytes(data, done)
 
 
 class Stopped(BaseException):
@@ -163,8 +191,13 @@ class TooLarge(OSError):
 def reason(error: BaseException) -> str:
     """What went wrong, in the words of the system or of the backend; never empty."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    text = text.partition("Debug source:")[0]  # obstore adds all fields of the error
+    text = without_secrets(text.partition("Debug source:")[0])  # obstore adds all fields of the error
     return " ".join(text.split())[:500] or type(error).__name__
+
+
+def without_secrets(text: str) -> str:
+    """``text`` with neither the password nor the query of a URL of the web in it: that may be a signature."""
+    return _QUERY.sub(r"\1?...", _PASSWORD.sub(r"\1", text))
 
 
 def is_transient(error: BaseException) -> bool:
@@ -188,8 +221,9 @@ def status_of(error: BaseException) -> int | None:
         if isinstance(answer, dict)
         else getattr(answer, "status_code", None)
     )
-    if module.startswith("obstore") and (match := re.search(r"status code: (\d{3})", str(error))):
-        found = int(match[1])
+    if module.startswith("obstore"):
+        match = re.search(r"status code: (\d{3})", str(error))
+        found = int(match[1]) if match else OBSTORE_STATUS.get(type(error).__name__)
     names = ("status",) if module.startswith("aiohttp") else ("status", "status_code", "code")
     for value in (found, *(getattr(error, name, None) for name in names)):
         number = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{3}", value) else value  # gcsfs has both

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from mzstore.errors import StorageError
 from mzstore.stats import Stats
-from mzstore.storage.backends import filesystem, on_loop
+from mzstore.storage.backends import filesystem, in_thread, on_loop
 from mzstore.storage.base import Options, Transaction, Writable
 from mzstore.storage.remote import RemoteFolder
 from mzstore.storage.retry import MAX_PAUSE, Attempt, Operation, Retry, Transient, reason
@@ -96,6 +96,8 @@ def connect(url: str, options: Options, retry: Retry) -> tuple[Store, str]:
         return Obstore(fs), path
     if module.startswith("gcsfs"):
         return Google(fs), path
+    if module.startswith("adlfs"):
+        return Azure(fs, retry), path
     if module.startswith("fsspec.implementations.memory"):
         return Memory(fs), path
     if getattr(fs, "async_impl", False) or module.startswith("huggingface_hub"):
@@ -194,8 +196,8 @@ class S3(Store):
 
     def _run(self, operation: Operation, method: str, nbytes: int, **arguments: Any) -> dict[str, Any]:
         def start(attempt: Attempt) -> Future[dict[str, Any]]:
-            attempt.last_byte += nbytes / SLOWEST  # no answer comes before all is sent
-            return on_loop(self._fs, self._ask(method, arguments))
+            attempt.allowance = nbytes / SLOWEST  # no answer comes before all is sent
+            return on_loop(self._fs, lambda: self._ask(method, arguments), attempt)
 
         place = f"s3://{arguments['Bucket']}/{arguments['Key']}"
         return operation.run(start, f"write {place!r} ({method})")
@@ -303,8 +305,64 @@ class Obstore(Store):
         return self._fs._construct_store(bucket), key
 
 
+class Azure(Store):
+    """adlfs, whose client is called directly: its files commit what they have when they are closed, whole or not.
+
+    Nobody can read a block that is not yet on a committed list. Azure drops it after a week; nothing else can.
+    """
+
+    growing = True
+
+    def __init__(self, fs: Any, retry: Retry) -> None:
+        self._fs, self._retry = fs, retry
+
+    def put(self, path: str, data: bytes, operation: Operation) -> None:
+        if len(data) > MIB:  # beyond that the client would hold up its loop; of a block it sends piece by piece
+            self.stream(path, iter([data]), operation)
+            return
+        self._run(operation, "upload_blob", path, len(data), data=data, overwrite=True)
+        self._fs.invalidate_cache(path)
+
+    def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
+        upload = secrets.token_hex(8)  # blocks of two uploads of one name at a time do not mix
+
+        def send(number: int, data: bytes) -> _Part:
+            block = f"{upload}-{number:05}"
+            self._run(operation, "stage_block", path, len(data), block_id=block, data=data, length=len(data))
+            return _Part(len(data), {"block": block})
+
+        blocks = [part.about["block"] for part in _Parts(send, operation).send(parts)]
+        self._run(operation, "commit_block_list", path, 0, block_list=blocks)
+        self._fs.invalidate_cache(path)
+
+    def nbytes(self, path: str) -> int:
+        return int(self._run(self._retry.start(), "get_blob_properties", path, 0).size)
+
+    def _run(self, operation: Operation, method: str, path: str, nbytes: int, **arguments: Any) -> Any:
+        def start(attempt: Attempt) -> Future[Any]:
+            attempt.allowance = nbytes / SLOWEST  # no answer comes before all is sent
+            return on_loop(self._fs, lambda: self._ask(method, path, arguments), attempt)
+
+        return operation.run(start, f"write {f'az://{path}'!r} ({method})")
+
+    async def _ask(self, method: str, path: str, arguments: dict[str, Any]) -> Any:
+        from azure.storage.blob import BlobBlock
+
+        if "block_list" in arguments:
+            arguments = {"block_list": [BlobBlock(block) for block in arguments["block_list"]]}
+        elif "data" in arguments:
+            arguments = {**arguments, "data": io.BytesIO(arguments["data"])}
+        container, name, _ = self._fs.split_path(path)
+        async with self._fs.service_client.get_blob_client(container=container, blob=name) as client:
+            return await getattr(client, method)(**arguments)
+
+
 class Spooled(Store):
-    """An object store whose own ``put`` shows nothing before the end: parts are collected in a temporary file."""
+    """An object store whose own ``put`` shows nothing before the end: parts are collected in a temporary file.
+
+    Hugging Face is one: its client takes whole files, because the first it asks the Hub for is where to send an object
+    of this SHA-256 and size, and a commit names them.
+    """
 
     def __init__(self, fs: Any) -> None:
         self._fs = fs
@@ -455,9 +513,10 @@ class RemoteSink(Transaction):
 
     def __init__(self, url: str, options: Options, expected: int = 0, retry: Retry | None = None) -> None:
         retry = retry or Retry()
+        operation = retry.start()
         with _errors(url):
-            store, path = connect(url, options, retry)
-        self._begin(url, store, path, retry.start(), expected)
+            store, path = operation.wait_for_client(in_thread(lambda: connect(url, options, retry)))
+        self._begin(url, store, path, operation, expected)
 
     @classmethod
     def of(cls, url: str, store: Store, path: str, operation: Operation) -> Self:
@@ -529,10 +588,10 @@ class RemoteFolderSink(Transaction):
         retry = retry or Retry()
         self._operation = retry.start()
         with _errors(url):
-            self._store, path = connect(self.url, options, retry)
+            self._store, path = self._operation.wait_for_client(in_thread(lambda: connect(self.url, options, retry)))
             self._path = path.rstrip("/")
             # New chunks would be read by the old documents.
-            if RemoteFolder(self.url, options, retry, Stats()).has(marker):
+            if RemoteFolder(self.url, options, Stats(), self._operation).has(marker):
                 raise FileExistsError(17, "it holds a model; remove it first, or choose another name")
         self._free = threading.Semaphore(IN_FLIGHT)
         self._failures: list[BaseException] = []
