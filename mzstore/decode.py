@@ -53,7 +53,7 @@ def bound(entry: TensorEntry, dtype: DType) -> TensorEntry:
 
 def _into(part: SinglePart, dtype: DType) -> SinglePart:
     if isinstance(part, Quantized):
-        return replace(part, dtype=dtype)
+        return part.into(dtype)
     assert isinstance(part, Sparse)
     return replace(part, into=dtype)
 

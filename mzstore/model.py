@@ -244,7 +244,8 @@ class Tensor:
             dtypes.check_cast(self._entry.spec.dtype, wanted)
         except ValueError as error:
             raise ValueError(f"tensor {self.name!r}: {error}") from None
-        return Tensor(self._model, bound(self._entry, wanted), bound(self._stored, wanted))
+        entry = bound(self._entry, wanted)
+        return Tensor(self._model, entry, entry if self._stored is self._entry else bound(self._stored, wanted))
 
     def _chunk_nbytes(self, key: str) -> int:
         nbytes = self._model.reader.nbytes(key)

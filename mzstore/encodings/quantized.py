@@ -6,6 +6,7 @@ where table(code) is code - zero_point, or codebook[code]. Codes of a small alph
 low bits, which hardly shrink, stand in an array of their own.
 """
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -137,6 +138,13 @@ class Quantized:
     def _codes_unit(self) -> int:
         """Chunks that are not alone on the last axis have a multiple of so many codes there."""
         return math.lcm(self.per_byte, per_byte(1 << self.low_bits) if self.low_bits else 1)
+
+    def into(self, dtype: DType) -> "Quantized":
+        """The same, giving values of ``dtype``, one of DTYPES_OUT: nothing else has to be checked again."""
+        other = copy.copy(self)
+        object.__setattr__(other, "dtype", dtype)
+        object.__setattr__(other, "_decoder", None)
+        return other
 
     def _check_codebook(self, codebook: np.ndarray | Array) -> None:
         if self.zero_point != 0:
