@@ -8,14 +8,15 @@ from hypothesis import strategies as st
 from mzstore import kernels
 from mzstore.dtypes import DTYPES
 from mzstore.quantizers import ArrayMatrix, Codes, Scale, Scheme, ZeroPoint, dequantize, round_to, spread
+from mzstore.quantizers import decoding
 from mzstore.quantizers import ecsq as ecsq_module
 from mzstore.quantizers.codebooks import FP4, NF4, Lloyd, Table, Vectors, fp4, nf4
 from mzstore.quantizers.columns import ColumnScaled
-from mzstore.quantizers.decoding import DTYPES_OUT, Decoder, Local
+from mzstore.quantizers.decoding import DTYPES_OUT, Decoder, Local, word_tables
 from mzstore.quantizers.ecsq import Target, Uniform, quantize
 from mzstore.quantizers.floats import ELEMENTS, Floats, codebook, mxfp4, mxfp8, nvfp4
 from mzstore.quantizers.integers import Integers
-from mzstore.quantizers.lengths import MAX_BITS, coded_bits, entropy, huffman
+from mzstore.quantizers.lengths import MAX_BITS, coded_bits, huffman
 from mzstore.quantizers.packing import (
     BASES,
     counted_bits,
@@ -24,7 +25,6 @@ from mzstore.quantizers.packing import (
     packed_cols,
     packed_counts,
     per_byte,
-    unpack,
     with_low,
 )
 from mzstore.quantizers.ranges import block_shape
@@ -69,12 +69,24 @@ def decoded(codes, scheme):
     return dequantize(codes.codes, scheme, codes.scales, codes.zero_points)
 
 
+def entropy(counts):
+    """Bits per symbol of an ideal coder."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum())
+
+
+def unpack(packed, n, cols):
+    """The inverse of ``pack``."""
+    return digits(n)[packed].reshape(packed.shape[0], n * packed.shape[1])[:, :cols]
+
+
 def restored(fitted, block, first_row=0):
     """What a reader has: the decoded values, the outliers put in place."""
     codes = fitted.encode(block, first_row)
     values = dequantize(codes.codes, fitted.scheme, codes.scales, codes.zero_points)
     if codes.outliers is not None:
-        values.reshape(-1)[codes.outliers.positions - first_row * block.shape[1]] = codes.outliers.values
+        at = codes.outliers.positions - first_row * block.shape[1]
+        values.reshape(-1)[at] = block.reshape(-1)[at]
     return values
 
 
@@ -308,8 +320,10 @@ def test_outliers_are_exact_ascending_and_in_place():
     assert outliers.positions.dtype == np.int64
     assert (np.diff(outliers.positions) > 0).all()
     assert {50 * 192 + 7, 50 * 192 + 9} <= set(outliers.positions.tolist())
-    np.testing.assert_array_equal(outliers.values, values.reshape(-1)[outliers.positions])
+    np.testing.assert_array_equal(restored(fitted, values)[values > 2], values[values > 2])
+    assert fitted.may_have_outliers
     assert fitted.encode(VALUES[:1] * 0, 0).outliers is None
+    assert not Uniform(step=0.02).fit(ArrayMatrix(VALUES)).may_have_outliers
 
 
 def test_thresholds_save_bits_at_low_rate():
@@ -318,7 +332,7 @@ def test_thresholds_save_bits_at_low_rate():
         Uniform(target=Target(snr_db=9), lagrangian=lagrangian).design(sample)
         for lagrangian in (0.0, ecsq_module.LAGRANGIAN)
     )
-    assert better.entropy < plain.entropy - 0.04
+    assert entropy(better.counts) < entropy(plain.counts) - 0.04
 
 
 def test_points_are_kept_where_they_pay():
@@ -576,7 +590,7 @@ def _with_outliers(fitted, values, importance):
     codes = fitted.encode(values, 0, importance)
     got = dequantize(codes.codes, fitted.scheme, codes.scales, codes.zero_points)
     if codes.outliers is not None:
-        got.reshape(-1)[codes.outliers.positions] = codes.outliers.values
+        got.reshape(-1)[codes.outliers.positions] = values.reshape(-1)[codes.outliers.positions]
     return got
 
 
@@ -621,8 +635,6 @@ def test_as_many_as_fit_share_a_byte(levels, n):
 def test_packing_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="code 6 in a packing of 3"):
         pack(np.array([[6]], np.uint8), 3)
-    with pytest.raises(ValueError, match="byte 243 holds no 5 codes"):
-        unpack(np.array([[243]], np.uint8), 5, 5)
     with pytest.raises(ValueError, match="6 codes to a byte"):
         pack(np.zeros((1, 6), np.uint8), 6)
     with pytest.raises(ValueError, match="257 levels"):
@@ -765,6 +777,51 @@ def test_codes_beyond_the_levels_are_refused(engine):
     with pytest.raises(ValueError, match="code 5, where there are 5 levels"):
         Decoder(scheme, 1, "float32").decode(np.full((2, 8), 5, np.uint8), slice(0, 2), slice(0, 8), Local(), out)
     assert not out.any()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (5, 2), (4, 1), (4, 3), (8,)])
+@pytest.mark.parametrize("what", ["scales", "zero points"])
+def test_scales_that_are_too_few_or_too_many_are_refused(engine, shape, what):
+    """The kernels would read beyond them."""
+    scheme = Scheme((8, 32), 16, ZeroPoint((2, 16)), None, (Scale((2, 16)),))
+    scale, zero = np.ones((4, 2), np.float32), np.zeros((4, 2), np.int32)
+    local = (
+        Local((np.ones(shape, np.float32),), zero) if what == "scales" else Local((scale,), np.zeros(shape, np.int32))
+    )
+    out = np.zeros((8, 32), np.uint32)
+    decoder = Decoder(scheme, 1, "float32")
+    with pytest.raises(ValueError, match=rf"{what} of shape .* need \(4, 2\)"):
+        decoder.decode(np.ones((8, 32), np.uint8), slice(0, 8), slice(0, 32), local, out)
+    for missing, message in ((Local((), zero), "0 arrays of scales"), (Local((scale,)), "no zero points")):
+        with pytest.raises(ValueError, match=message):
+            decoder.decode(np.ones((8, 32), np.uint8), slice(0, 8), slice(0, 32), missing, out)
+    assert not out.any()
+
+
+def test_no_more_scales_are_spread_than_a_block_of_rows_needs(monkeypatch):
+    monkeypatch.setattr(kernels, "pays", lambda nbytes: False)
+    rows, spread_out = 1024, []
+    repeat = np.repeat
+    monkeypatch.setattr(np, "repeat", lambda *args, **kw: spread_out.append(repeat(*args, **kw)) or spread_out[-1])
+    scheme = Scheme((rows, 256), 16, 8, None, (Scale((1, 32)),))
+    out = np.empty((rows, 256), np.uint32)
+    local = Local((np.ones((rows, 8), np.float32),))
+    Decoder(scheme, 1, "float32").decode(np.ones((rows, 256), np.uint8), slice(0, rows), slice(0, 256), local, out)
+    assert sum(array.size for array in spread_out) <= 2 * out.size
+
+
+def test_tables_of_codes_are_made_once(monkeypatch):
+    if kernels._never:
+        pytest.skip("Numba is told not to compile")
+    made = []
+    monkeypatch.setattr(decoding, "word_tables", lambda *args: made.append(args) or word_tables(*args))
+    monkeypatch.setattr(kernels, "pays", lambda nbytes: True)
+    decoding._digit_tables.cache_clear()
+    scheme = Scheme((400, 256), 16, 8, None, (Scale((1, 32)),))
+    out = np.empty((400, 256), np.uint32)
+    local = Local((np.ones((400, 8), np.float32),))
+    Decoder(scheme, 2, "float32").decode(np.ones((400, 128), np.uint8), slice(0, 400), slice(0, 256), local, out)
+    assert len(made) == 1
 
 
 @pytest.mark.parametrize(

@@ -151,11 +151,9 @@ class Scheme:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outliers:
-    """Elements that the codes do not reach, ascending: ``positions`` int64[n] in the matrix, row * cols + column;
-    ``values`` float32[n], exact."""
+    """Elements that the codes do not reach, ascending: ``positions`` int64[n] in the matrix, row * cols + column."""
 
     positions: np.ndarray
-    values: np.ndarray
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,6 +178,10 @@ class Fitted(Protocol):
 
     @property
     def scheme(self) -> Scheme: ...
+
+    @property
+    def may_have_outliers(self) -> bool:
+        """Whether ``encode`` may find elements that the codes do not reach."""
 
     def encode(self, block: np.ndarray, first_row: int, importance: np.ndarray | None = None) -> Codes:
         """The codes of ``block`` (float32[n, cols], rows from ``first_row`` on, a multiple of ``scheme.row_multiple()``).

@@ -23,10 +23,11 @@ from mzstore.quantizers import (
     Scheme,
     checked_block,
     checked_weights,
+    spread,
     weighted_blocks,
 )
 from mzstore.quantizers.integers import usable_scale
-from mzstore.quantizers.ranges import Granularity, block_shape, by_block, per_block
+from mzstore.quantizers.ranges import Granularity, block_shape, by_block
 from mzstore.quantizers.sample import Sample, collect
 
 # QLoRA, appendix E: quantiles of a normal distribution, 8 above 0 and 7 below, 0 exact.
@@ -118,6 +119,10 @@ class FittedTable:
     _order: np.ndarray  # codes by ascending value
     _bounds: np.ndarray  # float32, half way between them
 
+    @property
+    def may_have_outliers(self) -> bool:
+        return False
+
     def encode(self, block: np.ndarray, first_row: int, importance: np.ndarray | None = None) -> Codes:
         values = checked_block(block, self.scheme, first_row)
         weights = checked_weights(importance, values.shape)
@@ -129,7 +134,7 @@ class FittedTable:
             if weights is not None:
                 heavy = by_block(np.broadcast_to(weights, values.shape), scale.block)
                 own = self.quantizer.weighted_scale(members, heavy, own, self._order, self._bounds)
-        nearest = np.searchsorted(self._bounds, values / per_block(own, scale.block, values.shape))
+        nearest = np.searchsorted(self._bounds, values / spread(own, scale.block, values.shape))
         return Codes(self._order[nearest].astype(self.scheme.code_dtype), (own,))
 
 
@@ -152,6 +157,10 @@ class Lloyd:
 class FittedLloyd:
     scheme: Scheme
     _bounds: np.ndarray
+
+    @property
+    def may_have_outliers(self) -> bool:
+        return False
 
     def encode(self, block: np.ndarray, first_row: int, importance: np.ndarray | None = None) -> Codes:
         values = checked_block(block, self.scheme, first_row)
@@ -233,6 +242,10 @@ class Vectors:
 @dataclass(frozen=True, slots=True, eq=False)
 class FittedVectors:
     scheme: Scheme
+
+    @property
+    def may_have_outliers(self) -> bool:
+        return False
 
     def encode(self, block: np.ndarray, first_row: int, importance: np.ndarray | None = None) -> Codes:
         values = checked_block(block, self.scheme, first_row)

@@ -73,6 +73,10 @@ class FittedColumnScaled:
     fitted: Fitted
     scale: np.ndarray
 
+    @property
+    def may_have_outliers(self) -> bool:
+        return self.fitted.may_have_outliers
+
     def encode(self, block: np.ndarray, first_row: int, importance: np.ndarray | None = None) -> Codes:
         weights = checked_weights(importance, block.shape)
         own = np.broadcast_to(self.scale**2 if weights is None else weights * self.scale**2, block.shape)

@@ -5,13 +5,14 @@ byte is looked up and all its values are stored at once (``expand``), or a code 
 row blocks that stay in the cache through codes -> float32 -> each scale -> the dtype. NumPy does it where Numba does not pay.
 """
 
+import functools
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mzstore import kernels
 from mzstore.dtypes import DTYPES
-from mzstore.quantizers import Scheme, Shape, ZeroPoint, dequantize, spread
+from mzstore.quantizers import Scheme, Shape, ZeroPoint, dequantize
 from mzstore.quantizers.packing import BASES, digits, packed_cols
 from mzstore.workspace import buffer
 
@@ -83,9 +84,11 @@ class Decoder:
         cols    start and stop in values, anywhere
         out     words of ``dtype`` [rows, cols], contiguous along the last axis, rows in ascending memory
 
-        Raises ValueError if a byte of ``packed`` is no code of the scheme; nothing is written then.
+        Raises ValueError if a byte of ``packed`` is no code of the scheme, or there are not as many scales and zero points
+        as the rows of the chunk need; nothing is written then.
         """
         self._check(packed)
+        self._check_local(packed.shape[0], local)
         if not out.size:
             return
         if not kernels.pays(NUMPY_COST * out.size):
@@ -109,6 +112,22 @@ class Decoder:
             most = int(packed.max())
             if most >= BASES[self.n] ** self.n:
                 raise ValueError(f"byte {most} holds no {self.n} codes")
+
+    def _check_local(self, rows: int, local: Local) -> None:
+        """The kernels index scales and zero points by row and column, whatever there is."""
+        scheme = self.scheme
+        scales = self._scales(local)
+        if len(scales) != len(scheme.scales):
+            raise ValueError(f"{len(scales)} arrays of scales, where there are {len(scheme.scales)}")
+        needed = [("scales", scale.block, own) for scale, own in zip(scheme.scales, scales, strict=True)]
+        if isinstance(scheme.zero_point, ZeroPoint):
+            if local.zero_points is None:
+                raise ValueError("no zero points, where each block has one")
+            needed.append(("zero points", scheme.zero_point.block, local.zero_points))
+        for name, block, own in needed:
+            grid = (-(-rows // block[0]), -(-scheme.shape[1] // block[1]))
+            if own.shape != grid:
+                raise ValueError(f"{name} of shape {own.shape}, where blocks of {block} need {grid}")
 
     def _expand(self, packed: np.ndarray, rows: slice, cols: slice, out: np.ndarray) -> None:
         assert self._tables is not None
@@ -164,7 +183,7 @@ class Decoder:
         if self.n > 1:
             codes = buffer("quantized codes", n * width).reshape(n, width)
             at, skip = divmod(start, self.n)
-            table, head, tail, *sizes = word_tables(np.arange(BASES[self.n], dtype=np.uint8), self.n)
+            table, head, tail, *sizes = _digit_tables(self.n)
             kernel.expand(  # type: ignore[attr-defined]
                 *_flat(packed, first, at),
                 n,
@@ -235,12 +254,7 @@ class Decoder:
 
     def _values(self, codes: np.ndarray, first: int, cols: slice, local: Local) -> np.ndarray:
         scheme = self.scheme
-        width, last = cols.stop - cols.start, first + codes.shape[0]
-
-        def over(values: np.ndarray, block: Shape) -> np.ndarray:
-            whole = spread(values, block, (last, scheme.shape[1]))
-            return (whole[first:last] if whole.shape[0] > 1 else whole)[:, cols if whole.shape[1] > 1 else slice(None)]
-
+        width, rows = cols.stop - cols.start, slice(first, first + codes.shape[0])
         values: np.ndarray
         if scheme.codebook is not None:
             at = cols.start % scheme.dimension
@@ -249,12 +263,29 @@ class Decoder:
             zero = scheme.zero_point
             if isinstance(zero, ZeroPoint):
                 assert local.zero_points is not None
-                values = (codes.astype(np.int32) - over(local.zero_points, zero.block)).astype(np.float32)
+                values = (codes.astype(np.int32) - _over(local.zero_points, zero.block, rows, cols)).astype(np.float32)
             else:
                 values = (codes.astype(np.int32) - np.int32(zero)).astype(np.float32)
         for scale, own in zip(scheme.scales, self._scales(local), strict=True):
-            values = values * over(own, scale.block)
+            values = values * _over(own, scale.block, rows, cols)
         return values
+
+
+def _over(values: np.ndarray, block: Shape, rows: slice, cols: slice) -> np.ndarray:
+    """``values`` of a grid of blocks, so that they broadcast over these rows and columns; no more than these are spread."""
+    for axis, cut in enumerate((rows, cols)):
+        if values.shape[axis] > 1:
+            first, skip = divmod(cut.start, block[axis])
+            own = values.take(range(first, -(-cut.stop // block[axis])), axis=axis)
+            own = np.repeat(own, block[axis], axis=axis)
+            values = own.take(range(skip, skip + cut.stop - cut.start), axis=axis)
+    return values
+
+
+@functools.cache
+def _digit_tables(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
+    """``word_tables`` of the codes themselves."""
+    return word_tables(np.arange(BASES[n], dtype=np.uint8), n)
 
 
 def word_tables(words: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:

@@ -27,7 +27,6 @@ from mzstore.quantizers import (
     checked_weights,
     round_to,
 )
-from mzstore.quantizers.lengths import entropy
 from mzstore.quantizers.packing import counted_bits, per_byte
 from mzstore.quantizers.sample import Sample, collect, column_roots, to_float32
 
@@ -130,11 +129,6 @@ class Design:
             return 0.0
         coded = counted_bits(self.counts * (self.count / self.sampled))
         return coded / self.count + self.outlier_share * self.outlier_bits
-
-    @property
-    def entropy(self) -> float:
-        """Of the codes, in bits per weight: what a perfect coder without memory would spend."""
-        return entropy(self.counts) if self.counts.any() else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +323,10 @@ class FittedUniform:
     factors: np.ndarray | None = None
     mean_weight: float | None = None
 
+    @property
+    def may_have_outliers(self) -> bool:
+        return bool(np.isfinite(self.design.reach))
+
     def encode(self, block: np.ndarray, first_row: int, importance: np.ndarray | None = None) -> Codes:
         block = checked_block(block, self.scheme, first_row)
         weights = checked_weights(importance, block.shape) if self.mean_weight is not None else None
@@ -340,17 +338,18 @@ class FittedUniform:
 
     def with_step(self, step: float) -> "FittedUniform":
         """The same with another step, and as many levels."""
-        quantizer = replace(self.quantizer, step=step, target=None, levels=self.design.levels)
+        levels = self.design.levels if self.design.levels > 1 else None
+        quantizer = replace(self.quantizer, step=step, target=None, levels=levels)
         return quantizer.fit_sample(self.scheme.shape, self.sample, self.scale)
 
     def _outliers(self, values: np.ndarray, block: np.ndarray, first_row: int) -> Outliers | None:
-        if not np.isfinite(self.design.reach) or not block.size:
+        if not self.may_have_outliers or not block.size:
             return None
         least, most = reached(self.design)
         if float(values.min()) >= least and float(values.max()) <= most:
             return None
         flat = np.flatnonzero((values < least) | (values > most))
-        return Outliers(flat + first_row * block.shape[1], block.reshape(-1)[flat])
+        return Outliers(flat + first_row * block.shape[1])
 
 
 def reached(design: Design) -> tuple[np.float32, np.float32]:

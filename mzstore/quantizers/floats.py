@@ -22,10 +22,11 @@ from mzstore.quantizers import (
     Shape,
     checked_block,
     checked_weights,
+    spread,
     weighted_blocks,
 )
 from mzstore.quantizers.integers import usable_scale
-from mzstore.quantizers.ranges import Granularity, block_shape, by_block, per_block
+from mzstore.quantizers.ranges import Granularity, block_shape, by_block
 
 ELEMENTS = {  # bits of a code, greatest finite value, exponent of that
     "float8_e4m3fn": (8, 448.0, 8),
@@ -168,13 +169,17 @@ class FittedFloats:
     quantizer: Floats
     scheme: Scheme
 
+    @property
+    def may_have_outliers(self) -> bool:
+        return False
+
     def encode(self, block: np.ndarray, first_row: int, importance: np.ndarray | None = None) -> Codes:
         values = checked_block(block, self.scheme, first_row)
         weights = checked_weights(importance, values.shape)
         scale, *others = self.scheme.scales
         outer = _outer(self.scheme.scales)
         own = scale.values if scale.values is not None else self._local(values, weights, scale.block, outer)
-        codes = self.quantizer.to_codes(values, per_block(own, scale.block, values.shape) * outer)
+        codes = self.quantizer.to_codes(values, spread(own, scale.block, values.shape) * outer)
         return Codes(codes, (own, *(other.values for other in others if other.values is not None)))
 
     def _local(self, values: np.ndarray, weights: np.ndarray | None, block: Shape, outer: np.float32) -> np.ndarray:

@@ -23,9 +23,10 @@ from mzstore.quantizers import (
     checked_block,
     checked_weights,
     round_to,
+    spread,
     weighted_blocks,
 )
-from mzstore.quantizers.ranges import Granularity, block_shape, by_block, per_block
+from mzstore.quantizers.ranges import Granularity, block_shape, by_block
 
 MAX_BITS = 16
 GREATEST_DECODED = 3.36e38  # what a scale near the greatest float32 may lead to, before the scale is rounded
@@ -154,6 +155,10 @@ class FittedIntegers:
     quantizer: Integers
     scheme: Scheme
 
+    @property
+    def may_have_outliers(self) -> bool:
+        return False
+
     def encode(self, block: np.ndarray, first_row: int, importance: np.ndarray | None = None) -> Codes:
         values = checked_block(block, self.scheme, first_row)
         weights = checked_weights(importance, values.shape)
@@ -167,7 +172,7 @@ class FittedIntegers:
         else:
             own, zeros = self._local(values, weights, scale.block)
         codes = self.quantizer.to_codes(
-            values, per_block(own, scale.block, values.shape), per_block(zeros, scale.block, values.shape)
+            values, spread(own, scale.block, values.shape), spread(zeros, scale.block, values.shape)
         )
         affine = isinstance(self.scheme.zero_point, ZeroPoint)
         return Codes(codes.astype(self.scheme.code_dtype), (own,), zeros if affine else None)

@@ -11,13 +11,6 @@ BLOCK_NBYTES = 128 << 10
 TABLE_BITS = 3.0  # a table costs about so many bits for each symbol in it, measured with libzstd 1.5
 
 
-def entropy(counts: np.ndarray) -> float:
-    """Bits per symbol of an ideal coder for ``counts`` (non-negative, any shape), which are not all zero."""
-    present = counts[counts > 0].astype(np.float64)
-    total = float(present.sum())
-    return float(np.log2(total) - (present * np.log2(present)).sum() / total)
-
-
 def huffman(counts: np.ndarray) -> np.ndarray:
     """int64[n]: bits of each symbol's code word for ``counts`` [n] (non-negative); 0 where the count is 0.
 

@@ -5,6 +5,7 @@ The codes are digits of one byte in base BASES[n], the first code the least sign
 the digits behind the last code of a row are 0.
 """
 
+import functools
 from types import MappingProxyType
 
 import numpy as np
@@ -51,25 +52,6 @@ def pack(codes: np.ndarray, n: int) -> np.ndarray:
     return out
 
 
-def unpack(packed: np.ndarray, n: int, cols: int) -> np.ndarray:
-    """uint8[rows, cols]: the inverse of ``pack``.
-
-    Raises ValueError if the bytes do not make rows of ``cols`` codes, or a byte is no number of ``n`` digits.
-    """
-    base = _base(n)
-    if packed.dtype != np.uint8 or packed.ndim != 2 or packed.shape[1] != packed_cols(cols, n):
-        raise ValueError(
-            f"packed codes of {packed.dtype} and shape {packed.shape}, where {cols} codes in a row, {n} to a byte, "
-            f"are uint8 [rows, {packed_cols(cols, n)}]"
-        )
-    if packed.size and int(packed.max()) >= base**n:
-        raise ValueError(f"byte {int(packed.max())} holds no {n} codes: they are below {base**n}")
-    if n == 1:
-        return packed
-    out: np.ndarray = digits(n)[packed].reshape(packed.shape[0], n * packed.shape[1])[:, :cols]
-    return out
-
-
 def with_low(codes: np.ndarray, low: np.ndarray, low_bits: int) -> np.ndarray:
     """uint16[rows, cols]: ``codes`` (uint8[rows, cols]), and below them the ``low_bits`` (1..8) packed in ``low``."""
     n = per_byte(1 << low_bits)
@@ -86,13 +68,16 @@ def with_low(codes: np.ndarray, low: np.ndarray, low_bits: int) -> np.ndarray:
     return whole
 
 
+@functools.cache
 def digits(n: int) -> np.ndarray:
     """uint8[256, n]: the codes in each byte; of a byte that no codes make, the last digit exceeds the base less one."""
     base = _base(n)
     values = np.arange(256)
     table = np.stack([values // base**i % base for i in range(n)], axis=1)
     table[:, -1] = values // base ** (n - 1)
-    return table.astype(np.uint8)
+    out = table.astype(np.uint8)
+    out.setflags(write=False)
+    return out
 
 
 def packed_counts(counts: np.ndarray, n: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from mzstore.quantizers import Shape, spread
+from mzstore.quantizers import Shape
 
 # The whole tensor, each row (output channel), each column, groups of so many neighbours in a row, or tiles (rows, columns).
 Granularity = Literal["tensor", "row", "column"] | int | tuple[int, int]
@@ -45,8 +45,3 @@ def by_block(values: np.ndarray, block: Shape) -> np.ndarray:
         values = np.pad(values, ((0, down * high - rows), (0, across * wide - cols)), mode="edge")
     blocks = values.reshape(down, high, across, wide).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(blocks).reshape(down, across, high * wide)
-
-
-def per_block(values: np.ndarray, block: Shape, shape: tuple[int, ...]) -> np.ndarray:
-    """``values`` of blocks of a row block, so that they broadcast over its ``shape`` (rows, cols)."""
-    return spread(values, block, shape)

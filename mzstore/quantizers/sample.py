@@ -15,7 +15,6 @@ class Sample:
     """Values of a matrix in ascending order, and sums over them; with weights, each sum has them in it.
 
     count       of all values of the matrix, as are ``low``, ``high`` and ``square`` (the weighted mean square)
-    share       values of the matrix for one of the sample
     values      float32[n], ascending
     relative    float32[n] or None: the weight of each over their mean
     """
@@ -30,10 +29,6 @@ class Sample:
     _weight: np.ndarray  # float64[n + 1]: sums of w, w x and w x x over values[:i]
     _first: np.ndarray
     _second: np.ndarray
-
-    @property
-    def share(self) -> float:
-        return self.count / max(1, self.values.size)
 
     @property
     def weight(self) -> float:
