@@ -528,8 +528,8 @@ def quantized_vectors() -> Iterator[tuple[str, Json]]:
     )
     yield (
         "quantized/chunk-beyond-the-tensor",
-        v(["quantized-1"], [2, 3], {"levels": 4, "per_byte": 4, "chunk_shape": [3, 7]}, {"": ["uint8", [2, 1], [3, 2]]},
-          {"c/0/0": packed([[1, 2, 3, 0, 3, 3, 3], [3, 2, 1, 0, 3, 3, 3], [3] * 7], 4)}, [1, 2, 3, 3, 2, 1]),
+        v(["quantized-1"], [2, 3], {"levels": 4, "per_byte": 4, "chunk_shape": [2, 7]}, {"": ["uint8", [2, 1], [2, 2]]},
+          {"c/0/0": packed([[1, 2, 3, 0, 3, 3, 3], [3, 2, 1, 0, 3, 3, 3]], 4)}, [1, 2, 3, 3, 2, 1]),
     )  # fmt: skip
     frame = b"\x28\xb5\x2f\xfd\x20\x03" + b"\x19\0\0" + b"\7\10\11"
     yield (
@@ -733,7 +733,7 @@ def quantized_vectors() -> Iterator[tuple[str, Json]]:
         ("3-axes-of-columns-in-chunks", [2, 2, 4], [2, 1, 2], [2, 2, 1], [1, 1, 4], [1, 1, 2]),
         ("4-axes", [2, 1, 2, 3], [1, 1, 1, 3], [1, 1, 1, 3], [2, 1, 2, 1], [1, 1, 1, 1]),
         ("4-axes-of-the-tensor", [2, 1, 2, 3], [1, 1, 2, 2], [2, 1, 2, 3], [1, 1, 1, 1], [1, 1, 1, 1]),
-        ("chunks-beyond-the-tensor", [2, 3], [4, 5], [2, 2], [1, 2], [1, 3]),
+        ("chunks-beyond-the-tensor", [2, 3], [2, 5], [2, 2], [1, 2], [1, 3]),
     ):
 
         def at(index: tuple[int, ...], shape: list[int]) -> int:
@@ -886,7 +886,11 @@ def quantized_vectors() -> Iterator[tuple[str, Json]]:
         ("chunks-of-0", "quantized-1", ({"chunk_shape": [0, 6]}, plain), {}),
         ("chunks-of-fewer-axes", "quantized-1", ({"chunk_shape": [12]}, plain), {}),
         ("other-chunks", "quantized-1", ({"chunk_shape": [1, 6]}, plain), {}),
-        ("chunks-too-large", "quantized-1", ({"levels": 2, "per_byte": 8, "chunk_shape": [1 << 24, 8]}, {"": ["uint8", [2, 1], [1 << 24, 1]]}), {}),
+        ("chunks-too-large", "quantized-1", ({"levels": 2, "per_byte": 8, "chunk_shape": [2, 1 << 26]}, {"": ["uint8", [2, 1], [2, 1 << 23]]}), {}),
+        ("chunks-of-more-rows", "quantized-1", ({"chunk_shape": [3, 6]}, {"": ["uint8", [2, 6], [3, 6]]}), {}),
+        ("chunks-of-more-rows-than-scales", "quantized-1",
+         ({"chunk_shape": [2, 3, 6], "scales": [{"block": [1, 1, 6], "dtype": "float16"}]},
+          {"codes": ["uint8", [2, 1, 6], [2, 3, 6]], "scale": ["float16", [2, 1, 1], [2, 1, 1]]}), {"shape": [2, 1, 6]}),
         ("chunks-without-end", "quantized-1", ({"chunk_shape": [2, 10**400]}, plain), {}),
         ("per-byte-0", "quantized-2", ({"per_byte": 0}, plain), {}),
         ("per-byte-6", "quantized-2", ({"levels": 2, "per_byte": 6}, {"": ["uint8", [2, 1], [2, 1]]}), {}),

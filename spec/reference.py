@@ -930,6 +930,8 @@ def check_quantized(part: Part, shape: tuple[int, ...]) -> None:
     need(is_integers([levels, b, low_bits]) and b in BASES, "quantized-1", "a wrong number")
     need(low_bits <= 8 and 1 <= levels <= min(65536, 1 << 8 + low_bits), "quantized-1", "wrong levels")
     chunk = check_chunk_shape(part, shape, "quantized-1")
+    # > On all axes but the last its extent is at most that of the tensor.
+    need(all(c <= s for c, s in zip(chunk[:-1], shape[:-1], strict=True)), "quantized-1", "chunks of more rows")
     # > If `per_byte` is not 1, `levels` is the base, `low_bits` is 0 and `d` is 1.
     d = values_for_a_code(part)
     need(b == 1 or (levels, low_bits, d) == (BASES[b], 0, 1), "quantized-2", "they do not share a byte")

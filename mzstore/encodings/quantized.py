@@ -87,6 +87,9 @@ class Quantized:
             raise ValueError(f"a tensor of {self.dtype.name} and shape {self.grid.shape} is not quantized")
         if self.grid.chunk_size * self.dtype.word.itemsize > MAX_CHUNK_NBYTES:
             raise ValueError(f"chunks of {self.grid.chunk_shape} values have more than {MAX_CHUNK_NBYTES} bytes")
+        # The kernels look for the scale of a row by its place in the chunk; scales there have as many rows as the tensor.
+        if any(c > n for c, n in zip(self.grid.chunk_shape[:-1], self.grid.shape[:-1], strict=True)):
+            raise ValueError(f"chunks of {self.grid.chunk_shape} have more rows than the tensor of {self.grid.shape}")
         if not 1 <= self.levels <= MAX_LEVELS or not 0 <= self.low_bits <= 8 or self.per_byte not in BASES:
             raise ValueError(f"{self.levels} levels, {self.low_bits} low bits, {self.per_byte} codes in a byte")
         if self.per_byte > 1 and (self.low_bits or self.levels != BASES[self.per_byte]):

@@ -62,6 +62,22 @@ def wide(forged: Forged) -> None:
     array("codes", [1, 8 * HUGE], [1, HUGE])(forged)
 
 
+def tall(forged: Forged) -> None:
+    """Chunks of more rows on an axis than the tensor has, and so than there are scales: 2016 beyond the last one."""
+    forged.tensor("grouped")["shape"] = [64, 1, 64]
+    forged.part("grouped").update(chunk_shape=[64, 32, 64], scales=[{"block": [1, 1, 64], "dtype": "float16"}])
+    forged.part("grouped").pop("zero_point")
+    forged.tensor("grouped")["parts"].pop()
+    for name in ("zero_point", "2.positions", "2.values"):
+        del forged.nodes[f"grouped/{name}"]
+    for key in [key for key in forged.payloads if key.startswith("grouped/")]:
+        del forged.payloads[key]
+    array("grouped/codes", [64, 1, 64], [64, 32, 64])(forged)
+    array("grouped/scale", [64, 1, 1], [64, 1, 1])(forged)
+    body("grouped/codes/c/0/0/0", bytes(64 * 32 * 64))(forged)
+    body("grouped/scale/c/0/0/0", np.ones(64, np.float16).tobytes())(forged)
+
+
 def dense(forged: Forged) -> None:
     """Room for 2^26 positions, each of which takes eight bytes once it is unpacked, in a chunk of 16 values."""
     array("grouped/2.positions", [1, 2, HUGE], [1, 1, HUGE])(forged)
@@ -96,6 +112,7 @@ CASES = [
     Case("chunks of one axis", part("codes", "chunk_shape", [12]), FormatError, "do not fit"),
     Case("chunks of 2**62", part("codes", "chunk_shape", [2**62, 6]), FormatError, "have more than 67108864 bytes"),
     Case("chunks that stand for too much", wide, FormatError, "have more than 67108864 bytes"),
+    Case("chunks of more rows than the tensor", tall, FormatError, "have more rows than the tensor of"),
     Case("codes of 2**62 bytes", doc("codes", "shape", [2**62, 3]), FormatError, "larger than|'codes' is uint8"),
     Case(
         "code of nothing",
