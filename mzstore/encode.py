@@ -139,6 +139,11 @@ def _candidates(survey: "_Survey", raw: Raw, grid: Grid, sample: np.ndarray, lev
                 yield Choice(Planes.new(dtype, grid, symbols, present=merged), Coding())
 
 
+def is_constant(source: TensorSource) -> bool:
+    """Whether all words of ``source`` are the same; False if there are none, or only one."""
+    return math.prod(source.spec.word_shape) > 1 and _Survey(source).is_constant()
+
+
 class _Survey:
     """What has to be known of a tensor's values; reads it as little as the answers allow."""
 

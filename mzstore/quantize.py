@@ -5,10 +5,9 @@ its arrays. Then row block by row block: codes, packed bytes, payloads; and the 
 digest and the errors.
 """
 
-import itertools
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from mzstore.encodings import Coding, SinglePart, chunk_path, first_of
 from mzstore.encodings.combined import Combined
 from mzstore.encodings.quantized import MAX_LISTED, Blocked, Quantized, blocked_array, packed_array
 from mzstore.encodings.sparse import Sparse, gaps
-from mzstore.grid import Grid, choose_chunk_shape
+from mzstore.grid import MAX_CHUNK_NBYTES, ROW_BLOCK_NBYTES, Grid, choose_chunk_shape
 from mzstore.payload import compress, seal
 from mzstore.quantizers import ArrayMatrix, Codes, Fitted, Importance, Quantizer, Scheme, ZeroPoint, check_finite
 from mzstore.quantizers.codebooks import Lloyd, Vectors, fp4, nf4
@@ -36,10 +35,14 @@ from mzstore.recipe import Rule
 from mzstore.sources import TensorSource
 from mzstore.tensors import TensorSpec
 
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 # Codes differ more from row to row than tables cost: up to 0.01 bit better than 128 KiB.
 CODES = Coding(block_nbytes=48 << 10)
+PIECE = 1 << 16  # values
 TRIALS = 4  # of a step, for a target
-TOLERANCE = 0.005  # in bits per weight: of the rate, or of the rate that the error is worth
+TOLERANCE = 0.01  # in bits per weight: of the rate, or of the rate that the error is worth
+MOST_OFF = 0.1  # of the bits that are asked for
+TRIED_NBYTES = 64 << 20  # of words: a larger tensor would take too much memory to be tried as a whole
 LOG_STEPS = 110.0  # beyond these, what steps are multiplied with leaves float32
 ENTRY_NBYTES = 30 + 46  # of the headers of an entry, besides its key
 
@@ -122,14 +125,20 @@ class Lossy:
     _quantized: Quantized = field(repr=False)
     _sparse: Sparse | None = field(repr=False)
     _decoder: Decoder = field(repr=False)
-    _trial: "Encoded | None" = field(
-        repr=False, default=None
-    )  # of a tensor of one row block, which was tried as a whole
+    _trial: Mapping[int, "Encoded"] = field(
+        repr=False, default_factory=dict
+    )  # row blocks that are done, by their start
 
     def encode(self, words: np.ndarray, start: int, chunks: list[tuple[int, ...]]) -> "Encoded":
         """The ``chunks`` of a row block: ``words``, of the block's shape, ``start`` words into the tensor."""
-        if self._trial:
-            return self._trial
+        if start in self._trial:
+            return self._trial[start]
+        try:
+            return self._encode(words, start, chunks)
+        except ValueError as error:
+            raise ValueError(f"tensor {self.spec.name!r}: {error}") from error
+
+    def _encode(self, words: np.ndarray, start: int, chunks: list[tuple[int, ...]]) -> "Encoded":
         cols = words.shape[-1]
         first_row = start // cols
         values = to_float32(words, self.spec.dtype).reshape(-1, cols)
@@ -217,11 +226,21 @@ class Lossy:
         return out
 
     def _errors(self, words: np.ndarray, decoded: np.ndarray) -> Errors:
-        wide = np.float64 if self.spec.dtype.bits == 64 else np.float32
-        values: np.ndarray = words.reshape(-1).view(self.spec.dtype.numpy).astype(wide, copy=False)
-        error: np.ndarray = decoded.reshape(-1).view(self.spec.dtype.numpy).astype(wide) - values
-        greatest = max(float(error.max()), -float(error.min()))
-        return Errors(values.size, _sum_of_squares(values), _sum_of_squares(error), greatest)
+        """In float64, in which no square of a float32 is lost; in pieces that stay in the cache."""
+        before, after = (array.reshape(-1).view(self.spec.dtype.numpy) for array in (words, decoded))
+        square = squared_error = greatest = 0.0
+        for start in range(0, before.size, PIECE):
+            values = before[start : start + PIECE].astype(np.float64)
+            error = after[start : start + PIECE].astype(np.float64)
+            error -= values
+            greatest = max(greatest, float(error.max()), -float(error.min()))
+            square += float(np.add.reduce(np.multiply(values, values, out=values)))
+            squared_error += float(np.add.reduce(np.multiply(error, error, out=error)))
+        if not math.isfinite(squared_error):
+            raise ValueError(
+                f"values that {self.spec.dtype.name} cannot hold come out: take other scales, or keep it lossless"
+            )
+        return Errors(before.size, square, squared_error, greatest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,19 +252,20 @@ class Encoded:
     errors: Errors
 
 
-def prepare(source: TensorSource, rule: Rule, importance: Any = None) -> Lossy:
+def prepare(source: TensorSource, rule: Rule, importance: Any = None, spread: Map = map) -> Lossy:
     """Fit the quantizer of ``rule`` to ``source``. Raises ValueError, naming the tensor, for what it cannot do.
 
     importance  float32[cols] or an array of the tensor's shape: how much the squared error of each value matters
+    spread      ``map``, or that of an executor: row blocks are tried with it
     """
     spec = source.spec
     try:
-        return _prepare(source, rule, importance)
+        return _prepare(source, rule, importance, spread)
     except ValueError as error:
         raise ValueError(f"tensor {spec.name!r}: {error}") from error
 
 
-def _prepare(source: TensorSource, rule: Rule, importance: Any) -> Lossy:
+def _prepare(source: TensorSource, rule: Rule, importance: Any, spread: Map) -> Lossy:
     matrix = SourceMatrix(source)
     weights, given = _importance(importance, source.spec, matrix.shape)
     quantizer = quantizer_for(rule, source.spec, weighted=weights is not None)
@@ -256,24 +276,49 @@ def _prepare(source: TensorSource, rule: Rule, importance: Any) -> Lossy:
     lossy = _bound(source, rule, fitted, weights)
     if not isinstance(quantizer, Uniform) or quantizer.target is None or quantizer.target.max_error is not None:
         return lossy
-    row_blocks = list(itertools.islice(lossy.part.grid.row_blocks(), 2))
-    if len(row_blocks) > 1:  # of a large tensor, what the sample shows is exact enough
+    if source.spec.nbytes > TRIED_NBYTES:  # of so many values, what the sample shows is exact enough
         return lossy
-    ((start, shape, chunks),) = row_blocks
-    words = source.read(start, start + math.prod(shape)).reshape(shape)
     points: list[tuple[float, float]] = []  # (logarithm of the step, what it is off)
-    trial = lossy.encode(words, start, chunks)
+    trial = _tried(lossy, source, spread)
     while isinstance(fitted, FittedUniform) and len(points) < TRIALS:
         points.append((math.log2(fitted.design.step), _bits_off(lossy, trial, quantizer.target)))
-        if abs(points[-1][1]) <= TOLERANCE:
+        if abs(points[-1][1]) <= TOLERANCE / 2:
             break
-        fitted = fitted.with_step(2.0 ** _next(points))
+        try:
+            fitted = fitted.with_step(2.0 ** _next(points))
+        except ValueError:  # values that need less than was asked for: a step so fine has too many levels
+            break
         lossy = _bound(source, rule, fitted, weights)
-        trial = lossy.encode(words, start, chunks)
+        trial = _tried(lossy, source, spread)
+    off = _bits_off(lossy, trial, quantizer.target)
+    if quantizer.target.bits is not None and off > MOST_OFF * quantizer.target.bits:
+        raise ValueError(
+            f"{quantizer.target.bits:g} bits per weight cannot be reached, only {quantizer.target.bits + off:.3g}: "
+            "ask for more, or keep it lossless"
+        )
     return replace(lossy, _trial=trial)
 
 
-def overhead_nbytes(entry: TensorEntry) -> int:
+def _tried(lossy: Lossy, source: TensorSource, spread: Map) -> dict[int, "Encoded"]:
+    """All row blocks of the tensor, encoded, by the word that they start at."""
+
+    def encoded(row_block: tuple[int, tuple[int, ...], list[tuple[int, ...]]]) -> Encoded:
+        start, shape, chunks = row_block
+        return lossy.encode(source.read(start, start + math.prod(shape)).reshape(shape), start, chunks)
+
+    row_blocks = list(lossy.part.grid.row_blocks())
+    return {start: found for (start, _, _), found in zip(row_blocks, spread(encoded, row_blocks), strict=True)}
+
+
+def quality_of(entry: TensorEntry, asked: dict[str, Any], errors: Errors) -> dict[str, Any]:
+    """What was asked and what was reached, for the tensor's attributes: bits with all overhead, themselves included."""
+    nbytes = entry.spec.nbytes
+    about = replace(entry, lossy={"asked": asked, "reached": errors.to_json(nbytes)})
+    stored = errors.stored_nbytes + _overhead_nbytes(about)
+    return {"asked": asked, "reached": replace(errors, stored_nbytes=stored).to_json(nbytes)}
+
+
+def _overhead_nbytes(entry: TensorEntry) -> int:
     """What an archive spends on the tensor besides its payloads: headers and directory; documents, which are there twice."""
     return sum(ENTRY_NBYTES + 2 * len(key) for key in entry.chunk_keys()) + 2 * sum(
         len(zlib.compress(dump(doc))) for _, doc in entry.documents()
@@ -288,16 +333,18 @@ def _next(points: list[tuple[float, float]]) -> float:
     return min(LOG_STEPS, max(-LOG_STEPS, log_step + off / slope))
 
 
-def _bits_off(lossy: Lossy, trial: "Encoded", target: Target) -> float:
-    """By how much what was measured is above the target: in bits, or in the bits that a lower error is short of."""
-    errors = trial.errors
+def _bits_off(lossy: Lossy, trial: Mapping[int, "Encoded"], target: Target) -> float:
+    """By how many bits what was measured is above what is aimed at: a bit better than the target, so that it is kept."""
+    errors = sum((encoded.errors for encoded in trial.values()), Errors())
     if target.bits is not None:
-        quality = {"asked": lossy.asked, "reached": errors.to_json(1)}
-        entry = TensorEntry(lossy.spec, lossy.spec.name, "0" * 64, lossy.part, lossy=quality)
-        return 8 * (errors.stored_nbytes + overhead_nbytes(entry)) / errors.count - target.bits
+        entry = TensorEntry(lossy.spec, lossy.spec.name, "0" * 64, lossy.part)
+        bits: float = quality_of(entry, lossy.asked, errors)["reached"]["bits"]
+        return bits - target.bits + TOLERANCE / 2
     asked = target.relative_error
     measured = errors.squared_error / errors.square if errors.square else 0.0
-    return 0.5 * math.log2(asked / measured) if asked and measured else 0.0  # a finer step costs bits and lowers it
+    if not asked or not measured:
+        return 0.0
+    return 0.5 * math.log2(asked / measured) - TOLERANCE / 2  # what a lower error costs
 
 
 def _bound(source: TensorSource, rule: Rule, fitted: Fitted, weights: np.ndarray | None) -> Lossy:
@@ -447,7 +494,7 @@ def _sparse(source: TensorSource, fitted: Fitted, grid: Grid, weights: np.ndarra
 def _chunk_shape(spec: TensorSpec, scheme: Scheme, unit: int) -> tuple[int, ...]:
     """As for lossless tensors, but that no chunk cuts a block, a group of neighbours, or a byte."""
     chunk = list(choose_chunk_shape(spec.shape, spec.dtype.word.itemsize))
-    blocks = [scale.block for scale in scheme.scales if scale.values is None]
+    blocks = [scale.block for scale in scheme.scales if scale.values is None or scale.values.size > 1]
     if isinstance(scheme.zero_point, ZeroPoint):
         blocks.append(scheme.zero_point.block)
     widths = [block[1] for block in blocks if block[1] < scheme.shape[1]]
@@ -455,10 +502,16 @@ def _chunk_shape(spec: TensorSpec, scheme: Scheme, unit: int) -> tuple[int, ...]
     chunk[-1] = min(spec.shape[-1], -(-chunk[-1] // wide) * wide)
     if len(chunk) == 1 or all(n == 1 for n in chunk[:-1]):
         chunk[-1] = spec.shape[-1]  # a row block has whole rows
+        if chunk[-1] * max(4, spec.dtype.word.itemsize) > MAX_CHUNK_NBYTES:
+            raise ValueError(
+                f"rows of {chunk[-1]} values are too long to be quantized: keep it lossless, or cut the rows"
+            )
     elif len(chunk) == 2:
         heights = [block[0] for block in blocks if block[0] < scheme.shape[0]]
         high = math.lcm(1, *heights)
         chunk[0] = min(spec.shape[0], -(-chunk[0] // high) * high)
+        if chunk[0] * spec.shape[1] * spec.dtype.word.itemsize > 2 * ROW_BLOCK_NBYTES:
+            raise ValueError(f"tiles of {high} rows hold too much memory at a time: take lower tiles")
     return tuple(chunk)
 
 
@@ -496,7 +549,3 @@ def _padded(codebook: np.ndarray | None, levels: int) -> np.ndarray:
 
 def _compressed(array: np.ndarray) -> bytes | memoryview:
     return compress([array.reshape(-1).view(np.uint8)], coder=CODES.coder, block_nbytes=CODES.block_nbytes)
-
-
-def _sum_of_squares(values: np.ndarray) -> float:
-    return sum(float(np.dot(part, part)) for part in np.array_split(values, max(1, values.size >> 16)))

@@ -92,6 +92,23 @@ def from_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, Any], assets:
     return ModelSource(sources(), nbytes, metadata, files)
 
 
+@dataclass(frozen=True, slots=True)
+class HeldSource:
+    """A tensor that was read ahead: its words, and where they can be read again."""
+
+    spec: TensorSpec
+    words: np.ndarray
+    origin: TensorSource
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.words[start:stop]
+
+
+def origin(source: TensorSource) -> TensorSource:
+    """What ``source`` was read ahead from, to be kept where its values must not stay in memory."""
+    return source.origin if isinstance(source, HeldSource) else source
+
+
 def read_ahead(tensors: Iterable[TensorSource]) -> Iterator[TensorSource]:
     """``tensors``, each read whole while the one before it is at work, if it is of moderate size.
 
@@ -102,7 +119,7 @@ def read_ahead(tensors: Iterable[TensorSource]) -> Iterator[TensorSource]:
     def held(source: TensorSource) -> TensorSource:
         if source.spec.nbytes > AHEAD_NBYTES or getattr(source, "quantized", False):
             return source
-        return ArraySource(source.spec, np.array(source.read(0, math.prod(source.spec.word_shape))))
+        return HeldSource(source.spec, np.array(source.read(0, math.prod(source.spec.word_shape))), source)
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="mzstore-ahead")
     try:

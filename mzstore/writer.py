@@ -31,18 +31,19 @@ from mzstore.documents import (
     load,
 )
 from mzstore.dtypes import DType
-from mzstore.encode import Choice, Level, Payload, check_level, choose, payloads
+from mzstore.encode import Choice, Level, Payload, check_level, choose, is_constant, payloads
 from mzstore.encodings.raw import Raw
 from mzstore.errors import FormatError
 from mzstore.model import StoredTensor, check_threads
 from mzstore.nodes import LAYOUTS, Namer
 from mzstore.progress import progress
 from mzstore.recipe import Recipe, Rule
-from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays
+from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays, origin
 from mzstore.storage import Options, Retry
 from mzstore.version import __version__
 
 PREFIX_NBYTES = 64 << 10  # two tensors that differ at all mostly differ here
+PENDING_NBYTES = 128 << 20  # of words, which row blocks that are being quantized hold: each some four times more
 MAX_METADATA_DEPTH = 400  # FORMAT.md lets a reader refuse 500, and the root document adds some
 
 Target = str | os.PathLike[str] | BinaryIO
@@ -80,6 +81,8 @@ def save(
     written (a remote tree must not be there before). Raises ValueError or TypeError
     for what cannot be stored, naming the tensor; StorageError if writing fails.
     """
+    if importance and recipe is None:
+        raise ValueError("importance without a recipe: nothing is quantized; give both, or leave it out")
     _check_names(importance, tensors)
     source = from_arrays(tensors, metadata or {}, assets or {})
     write(
@@ -182,7 +185,8 @@ class _Written:
     entry: TensorEntry
     digest: Callable[[], str]
     source_digest: Callable[[], str]  # the same, but for values that were changed
-    rule: Rule | None = None
+    rule: Rule | None = None  # which was asked for, kept or not
+    importance: Any = None
     quality: Callable[[TensorEntry], Mapping[str, Any]] | None = None
 
     def settle(self) -> TensorEntry:
@@ -206,7 +210,7 @@ class _ModelWriter:
     ) -> None:
         self._writer, self._level, self._workers, self._hasher = writer, level, workers, hasher
         self._most, self._done, self._recipe, self._importance = most, done, recipe, importance
-        self._pending: deque[tuple[Future[Any], Callable[[Any], None]]] = deque()
+        self._pending: deque[tuple[Future[Any], Callable[[Any], None], int]] = deque()
         self._hashing: deque[Future[None]] = deque()
         self._namer = Namer()
         self._written: dict[str, _Written] = {}
@@ -224,8 +228,12 @@ class _ModelWriter:
             hashlib.sha256(_bytes(source.read(0, min(size, PREFIX_NBYTES // spec.dtype.word.itemsize)))).digest(),
         )
         rule = self._recipe.rule_for(spec) if self._recipe else None
-        asked = rule and rule.asked
-        alike = [o for o in self._by_prefix.setdefault(prefix, []) if (o.rule and o.rule.asked) == asked]
+        importance = self._importance.get(spec.name) if rule else None
+        alike = [
+            other
+            for other in self._by_prefix.setdefault(prefix, [])
+            if (other.rule and other.rule.asked) == (rule and rule.asked) and other.importance is importance
+        ]
         if alike and spec.nbytes:
             digest = _digest(source)
             for other in alike:
@@ -235,10 +243,13 @@ class _ModelWriter:
                     )
                     self._done(spec.nbytes)
                     return
-        if rule is None and isinstance(source, StoredTensor) and source.quantized:
-            written = self._copied(source, node)
-        else:
-            written = (rule and self._quantized(source, node, rule)) or self._lossless(source, node)
+        written = self._quantized(source, node, rule, importance) if rule and not is_constant(source) else None
+        if written is None:
+            if isinstance(source, StoredTensor) and source.quantized:
+                written = self._copied(source, node)
+            else:
+                written = self._lossless(source, node)
+        written.rule, written.importance = rule, importance
         self._keep(written)
         self._by_prefix[prefix].append(written)
 
@@ -256,17 +267,20 @@ class _ModelWriter:
         entry = TensorEntry(source.spec, node, source.sha256, source.stored.part, lossy=source.stored.lossy)
         return _Written(entry, lambda: source.sha256, functools.cache(lambda: _digest(source)))
 
-    def _quantized(self, source: TensorSource, node: str, rule: Rule) -> _Written | None:
+    def _quantized(self, source: TensorSource, node: str, rule: Rule, importance: Any) -> _Written | None:
         """None if the rule lets this tensor stay lossless because it cannot be quantized."""
-        from mzstore.quantize import Encoded, Errors, overhead_nbytes, prepare
+        from mzstore.quantize import Encoded, Errors, prepare, quality_of
 
         spec = source.spec
         try:
-            lossy = prepare(source, rule, self._importance.get(spec.name))
+            spread = self._workers.map if self._workers else map
+            lossy = prepare(source, rule, importance, spread)
         except ValueError:
             if rule.on_error == "lossless":
                 return None
             raise
+        # What is kept until the end must not hold values: neither those that were tried, nor those of a source read ahead.
+        part, asked, again = lossy.part, lossy.asked, origin(source)
         errors, digest = Errors(), hashlib.sha256()
         last: Callable[[], None] = lambda: None  # noqa: E731
 
@@ -277,9 +291,9 @@ class _ModelWriter:
             last = self._hash(digest, encoded.words)
             self._done(encoded.words.nbytes)
 
-        for start, shape, chunks in lossy.part.grid.row_blocks():
+        for start, shape, chunks in part.grid.row_blocks():
             block = source.read(start, start + math.prod(shape)).reshape(shape)
-            self._work(keep, lossy.encode, block, start, chunks)
+            self._work(keep, lossy.encode, block, start, chunks, nbytes=block.nbytes)
 
         def finished() -> str:
             self._drain(0)
@@ -287,12 +301,10 @@ class _ModelWriter:
             return digest.hexdigest()
 
         def quality(entry: TensorEntry) -> Mapping[str, Any]:
-            total = replace(errors, stored_nbytes=errors.stored_nbytes + overhead_nbytes(entry))
-            return {"asked": lossy.asked, "reached": total.to_json(spec.nbytes)}
+            return quality_of(entry, asked, errors)
 
-        return _Written(
-            TensorEntry(spec, node, "", lossy.part), finished, functools.cache(lambda: _digest(source)), rule, quality
-        )
+        entry = TensorEntry(spec, node, "", part)
+        return _Written(entry, finished, functools.cache(lambda: _digest(again)), quality=quality)
 
     def _keep(self, written: _Written) -> None:
         self._written[written.entry.spec.name] = written
@@ -336,17 +348,22 @@ class _ModelWriter:
     def _encode(self, node: str, choice: Choice, block: np.ndarray, chunk: tuple[int, ...], dtype: DType) -> None:
         self._work(lambda found: self._write(node, found), payloads, choice, block, chunk, dtype)
 
-    def _work(self, keep: Callable[[Any], None], function: Callable[..., Any], *args: Any) -> None:
-        """``keep(function(*args))``: the function in a thread, if there are some, and ``keep`` here, in the order of calls."""
+    def _work(self, keep: Callable[[Any], None], function: Callable[..., Any], *args: Any, nbytes: int = 0) -> None:
+        """``keep(function(*args))``: the function in a thread, if there are some, and ``keep`` here, in the order of calls.
+
+        nbytes  of the words that it holds alone; so many jobs are waited for that these do not become too many
+        """
         if self._workers is None:
             keep(function(*args))
             return
-        self._pending.append((self._workers.submit(function, *args), keep))
+        while self._pending and sum(held for _, _, held in self._pending) + nbytes > PENDING_NBYTES:
+            self._drain(len(self._pending) - 1)
+        self._pending.append((self._workers.submit(function, *args), keep, nbytes))
         self._drain(self._most)
 
     def _drain(self, most: int) -> None:
         while len(self._pending) > most:
-            future, keep = self._pending.popleft()
+            future, keep, _ = self._pending.popleft()
             keep(future.result())
 
     def _write(self, node: str, found: list[Payload]) -> None:

@@ -538,8 +538,10 @@ def test_what_is_out_of_reach(rule, text):
 
 
 def test_nothing_is_written_where_a_tensor_is_refused(tmp_path):
+    bad = weights((5, 64))
+    bad[3, 3] = np.nan
     with pytest.raises(ValueError, match="tensor 'w'"):
-        mzstore.save(tmp_path / "m.mz", {"a": weights((90, 192)), "w": np.full((5, 64), np.nan)}, recipe=recipe(bits=4))
+        mzstore.save(tmp_path / "m.mz", {"a": weights((90, 192)), "w": bad}, recipe=recipe(bits=4))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -602,7 +604,69 @@ def test_constants(name):
         np.testing.assert_allclose(model["threes"].read(dtype="float32"), 3, rtol=0.01)
 
 
+@pytest.mark.parametrize("size", [1e30, 1e20, 1e-25])
+def test_values_far_from_one_are_measured_right(size):
+    w = weights((200, 192)) * np.float32(size / 0.02)
+    with mzstore.open(quantized({"nmse": 1e-3}, {"w": w})) as model:
+        reached = model["w"].quality["reached"]
+        error = model["w"][...].astype(np.float64) - w
+        assert reached["nmse"] == pytest.approx((error**2).sum() / (w.astype(np.float64) ** 2).sum(), rel=1e-4)
+        assert reached["nmse"] == pytest.approx(1e-3, rel=0.02)
+        assert reached["bits"] < 7
+
+
+def test_the_bits_that_are_reached_are_all_that_is_stored():
+    data = quantized({"bits": 4}, {"w": weights((400, 512))})
+    with mzstore.open(data) as model:
+        assert model["w"].quality["reached"]["bits"] == pytest.approx(8 * len(data) / (400 * 512), rel=0.006)  # the root document
+
+
+def test_bits_that_are_out_of_reach():
+    w = weights((200, 192))
+    with pytest.raises(ValueError, match=r"tensor 'w': 0.05 bits per weight cannot be reached"):
+        quantized({"bits": 0.05}, {"w": w})
+    with mzstore.open(quantized({"bits": 0.05, "on_error": "lossless"}, {"w": w, "again": w})) as model:
+        assert [tensor.encoding for tensor in model.values()] == ["planes", "same"]
+        assert bits(model["w"][...]) == bits(w)
+
+
+@pytest.mark.parametrize(
+    ("shape", "rule"),
+    [
+        ((16, 70000), {"quantizer": "symmetric", "bits": 4, "tile": [128, 128]}),
+        ((1000, 1536), {"quantizer": "float8", "tile": [4096, 128]}),
+        ((16, 70016), {"quantizer": "symmetric", "bits": 4, "group": 32}),
+    ],
+)
+def test_tiles_and_groups_of_matrices_that_are_cut(shape, rule):
+    w = weights(shape)
+    with mzstore.open(quantized(rule, {"w": w})) as model:
+        assert model["w"].quality["reached"]["snr_db"] > 15
+        assert bits(model["w"][3:9, 100:300]) == bits(model["w"][...][3:9, 100:300])
+
+
+def test_what_cannot_be_quantized_again_stays_as_it_is(tmp_path):
+    mzstore.save(tmp_path / "a.mz", {"w": weights((200, 192))}, recipe=recipe(bits=4))
+    rule = Rule(max_error=1e-9, on_error="lossless")
+    mzstore.convert(tmp_path / "a.mz", tmp_path / "b.mz", recipe=Recipe([rule], defaults=False))
+    with mzstore.open(tmp_path / "a.mz") as model, mzstore.open(tmp_path / "b.mz") as copied:
+        assert copied["w"].quality == model["w"].quality
+        assert copied["w"].sha256 == model["w"].sha256
+
+
 # Importance
+
+
+def test_equal_tensors_of_different_importance():
+    w = weights((200, 192))
+    importance = {"a": np.linspace(0.1, 3, 192), "b": np.linspace(3, 0.1, 192)}
+    with mzstore.open(quantized({"bits": 3}, {"a": w, "b": w}, importance=importance)) as model:
+        assert model["b"].encoding != "same"
+
+
+def test_importance_without_a_recipe():
+    with pytest.raises(ValueError, match="importance without a recipe"):
+        saved({"w": weights((20, 64))}, importance={"w": np.ones(64)})
 
 
 @pytest.mark.parametrize(
