@@ -232,12 +232,15 @@ def test_count_of_top_fields(fields):
 def test_numpy_until_numba_pays(monkeypatch):
     monkeypatch.setattr(kernels, "_never", False)
     monkeypatch.setattr(kernels, "_done_by_numpy", 0)
-    monkeypatch.setattr(kernels, "_kernels", None)
+    monkeypatch.setattr(kernels, "_kernels", {})
     assert not kernels.pays(kernels.PAYS_FROM_NBYTES - 1)
     assert kernels.pays(1)
 
 
-def test_nobody_waits_for_the_kernels(monkeypatch):
+@pytest.mark.parametrize(
+    ("load", "there"), [("load", ()), ("load_quantized", ()), ("load_quantized", ("mzstore.kernels.planes",))]
+)
+def test_nobody_waits_for_the_kernels(load, there, monkeypatch):
     """While one thread imports them, the others go on with NumPy."""
     found = []
 
@@ -248,9 +251,9 @@ def test_nobody_waits_for_the_kernels(monkeypatch):
         return kernels
 
     monkeypatch.setattr(kernels, "_never", False)
-    monkeypatch.setattr(kernels, "_kernels", None)
+    monkeypatch.setattr(kernels, "_kernels", dict.fromkeys(there, kernels))
     monkeypatch.setattr(importlib, "import_module", import_module)
-    assert kernels.load() is kernels
+    assert getattr(kernels, load)() is kernels
     assert found == [False]
 
 

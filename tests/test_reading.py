@@ -551,16 +551,28 @@ def test_a_subclass_of_a_torch_tensor_is_one():
         assert torch.equal(model.load(framework="torch")["w"], torch.ones(3, dtype=torch.bfloat16))
 
 
-def test_a_process_forked_while_the_kernels_are_imported():
+@pytest.mark.parametrize(
+    ("load", "module", "first"),
+    [
+        ("load", "numba", "pass"),
+        ("load_quantized", "numba", "pass"),
+        ("load_quantized", "mzstore.kernels.quantized", "kernels.load()"),
+    ],
+)
+def test_a_process_forked_while_the_kernels_are_imported(load, module, first):
     """The import lock that the parent held is never released in the child, which must do without the kernels."""
-    code = """
+    code = (
+        f"""
+LOAD, MODULE, FIRST = {load!r}, {module!r}, {first!r}
+"""
+        + """
 import os, sys, threading, time
 import numpy as np
 import mzstore
 from mzstore import kernels
 class Slow:
     def find_spec(self, name, path=None, target=None):
-        if name == "numba":
+        if name == MODULE:
             started.set()
             time.sleep(1)
 started = threading.Event()
@@ -568,15 +580,23 @@ sys.meta_path.insert(0, Slow())
 import io
 file = io.BytesIO()
 mzstore.save(file, {"w": np.arange(100000, dtype=np.float32)}, threads=1)
-thread = threading.Thread(target=kernels.load)
+quantized = io.BytesIO()
+rules = mzstore.Recipe(bits=4.0)
+mzstore.save(quantized, {"w": np.arange(100000, dtype=np.float32).reshape(100, -1)}, recipe=rules, threads=1)
+exec(FIRST)
+thread = threading.Thread(target=getattr(kernels, LOAD))
 thread.start()
 started.wait()
 child = os.fork()
 if child == 0:
     with mzstore.open(file.getvalue()) as model:
         kernels.expect(1 << 40)
-        os._exit(0 if model["w"][5] == 5 else 1)
+        right = model["w"][5] == 5
+    kernels._done_by_numpy = kernels.PAYS_FROM_NBYTES
+    with mzstore.open(quantized.getvalue()) as model:
+        os._exit(0 if right and np.isfinite(model["w"][...]).all() else 1)
 thread.join()
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
+    )
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], timeout=60).returncode == 0

@@ -18,7 +18,7 @@ _never = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 _lock = threading.Lock()
 _done_by_numpy = 0
-_kernels: ModuleType | None = None
+_kernels: dict[str, ModuleType] = {}  # by module
 _loading = False
 
 
@@ -26,7 +26,7 @@ def _after_fork() -> None:
     """What another thread held when the process forked is never released: our lock, and the import of the kernels."""
     global _lock, _never
     _lock = threading.Lock()
-    _never = _never or (_loading and _kernels is None)
+    _never = _never or _loading
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -37,10 +37,10 @@ def pays(nbytes: int) -> bool:
     global _done_by_numpy
     if _never:
         return False
-    if _kernels is not None:
-        return True
     if _loading:  # by another thread, for some tenths of a second; NumPy is quicker than waiting for it
         return False
+    if _kernels:
+        return True
     with _lock:
         _done_by_numpy += nbytes
         return _done_by_numpy >= PAYS_FROM_NBYTES
@@ -54,18 +54,24 @@ def expect(nbytes: int) -> None:
 
 def load() -> ModuleType:
     """The module of the kernels; imports Numba the first time."""
-    global _kernels, _loading
-    with _lock:
-        if _kernels is None:
-            _loading = True
-            try:
-                _kernels = importlib.import_module("mzstore.kernels.planes")
-            finally:
-                _loading = False
-        return _kernels
+    return _load("mzstore.kernels.planes")
 
 
 def load_quantized() -> ModuleType:
     """The module of the kernels of quantized tensors; imports Numba the first time."""
-    load()
-    return importlib.import_module("mzstore.kernels.quantized")
+    return _load("mzstore.kernels.quantized")
+
+
+def _load(name: str) -> ModuleType:
+    global _loading
+    found = _kernels.get(name)
+    if found is None:
+        with _lock:
+            if name not in _kernels:
+                _loading = True
+                try:
+                    _kernels[name] = importlib.import_module(name)
+                finally:
+                    _loading = False
+            found = _kernels[name]
+    return found
