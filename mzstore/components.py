@@ -11,8 +11,7 @@ from mzstore import frameworks
 from mzstore.arrays import Array
 from mzstore.documents import TensorEntry, parts_of
 from mzstore.dtypes import DTYPES, DType
-from mzstore.encodings import Component as Stored
-from mzstore.encodings import Part
+from mzstore.encodings import Component, Part
 from mzstore.encodings.codes import Codes, Factors
 from mzstore.encodings.combined import component_name
 from mzstore.encodings.quantized import Blocked, Quantized, scale_name
@@ -38,7 +37,7 @@ class Values(Protocol):
 Open = Callable[[TensorEntry], Values]  # reads what is stored as this entry says
 
 
-class Component:
+class ComponentView:
     """One array that a tensor is stored as. Nothing of it is read before it is indexed or converted.
 
     block  how many values of the tensor, on each axis, an entry stands for; None where it has no such place
@@ -85,12 +84,12 @@ class Component:
         return f"<mzstore component {self.name!r}{'' if self.block is None else f' of blocks {list(self.block)}'}>"
 
 
-def components(entry: TensorEntry, open_: Open, framework: Framework) -> Mapping[str, Component]:
+def components(entry: TensorEntry, open_: Open, framework: Framework) -> Mapping[str, ComponentView]:
     """By name, see ``Tensor.components``. ``entry`` is a stored tensor, never a reference."""
     assert entry.part is not None
-    found: dict[str, Component] = {}
+    found: dict[str, ComponentView] = {}
     for i, part in enumerate(parts_of(entry.part)):
-        arrays = _Arrays(entry, {c.name: Stored(component_name(i, c.name), c.array) for c in part.components}, open_)
+        arrays = _Arrays(entry, {c.name: Component(component_name(i, c.name), c.array) for c in part.components}, open_)
         if isinstance(part, Quantized):
             members = _of_quantized(part, arrays)
         elif isinstance(part, Sparse):
@@ -98,7 +97,7 @@ def components(entry: TensorEntry, open_: Open, framework: Framework) -> Mapping
             members = ((f"{name}{number}", values, None) for name, values in _of_sparse(part, arrays))
         else:
             members = ((name, arrays.open(name, _dtype(part, c.array)), None) for name, c in arrays.stored.items())
-        found |= {name: Component(name, values, block, framework) for name, values, block in members}
+        found |= {name: ComponentView(name, values, block, framework) for name, values, block in members}
     return found
 
 
@@ -111,7 +110,7 @@ class _Arrays:
     """The arrays of one part. ``stored`` has them under the names that they would have if there were no other part."""
 
     entry: TensorEntry
-    stored: Mapping[str, Stored]
+    stored: Mapping[str, Component]
     reader: Open
 
     def open(self, name: str, dtype: DType) -> Opened:

@@ -14,17 +14,12 @@ import numpy as np
 
 from mzstore import fetch
 from mzstore.container import Reader
-from mzstore.documents import TensorEntry, parts_of
-from mzstore.dtypes import DTYPES, DType
-from mzstore.encodings import SinglePart, read_chunk
-from mzstore.encodings.combined import Combined
-from mzstore.encodings.quantized import Quantized
-from mzstore.encodings.sparse import Sparse
+from mzstore.documents import TensorEntry
+from mzstore.dtypes import DType
+from mzstore.encodings import read_chunk
 from mzstore.errors import CorruptError
-from mzstore.grid import MAX_CHUNK_NBYTES
 from mzstore.narrow import convert
 from mzstore.plan import Batch, Job, Unit, make, missing_chunk
-from mzstore.quantizers.decoding import DTYPES_OUT
 from mzstore.workspace import buffer
 
 # Of values. Threads take turns in Python between the steps of a job, which in small jobs is most of the time.
@@ -38,24 +33,12 @@ Read = Callable[[str, str], memoryview | None]  # (key, slot) -> payload, valid 
 def bound(entry: TensorEntry, dtype: DType) -> TensorEntry:
     """``entry`` as a read in ``dtype`` sees it.
 
-    Quantized values are computed in float32 and rounded to ``dtype`` once; all others are cast from what they are.
+    The part gives values of ``dtype`` itself if it can (quantized ones are rounded but once); others are cast from what they are.
     """
     if entry.spec.dtype is dtype:
         return entry
-    part = entry.part
-    if part is not None and any(isinstance(each, Quantized) for each in parts_of(part)):
-        near = dtype if dtype.name in DTYPES_OUT else DTYPES["float32"]
-        if part.grid.chunk_size * near.word.itemsize <= MAX_CHUNK_NBYTES:
-            parts = tuple(_into(each, near) for each in parts_of(part))
-            part = parts[0] if len(parts) == 1 else Combined(parts)
+    part = entry.part and (entry.part.into(dtype) or entry.part)
     return replace(entry, spec=replace(entry.spec, dtype=dtype), part=part)
-
-
-def _into(part: SinglePart, dtype: DType) -> SinglePart:
-    if isinstance(part, Quantized):
-        return part.into(dtype)
-    assert isinstance(part, Sparse)
-    return replace(part, into=dtype)
 
 
 def run(reader: Reader, todo: Iterable[Job], threads: int, done: Callable[[int], None] | None = None) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from mzstore import dtypes, frameworks, kernels
 from mzstore.cache import TensorCache
-from mzstore.components import Component, components
+from mzstore.components import ComponentView, components
 from mzstore.container import Objects, Reader, open_reader, read_model
 from mzstore.decode import bound, run
 from mzstore.documents import Asset, ModelDocument, TensorEntry, parts_of
@@ -155,7 +155,8 @@ class Tensor:
 
         index  what to take, as ``tensor[index]`` has it; all if not given
         dtype  of what is returned, of NumPy, ``ml_dtypes`` or PyTorch, or its name; None: the tensor's own. Quantized
-               values are computed in float32 and rounded to it once, whatever the tensor's own dtype; others are cast.
+               values are computed in float32 and rounded to it once, whatever the tensor's own dtype (but where a
+               chunk would have more than 64 MiB in it: then they are rounded to the own one first); others are cast.
                Floats do not become integers, and complex and 4-bit values nothing else.
 
         Raises ValueError if ``out`` or ``dtype`` does not fit, CorruptError or StorageError.
@@ -179,7 +180,7 @@ class Tensor:
         tensor._fill(tensor._word_spans(selection), words[(*axes, ...)], threads)
         return out
 
-    def components(self, framework: Framework = "numpy") -> Mapping[str, Component]:
+    def components(self, framework: Framework = "numpy") -> Mapping[str, ComponentView]:
         """The arrays that the tensor is stored as, by name, for kernels that need no values: read where they are indexed.
 
         Each has ``shape``, ``dtype``, ``block`` (how many values an entry stands for on each axis) and NumPy's basic

@@ -25,6 +25,7 @@ REQUEST_NBYTES = 8 << 20  # at most: some in flight fill any link, and decoding 
 GAP_NBYTES = 64 << 10  # read and thrown away rather than asked for twice; at 1 Gb/s, half a millisecond
 IN_FLIGHT_NBYTES = 64 << 20  # asked for, and not yet decoded
 _PLACE = operator.attrgetter("object", "start")
+CAST_NBYTES = 24  # of a value that is cast: by way of float32 or float64 at most, in words of 8 or 16 bytes
 MAX_OBJECTS = 1 << 18  # of a tree, in one read: a terabyte in chunks of 4 MiB
 
 
@@ -289,9 +290,14 @@ def _total(ranges: "Iterable[Extent | Request]") -> int | None:
 
 
 def _scratch_nbytes(entry: TensorEntry) -> int:
-    """Bytes that decoding a chunk of ``entry`` needs at most: its components' chunks, and their top fields."""
-    assert entry.part is not None
-    return 2 * sum(component.array.chunk_nbytes for component in entry.part.components)
+    """Bytes that decoding a chunk of ``entry`` needs at most: its components' chunks, what its part makes of them, and its
+    values, twice where they are cast, before they are put where they belong.
+    """
+    part = entry.part
+    assert part is not None
+    words = math.prod(min(c, n) for c, n in zip(part.grid.chunk_shape, part.grid.shape, strict=True))
+    piece = part.dtype.word.itemsize + (0 if part.dtype is entry.spec.dtype else CAST_NBYTES)
+    return sum(component.array.chunk_nbytes for component in part.components) + part.scratch_nbytes + words * piece
 
 
 def missing_chunk(key: str, *, where: str) -> CorruptError:

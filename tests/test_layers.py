@@ -15,7 +15,7 @@ ALLOWED = {
     "components": "arrays documents dtypes encodings encodings.codes encodings.combined encodings.quantized encodings.raw encodings.sparse frameworks selection tensors",
     "container": "archive documents errors extents garbage stats storage tree",
     "convert": "documents encode formats formats.safetensors kernels model progress recipe sources storage tensors writer",
-    "decode": "container documents dtypes encodings encodings.combined encodings.quantized encodings.sparse errors fetch grid narrow plan quantizers.decoding workspace",
+    "decode": "container documents dtypes encodings errors fetch narrow plan workspace",
     "diff": "formats grid kernels model progress sources storage tensors text",
     "documents": "arrays dtypes encodings encodings.combined encodings.planes encodings.quantized encodings.raw encodings.sparse errors narrow nodes tensors",
     "dtypes": "",

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 
 from mzstore import kernels
 from mzstore.dtypes import DTYPES
-from mzstore.quantizers import ArrayMatrix, Codes, Scale, Scheme, ZeroPoint, dequantize, round_to, spread
-from mzstore.quantizers import decoding
+from mzstore.quantizers import ArrayMatrix, Codes, Scale, Scheme, ZeroPoint, decoding, dequantize, round_to, spread
 from mzstore.quantizers import ecsq as ecsq_module
 from mzstore.quantizers.codebooks import FP4, NF4, Lloyd, Table, Vectors, fp4, nf4
 from mzstore.quantizers.columns import ColumnScaled

@@ -60,6 +60,16 @@ class Part(Protocol):
         next call for that component. Raises CorruptError, a single part before anything is written.
         """
 
+    def into(self, dtype: DType) -> "Part | None":
+        """The same part, giving values of ``dtype``, or of one that comes nearer to it, with no other rounding between.
+
+        None where the values have to be cast from what ``dtype`` is now.
+        """
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """Memory that ``decode`` takes for a chunk at most, besides ``out``, the components' chunks, and what is small."""
+
 
 class SinglePart(Part, Protocol):
     """A part that has a document of its own: all but ``Combined``."""

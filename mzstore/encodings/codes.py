@@ -44,6 +44,14 @@ class Codes:
     def component_chunk(self, component: Component, chunk: tuple[int, ...]) -> tuple[int, ...]:
         return chunk
 
+    def into(self, dtype: DType) -> None:
+        return None
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """Codes, of which each has a byte or two, and their low bits twice, before and after they are cut."""
+        return (6 if self.part.low_bits else 2) * self.grid.chunk_size
+
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """See ``Part.decode``; refuses what a read of the values refuses."""
         part, body = self.part, read(0)
@@ -78,6 +86,10 @@ def _cut(body: np.ndarray, n: int, source: tuple[slice, ...], grid: Grid) -> np.
 @dataclass(frozen=True, slots=True)
 class Factors(Raw):
     """Scales, or a codebook: floats that have to be finite."""
+
+    @property
+    def scratch_nbytes(self) -> int:
+        return 5 * self.grid.chunk_size  # in float32, and whether each is finite
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         body = read(0)

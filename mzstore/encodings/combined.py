@@ -47,6 +47,18 @@ class Combined:
         part, first = next((part, first) for part, first in reversed(self._owners) if first <= at)
         return part.component_chunk(part.components[at - first], chunk)
 
+    def into(self, dtype: DType) -> "Combined | None":
+        first, *more = self.parts
+        near = first.into(dtype)
+        if near is None:
+            return None
+        others = [part.into(near.dtype) for part in more]
+        return None if None in others else Combined((near, *others))  # type: ignore[arg-type]
+
+    @property
+    def scratch_nbytes(self) -> int:
+        return sum(part.scratch_nbytes for part in self.parts)
+
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         for part, first in self._owners:
             part.decode(lambda i, first=first: read(first + i), source, out, where)  # type: ignore[misc]

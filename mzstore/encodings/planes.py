@@ -167,6 +167,13 @@ class Planes:
             escapes = (numbers.view(np.uint8), rest.view(np.uint8))
         return [compress([first, *low], coder=coding.coder, block_nbytes=coding.block_nbytes, stored=escapes)]
 
+    def into(self, dtype: DType) -> None:
+        return None
+
+    @property
+    def scratch_nbytes(self) -> int:
+        return 0 if self.ranks is None else self.grid.chunk_size + ESCAPE_NBYTES * self.n_escapes
+
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         chunk_shape, n = self.grid.chunk_shape, self.grid.chunk_size
         body = read(0)

@@ -19,16 +19,17 @@ from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Component
 from mzstore.errors import CorruptError
 from mzstore.grid import MAX_CHUNK_NBYTES, Grid
-from mzstore.quantizers import MAX_DIMENSION, MAX_LEVELS, Scale, Scheme, ZeroPoint
-from mzstore.quantizers.decoding import DTYPES_OUT, Decoder, Local
+from mzstore.quantizers import MAX_DIMENSION, MAX_LEVELS, SCALE_DTYPES, Scale, Scheme, ZeroPoint
+from mzstore.quantizers.decoding import BLOCK, DTYPES_OUT, Decoder, Local
 from mzstore.quantizers.packing import BASES, packed_cols, per_byte, with_low
 from mzstore.workspace import buffer
 
 MAX_SCALES = 4
 MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_LISTED = 256  # numbers of a codebook that stand in the document
-SCALE_DTYPES = {"float32": "float32", "float16": "float16", "bfloat16": "uint16"}  # dtype -> Zarr data type
-ZERO_POINT_DTYPES = {"uint8": "uint8", "uint16": "uint16"}
+ZERO_POINT_DTYPES = ("uint8", "uint16")
+STEP_VALUE_NBYTES = 24  # of a value in one step of the decoder: its code, and float32 before and after each product
+KEPT = 8  # decoders with a codebook of their own, of 2 MB at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Blocked:
     """Numbers, one for each block of ``block`` values; blocks at the far edges are smaller."""
 
     block: tuple[int, ...]
-    dtype: str  # a key of SCALE_DTYPES or ZERO_POINT_DTYPES
+    dtype: str  # of SCALE_DTYPES or ZERO_POINT_DTYPES
     array: Array
 
 
@@ -54,6 +55,9 @@ def blocked_array(grid: Grid, block: tuple[int, ...], data_type: str) -> Array:
         chunks.append(1 if extent >= n else -(-c // extent))
     shape = tuple(-(-n // extent) for n, extent in zip(grid.shape, block, strict=True))
     return Array(shape, tuple(chunks), data_type, zstd=True)
+
+
+_kept: tuple[tuple[tuple[Component, ...], DType, Decoder], ...] = ()  # the last first
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,12 +146,28 @@ class Quantized:
         """Chunks that are not alone on the last axis have a multiple of so many codes there."""
         return math.lcm(self.per_byte, per_byte(1 << self.low_bits) if self.low_bits else 1)
 
-    def into(self, dtype: DType) -> "Quantized":
-        """The same, giving values of ``dtype``, one of DTYPES_OUT: nothing else has to be checked again."""
-        other = copy.copy(self)
-        object.__setattr__(other, "dtype", dtype)
+    def into(self, dtype: DType) -> "Quantized | None":
+        near = dtype if dtype.name in DTYPES_OUT else DTYPES["float32"]
+        if self.grid.chunk_size * near.word.itemsize > MAX_CHUNK_NBYTES:
+            return None
+        other = copy.copy(self)  # nothing else has to be checked again
+        object.__setattr__(other, "dtype", near)
         object.__setattr__(other, "_decoder", None)
         return other
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """Codes with their low bits, the rows between those that are wanted, and what one step of the decoder has."""
+        values, cols = self.grid.chunk_size, self.grid.chunk_shape[-1]
+        total = values * self.dtype.word.itemsize + STEP_VALUE_NBYTES * max(BLOCK, cols)
+        if self.low_bits:  # in 16 bits; the low ones in a byte, twice, before they are there
+            total += 4 * (values // self.dimension)
+        for blocked in (*self.scales, self.zero_point):
+            if isinstance(blocked, Blocked):  # in 32 bits, and spread over the chunk
+                total += 5 * blocked.array.grid.chunk_size + 4 * values
+        if isinstance(self.codebook, Array):
+            total += 3 * self.codebook.chunk_nbytes
+        return total
 
     def _check_codebook(self, codebook: np.ndarray | Array) -> None:
         if self.zero_point != 0:
@@ -173,10 +193,10 @@ class Quantized:
                 f"not {expected.data_type} {expected.shape} of {expected.chunk_shape}"
             )
 
-    def _check_blocked(self, blocked: Blocked, dtypes: dict[str, str]) -> None:
+    def _check_blocked(self, blocked: Blocked, dtypes: tuple[str, ...]) -> None:
         if blocked.dtype not in dtypes:
             raise ValueError(f"numbers of {blocked.dtype} for blocks: {', '.join(dtypes)} will do")
-        self._check_array("blocks", blocked.array, blocked_array(self.grid, blocked.block, dtypes[blocked.dtype]))
+        self._check_array("blocks", blocked.array, blocked_array(self.grid, blocked.block, DTYPES[blocked.dtype].disk))
 
     def component_chunk(self, component: Component, chunk: tuple[int, ...]) -> tuple[int, ...]:
         if component.name in ("codes", "low"):
@@ -282,12 +302,26 @@ class Quantized:
     def _decoder_of(self, rows_of: Callable[[str], np.ndarray], where: str) -> Decoder:
         """The decoder of a chunk: one for all of them, unless the codebook has to be read."""
         if isinstance(self.codebook, Array):
-            book = rows_of("codebook").view(np.float32).reshape(self.codebook.shape).copy()
-            return self._new_decoder(_finite("codebook", book, where))
+            return self._decoder_with_array(self.codebook, rows_of, where)
         if self._decoder is None:
             object.__setattr__(self, "_decoder", self._new_decoder(self.codebook))
         assert self._decoder is not None
         return self._decoder
+
+    def _decoder_with_array(self, codebook: Array, rows_of: Callable[[str], np.ndarray], where: str) -> Decoder:
+        """As ``_decoder_of``: some are kept, whatever number of tensors there is, so that not each chunk reads a codebook.
+
+        They are those of ``components``, which only this part and what ``into`` makes of it have. The tuple that holds
+        them is never changed but replaced: threads that do so at once lose a decoder, no more.
+        """
+        global _kept
+        for components, dtype, decoder in _kept:
+            if components is self.components and dtype is self.dtype:
+                return decoder
+        book = rows_of("codebook").view(np.float32).reshape(codebook.shape).copy()
+        decoder = self._new_decoder(_finite("codebook", book, where))
+        _kept = ((self.components, self.dtype, decoder), *_kept[: KEPT - 1])
+        return decoder
 
     def _fill(
         self, decoder: Decoder, codes: np.ndarray, local: Local, source: tuple[slice, ...], out: np.ndarray

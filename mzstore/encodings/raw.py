@@ -55,6 +55,13 @@ class Raw:
             return [body.data]
         return [compress([body], coder=coding.coder, block_nbytes=coding.block_nbytes)]
 
+    def into(self, dtype: DType) -> None:
+        return None
+
+    @property
+    def scratch_nbytes(self) -> int:
+        return 0
+
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         words = read(0).view(self.array.word)
         if self.constant:

@@ -5,7 +5,7 @@ stands an element; 255 passes 255 values. What is left of the array is filled wi
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class Sparse:
     grid: Grid
     positions: Array
     values: Array
-    into: DType | None = None  # what a read asks for instead of ``dtype``
+    wanted: DType | None = None  # what a read asks for instead of ``dtype``
     components: tuple[Component, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -88,11 +88,20 @@ class Sparse:
             for plane in (steps, words.view(np.uint8))
         ]
 
+    def into(self, dtype: DType) -> "Sparse":
+        return replace(self, wanted=dtype)
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """The values in another dtype; of a block of gaps the positions, up to eight numbers of 8 bytes and one for each axis."""
+        positions = min(BLOCK, self.positions.shape[-1])
+        return 16 * self.values.shape[-1] + 8 * (8 + 2 * len(self.grid.shape)) * positions
+
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Put the values into ``out``, which holds those of the parts before."""
         steps, words = read(0), read(1).view(self.dtype.word)
-        if self.into:
-            words = cast(words, self.dtype, self.into)
+        if self.wanted:
+            words = cast(words, self.dtype, self.wanted)
         for positions, which in self.elements(steps, where):
             self._place(positions, words[which], source, out)
 

@@ -14,7 +14,8 @@ Each module holds one family: ``ecsq`` (a uniform step, entropy coded), ``intege
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,8 @@ from mzstore.dtypes import DTYPES
 
 MAX_LEVELS = 1 << 16
 MAX_DIMENSION = 8
+# The greatest value that decoding may give, by the dtype of the tensor.
+GREATEST = MappingProxyType({"float32": 3.4e38, "float64": 3.4e38, "bfloat16": 3.38e38, "float16": 65504.0})
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
 
 Shape = tuple[int, int]
@@ -193,7 +196,8 @@ class Fitted(Protocol):
 
 class Quantizer(Protocol):
     def fit(self, matrix: Matrix, importance: Importance = None) -> Fitted:
-        """Read the matrix and decide everything global. Raises ValueError, saying what will not do."""
+        """Read the matrix and decide everything global. Raises ValueError, saying what will not do: of what it has read,
+        ``encode`` takes all."""
 
 
 def dequantize(
@@ -215,6 +219,23 @@ def dequantize(
     for scale, own in zip(scheme.scales, scales, strict=True):
         values = values * spread(own, scale.block, (values.shape[0], values.shape[1]))
     return values
+
+
+def without_overflow(codes: Codes, scheme: Scheme, dtype: str, block: np.ndarray) -> Codes:
+    """The ``codes`` of ``block``; those that decode to infinity in ``dtype`` are moved to the next finite value towards 0."""
+    # Rounding makes no value eight times as great.
+    if not block.size or max(-float(block.min()), float(block.max())) < GREATEST[dtype] / 8:
+        return codes
+    own = codes.codes.copy()
+    ascending = np.arange(scheme.levels) if scheme.codebook is None else np.argsort(scheme.codebook, kind="stable")
+    rank = np.argsort(ascending)
+    while True:
+        with np.errstate(over="ignore"):
+            values = dequantize(own, scheme, codes.scales, codes.zero_points)
+        beyond = ~np.isfinite(round_to(values, dtype))
+        if not beyond.any():
+            return replace(codes, codes=own)
+        own[beyond] = ascending[rank[own[beyond]] - np.sign(values[beyond]).astype(np.int64)]
 
 
 def spread(values: np.ndarray, block: Shape, shape: tuple[int, ...]) -> np.ndarray:

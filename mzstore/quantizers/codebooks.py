@@ -21,13 +21,15 @@ from mzstore.quantizers import (
     Matrix,
     Scale,
     Scheme,
+    Shape,
     checked_block,
     checked_weights,
     spread,
     weighted_blocks,
+    without_overflow,
 )
-from mzstore.quantizers.integers import usable_scale
-from mzstore.quantizers.ranges import Granularity, block_shape, by_block
+from mzstore.quantizers.integers import GREATEST_SCALE, SHRINKS, usable_scale
+from mzstore.quantizers.ranges import Granularity, block_shape, by_block, check_blocks
 from mzstore.quantizers.sample import Sample, collect
 
 # QLoRA, appendix E: quantiles of a normal distribution, 8 above 0 and 7 below, 0 exact.
@@ -51,11 +53,16 @@ ASSIGN_BLOCK = 1 << 22  # distances held at a time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """Any fixed ``values`` (float32[levels]), times a scale that takes their greatest to the greatest of each block."""
+    """Any fixed ``values`` (float32[levels]), times a scale that takes their greatest to the greatest of each block.
+
+    With an importance, a scale is searched that has the least weighted error. ``dtype`` is that of the decoded values, none
+    of which is infinite.
+    """
 
     values: np.ndarray
     granularity: Granularity = 64
     scale_dtype: str = "float32"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.values.ndim != 1 or not 2 <= self.values.size <= MAX_LEVELS:
@@ -65,41 +72,76 @@ class Table:
 
     def fit(self, matrix: Matrix, importance: Importance = None) -> "FittedTable":
         block = block_shape(self.granularity, matrix.shape)
-        scale = None
-        if block[0] >= matrix.shape[0]:
-            greatest = np.zeros((1, 1), np.float32)
-            for _, values, _ in weighted_blocks(matrix, None):
-                greatest = np.maximum(greatest, np.abs(by_block(values, block)).max(axis=-1))
-            scale = self.scale_of(greatest)
         values = self.values.astype(np.float32)
+        entries = Entries(values, *_ordered(values))
+        scale = None
+        if block[0] < matrix.shape[0]:
+            check_blocks(matrix, importance, block, lambda low, high: self.scale_of(np.maximum(-low, high)))
+        else:
+            greatest = np.zeros((1, 1), np.float32)
+            for _, own, _ in weighted_blocks(matrix, importance):
+                greatest = np.maximum(greatest, np.abs(by_block(own, block)).max(axis=-1))
+            scale = self.scale_of(greatest)
+            if importance is not None:
+                scale = self._search(matrix, importance, block, scale, entries)
         scheme = Scheme(matrix.shape, values.size, 0, values, (Scale(block, self.scale_dtype, scale),))
-        return FittedTable(self, scheme, *_ordered(values))
+        return FittedTable(self, scheme, entries)
 
     def scale_of(self, greatest: np.ndarray) -> np.ndarray:
-        most = float(np.abs(self.values).max())
-        return usable_scale(greatest.astype(np.float64) / most, self.scale_dtype, most)
+        return self._usable(greatest.astype(np.float64) / self._most)
 
     def weighted_scale(
-        self, members: np.ndarray, weights: np.ndarray, scale: np.ndarray, order: np.ndarray, bounds: np.ndarray
+        self, members: np.ndarray, weights: np.ndarray, scale: np.ndarray, entries: "Entries"
     ) -> np.ndarray:
         """The scale with the least weighted error, given the codes that ``scale`` leads to; the old one where it is no better."""
-        values = self.values.astype(np.float32)
-
-        def decoded(own: np.ndarray) -> np.ndarray:
-            out: np.ndarray = values[order[np.searchsorted(bounds, members / own[..., None])]]
-            return out
-
-        def loss(own: np.ndarray) -> np.ndarray:
-            error = (decoded(own) * own[..., None] - members).astype(np.float64)
-            out: np.ndarray = (weights * error**2).sum(axis=-1)
-            return out
-
-        taken = decoded(scale)
+        taken = entries.nearest(members, scale)
         heavy = (weights * taken).astype(np.float64)
         above, below = (heavy * members).sum(axis=-1), (heavy * taken).sum(axis=-1)
         new = np.divide(above, below, out=scale.astype(np.float64), where=below > 0)
-        new_scale = usable_scale(np.where(new > 0, new, scale), self.scale_dtype, float(np.abs(values).max()))
-        return np.where(loss(new_scale) < loss(scale), new_scale, scale)
+        new_scale = self._usable(np.minimum(np.where(new > 0, new, scale), GREATEST_SCALE[self.scale_dtype]))
+        better = entries.loss(members, weights, new_scale) < entries.loss(members, weights, scale)
+        return np.where(better, new_scale, scale)
+
+    @property
+    def _most(self) -> float:
+        return float(np.abs(self.values).max())
+
+    def _usable(self, wanted: np.ndarray) -> np.ndarray:
+        return usable_scale(wanted, self.scale_dtype, self._most, self.dtype)
+
+    def _search(
+        self, matrix: Matrix, importance: Importance, block: Shape, scale: np.ndarray, entries: "Entries"
+    ) -> np.ndarray:
+        """Of shrunken scales for blocks that reach over all rows, those with the least weighted error."""
+        choices = [self._usable(scale.astype(np.float64) * shrink) for shrink in SHRINKS]
+        losses = np.zeros((len(choices), *scale.shape))
+        for _, values, weights in weighted_blocks(matrix, importance):
+            assert weights is not None
+            members, own = by_block(values, block), by_block(np.broadcast_to(weights, values.shape), block)
+            for loss, choice in zip(losses, choices, strict=True):
+                loss += entries.loss(members, own, choice)
+        out: np.ndarray = np.take_along_axis(np.stack(choices), np.argmin(losses, axis=0)[None], axis=0)[0]
+        return out
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entries:
+    """A table that is searched."""
+
+    values: np.ndarray
+    order: np.ndarray  # codes by ascending value
+    bounds: np.ndarray  # float32, half way between them
+
+    def nearest(self, members: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The values of the codes of ``members`` [..., values of the block]."""
+        out: np.ndarray = self.values[self.order[np.searchsorted(self.bounds, members / scale[..., None])]]
+        return out
+
+    def loss(self, members: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The weighted squared error of each block."""
+        error = (self.nearest(members, scale) * scale[..., None] - members).astype(np.float64)
+        out: np.ndarray = (weights * error**2).sum(axis=-1)
+        return out
 
 
 def nf4(group: int = 64, *, scale_dtype: str = "float32") -> Table:
@@ -116,8 +158,7 @@ def fp4(group: int = 64, *, scale_dtype: str = "float32") -> Table:
 class FittedTable:
     quantizer: Table
     scheme: Scheme
-    _order: np.ndarray  # codes by ascending value
-    _bounds: np.ndarray  # float32, half way between them
+    _entries: Entries
 
     @property
     def may_have_outliers(self) -> bool:
@@ -133,9 +174,10 @@ class FittedTable:
             own = self.quantizer.scale_of(np.abs(members).max(axis=-1))
             if weights is not None:
                 heavy = by_block(np.broadcast_to(weights, values.shape), scale.block)
-                own = self.quantizer.weighted_scale(members, heavy, own, self._order, self._bounds)
-        nearest = np.searchsorted(self._bounds, values / spread(own, scale.block, values.shape))
-        return Codes(self._order[nearest].astype(self.scheme.code_dtype), (own,))
+                own = self.quantizer.weighted_scale(members, heavy, own, self._entries)
+        at = np.searchsorted(self._entries.bounds, values / spread(own, scale.block, values.shape))
+        codes = Codes(self._entries.order[at].astype(self.scheme.code_dtype), (own,))
+        return without_overflow(codes, self.scheme, self.quantizer.dtype, values)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from mzstore.quantizers import (
     Shape,
     checked_weights,
     weighted_blocks,
+    without_overflow,
 )
 from mzstore.quantizers.integers import usable_scale
 
@@ -42,10 +43,11 @@ class Multiplied:
 
 @dataclass(frozen=True, slots=True)
 class ColumnScaled:
-    """``quantizer`` on columns that were divided by their scales, which are stored in ``scale_dtype``."""
+    """``quantizer`` on columns that were divided by their scales, which are stored in ``scale_dtype``; decoded to ``dtype``."""
 
     quantizer: Quantizer
     scale_dtype: str = "float32"
+    dtype: str = "float32"
 
     def fit(self, matrix: Matrix, importance: Importance = None) -> "FittedColumnScaled":
         rows, cols = matrix.shape
@@ -62,7 +64,9 @@ class ColumnScaled:
             own = Multiplied(importance, scale**2)
         fitted = self.quantizer.fit(Multiplied(matrix, 1 / scale), own)
         column = Scale((max(1, rows), 1), self.scale_dtype, scale[None])
-        return FittedColumnScaled(replace(fitted.scheme, scales=(*fitted.scheme.scales, column)), fitted, scale)
+        return FittedColumnScaled(
+            replace(fitted.scheme, scales=(*fitted.scheme.scales, column)), fitted, scale, self.dtype
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +76,7 @@ class FittedColumnScaled:
     scheme: Scheme
     fitted: Fitted
     scale: np.ndarray
+    dtype: str
 
     @property
     def may_have_outliers(self) -> bool:
@@ -81,4 +86,5 @@ class FittedColumnScaled:
         weights = checked_weights(importance, block.shape)
         own = np.broadcast_to(self.scale**2 if weights is None else weights * self.scale**2, block.shape)
         codes = self.fitted.encode(block * (1 / self.scale), first_row, own)
-        return replace(codes, scales=(*codes.scales, self.scale[None]))
+        whole = replace(codes, scales=(*codes.scales, self.scale[None]))
+        return without_overflow(whole, self.scheme, self.dtype, np.asarray(block))

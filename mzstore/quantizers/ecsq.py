@@ -16,6 +16,7 @@ import numpy as np
 
 from mzstore import kernels
 from mzstore.quantizers import (
+    GREATEST,
     MAX_LEVELS,
     Codes,
     Importance,
@@ -26,6 +27,7 @@ from mzstore.quantizers import (
     checked_block,
     checked_weights,
     round_to,
+    without_overflow,
 )
 from mzstore.quantizers.packing import counted_bits, per_byte
 from mzstore.quantizers.sample import Sample, collect, column_roots, to_float32
@@ -56,8 +58,6 @@ ROUNDS = 3  # of the iteration: further ones change the bits by less than 0.001
 BLOCK = 1 << 16  # values: what NumPy needs for them stays in the second-level cache
 NUMPY_COST = 16  # quantizing a value with NumPy costs as much as it does to decode so many bytes
 LEAST_STEP, GREATEST_STEP = 2.0**-120, 2.0**120  # float32 holds the step, its inverse, and what they make of values
-# What decoded values must not be beyond, so that rounding makes no infinity of them.
-GREATEST = {"float32": 3.4e38, "float64": 3.4e38, "bfloat16": 3.38e38, "float16": 65504.0}
 MOST_STEPS = (MAX_LEVELS >> 1) - 1
 
 
@@ -334,7 +334,8 @@ class FittedUniform:
         codes = np.empty(block.shape, self.scheme.code_dtype)
         quantize(values, self.design, codes, None if weights is None else weights / np.float32(self.mean_weight))
         scales = tuple(scale.values for scale in self.scheme.scales if scale.values is not None)
-        return Codes(codes, scales, None, self._outliers(values, block, first_row))
+        found = Codes(codes, scales, None, self._outliers(values, block, first_row))
+        return found if self.scale is None else without_overflow(found, self.scheme, self.quantizer.dtype, block)
 
     def with_step(self, step: float) -> "FittedUniform":
         """The same with another step, and as many levels."""

@@ -14,6 +14,7 @@ import numpy as np
 
 from mzstore.dtypes import DTYPES
 from mzstore.quantizers import (
+    GREATEST,
     Codes,
     Importance,
     Matrix,
@@ -24,9 +25,10 @@ from mzstore.quantizers import (
     checked_weights,
     spread,
     weighted_blocks,
+    without_overflow,
 )
-from mzstore.quantizers.integers import usable_scale
-from mzstore.quantizers.ranges import Granularity, block_shape, by_block
+from mzstore.quantizers.integers import GREATEST_SCALE, usable_scale
+from mzstore.quantizers.ranges import Granularity, block_shape, by_block, check_blocks
 
 ELEMENTS = {  # bits of a code, greatest finite value, exponent of that
     "float8_e4m3fn": (8, 448.0, 8),
@@ -55,6 +57,7 @@ class Floats:
 
     scaling  "absmax": greatest value to greatest float; "power of two": as MX has it; "two levels": as NVFP4 has it
     search   True: of scales nearby, the one with the least weighted squared error
+    dtype    of the decoded values, none of which is infinite
     """
 
     element: str
@@ -62,6 +65,7 @@ class Floats:
     scaling: str = "absmax"
     search: bool = False
     scale_dtype: str = "float32"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _element(self.element)
@@ -79,7 +83,7 @@ class Floats:
         own: np.ndarray | None = None
         scales: tuple[Scale, ...] = (Scale(block, self.scale_dtype),)
         if self.scaling == "two levels" or not local:
-            greatest = _greatest(matrix, block if not local else (rows, cols))
+            greatest = _greatest(matrix, importance, block if not local else (rows, cols))
             if self.scaling == "two levels":
                 most = float(greatest.max(initial=0.0))
                 outer = usable_scale(
@@ -93,6 +97,10 @@ class Floats:
                 if self.search:
                     own = self._search(matrix, importance, block, own, table)
                 scales = (Scale(block, self.scale_dtype, own), *scales[1:])
+        else:
+            check_blocks(
+                matrix, importance, block, lambda low, high: self.scale_of(np.maximum(-low, high), np.float32(1))
+            )
         return FittedFloats(self, Scheme(matrix.shape, table.size, 0, table, scales))
 
     def scale_of(self, greatest: np.ndarray, outer: np.float32) -> np.ndarray:
@@ -104,7 +112,9 @@ class Floats:
             out: np.ndarray = np.exp2(np.clip(np.where(greatest > 0, power, 0), -126, 127)).astype(np.float32)
             return out
         wanted = greatest.astype(np.float64) / most / outer
-        return _e4m3(wanted) if self.scaling == "two levels" else usable_scale(wanted, self.scale_dtype, most)
+        return (
+            _e4m3(wanted) if self.scaling == "two levels" else usable_scale(wanted, self.scale_dtype, most, self.dtype)
+        )
 
     def to_codes(self, values: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """uint8 codes: ``values`` / ``scale``, rounded to nearest even and saturated."""
@@ -117,12 +127,14 @@ class Floats:
     def nearby(self, scale: np.ndarray, outer: np.float32) -> list[np.ndarray]:
         """The scales that a search tries, ``scale`` first."""
         if self.scaling == "power of two":
-            return [scale, np.minimum(scale * 2, np.float32(2.0**127)), np.maximum(scale / 2, np.float32(2.0**-126))]
-        tried = [scale.astype(np.float64) * shrink for shrink in SHRINKS]
+            greater = np.where(scale <= GREATEST[self.dtype] / (2 * _element(self.element)[1]), scale * 2, scale)
+            return [scale, greater, np.maximum(scale / 2, np.float32(2.0**-126))]
+        most = GREATEST_SCALE[self.scale_dtype]
+        tried = [np.minimum(scale.astype(np.float64) * shrink, most) for shrink in SHRINKS]
         rounded = (
             _e4m3
             if self.scaling == "two levels"
-            else lambda wanted: usable_scale(wanted, self.scale_dtype, _element(self.element)[1])
+            else lambda wanted: usable_scale(wanted, self.scale_dtype, _element(self.element)[1], self.dtype)
         )
         return [scale, *(rounded(wanted) for wanted in tried)]
 
@@ -152,16 +164,16 @@ class Floats:
         return out
 
 
-def mxfp4(*, search: bool = False) -> Floats:
-    return Floats("float4_e2m1fn", MX_GROUP, "power of two", search, "bfloat16")
+def mxfp4(*, search: bool = False, dtype: str = "float32") -> Floats:
+    return Floats("float4_e2m1fn", MX_GROUP, "power of two", search, "bfloat16", dtype)
 
 
-def mxfp8(element: str = "float8_e4m3fn", *, search: bool = False) -> Floats:
-    return Floats(element, MX_GROUP, "power of two", search, "bfloat16")
+def mxfp8(element: str = "float8_e4m3fn", *, search: bool = False, dtype: str = "float32") -> Floats:
+    return Floats(element, MX_GROUP, "power of two", search, "bfloat16", dtype)
 
 
-def nvfp4(*, search: bool = False) -> Floats:
-    return Floats("float4_e2m1fn", NV_GROUP, "two levels", search, "float16")
+def nvfp4(*, search: bool = False, dtype: str = "float32") -> Floats:
+    return Floats("float4_e2m1fn", NV_GROUP, "two levels", search, "float16", dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -180,7 +192,8 @@ class FittedFloats:
         outer = _outer(self.scheme.scales)
         own = scale.values if scale.values is not None else self._local(values, weights, scale.block, outer)
         codes = self.quantizer.to_codes(values, spread(own, scale.block, values.shape) * outer)
-        return Codes(codes, (own, *(other.values for other in others if other.values is not None)))
+        found = Codes(codes, (own, *(other.values for other in others if other.values is not None)))
+        return without_overflow(found, self.scheme, self.quantizer.dtype, values)
 
     def _local(self, values: np.ndarray, weights: np.ndarray | None, block: Shape, outer: np.float32) -> np.ndarray:
         members = by_block(values, block)
@@ -212,10 +225,10 @@ def _outer(scales: tuple[Scale, ...]) -> np.float32:
     return np.float32(1) if len(scales) < 2 or scales[1].values is None else np.float32(scales[1].values[0, 0])
 
 
-def _greatest(matrix: Matrix, block: Shape) -> np.ndarray:
+def _greatest(matrix: Matrix, importance: Importance, block: Shape) -> np.ndarray:
     """The greatest absolute values of blocks that reach over all rows."""
     found: np.ndarray | None = None
-    for _, values, _ in weighted_blocks(matrix, None):
+    for _, values, _ in weighted_blocks(matrix, importance):
         greatest = np.abs(by_block(values, block)).max(axis=-1)
         found = greatest if found is None else np.maximum(found, greatest)
     return np.zeros((1, 1), np.float32) if found is None else found

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mzstore.dtypes import DTYPES
 from mzstore.quantizers import (
+    GREATEST,
     Codes,
     Importance,
     Matrix,
@@ -25,11 +27,12 @@ from mzstore.quantizers import (
     round_to,
     spread,
     weighted_blocks,
+    without_overflow,
 )
-from mzstore.quantizers.ranges import Granularity, block_shape, by_block
+from mzstore.quantizers.ranges import Granularity, block_shape, by_block, check_blocks
 
 MAX_BITS = 16
-GREATEST_DECODED = 3.36e38  # what a scale near the greatest float32 may lead to, before the scale is rounded
+GREATEST_SCALE = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38}
 SHRINKS = tuple(1 - i / 32 for i in range(20))  # of the range, in the search for the one with the least error
 
 
@@ -41,6 +44,7 @@ class Integers:
     clip         "none": the range of the values; "mse": the one with the least error
     static       (lowest, highest) for all blocks: the data is not asked
     scale_dtype  scales are rounded to it before the codes are made
+    dtype        of the decoded values, none of which is infinite
     """
 
     bits: int
@@ -49,6 +53,7 @@ class Integers:
     clip: str = "none"
     static: tuple[float, float] | None = None
     scale_dtype: str = "float32"
+    dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= MAX_BITS:
@@ -75,6 +80,8 @@ class Integers:
         zero: int | ZeroPoint = ZeroPoint(block, zero_dtype) if self.affine else (self.levels - 1) // 2
         local = block[0] < matrix.shape[0]
         fitted = FittedIntegers(self, Scheme(matrix.shape, self.levels, zero, None, (Scale(block, self.scale_dtype),)))
+        if local or self.static is not None:
+            check_blocks(matrix, importance, block, self._checked_range)
         if local and self.static is None:
             return fitted
         rows, cols = matrix.shape
@@ -82,7 +89,7 @@ class Integers:
             grid = fitted.scheme.scales[0].grid(rows, cols)
             low, high = (np.full(grid, end, np.float32) for end in self.static)
         else:
-            low, high = _extremes(matrix, block)
+            low, high = _extremes(matrix, importance, block)
         scale, zeros = self.from_range(low, high)
         if self.clip == "mse":
             scale, zeros = self._search(matrix, importance, block, low, high)
@@ -100,10 +107,19 @@ class Integers:
         low, high = np.minimum(low, 0).astype(np.float64), np.maximum(high, 0).astype(np.float64)
         if not self.affine:
             most = (self.levels - 1) // 2
-            scale = usable_scale(np.maximum(-low, high) / most, self.scale_dtype, most)
+            scale = usable_scale(np.maximum(-low, high) / most, self.scale_dtype, most, self.dtype)
             return scale, np.full(scale.shape, most, np.int32)
-        scale = usable_scale((high - low) / (self.levels - 1), self.scale_dtype, self.levels - 1)
-        return scale, np.clip(np.rint(-low / scale), 0, self.levels - 1).astype(np.int32)
+        scale = usable_scale((high - low) / (self.levels - 1), self.scale_dtype, 1.0)
+        zeros = self._zero_of(low, scale)
+        scale = _stepped_down(scale, self.scale_dtype, np.maximum(zeros, self.levels - 1 - zeros), self.dtype)
+        return scale, self._zero_of(low, scale)
+
+    def _zero_of(self, low: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(-low / scale), 0, self.levels - 1).astype(np.int32)
+
+    def _checked_range(self, low: np.ndarray, high: np.ndarray) -> None:
+        if self.static is None:
+            self.from_range(low, high)
 
     def to_codes(self, values: np.ndarray, scale: np.ndarray, zeros: np.ndarray) -> np.ndarray:
         """int32 codes of ``values``, of a shape that scales and zero points broadcast to."""
@@ -175,7 +191,8 @@ class FittedIntegers:
             values, spread(own, scale.block, values.shape), spread(zeros, scale.block, values.shape)
         )
         affine = isinstance(self.scheme.zero_point, ZeroPoint)
-        return Codes(codes.astype(self.scheme.code_dtype), (own,), zeros if affine else None)
+        found = Codes(codes.astype(self.scheme.code_dtype), (own,), zeros if affine else None)
+        return without_overflow(found, self.scheme, self.quantizer.dtype, values)
 
     def _zeros(self, first: int, last: int | None) -> np.ndarray:
         zero = self.scheme.zero_point
@@ -193,22 +210,32 @@ class FittedIntegers:
         return self.quantizer.best(members, own, low, high)
 
 
-def usable_scale(wanted: np.ndarray, dtype: str, most: float) -> np.ndarray:
+def usable_scale(wanted: np.ndarray, dtype: str, most: float, decoded: str = "float32") -> np.ndarray:
     """float32 scales, exact in ``dtype``, near ``wanted`` (>= 0); 1 where that is 0, the least positive one where it rounds
-    to 0. What they multiply is at most ``most``, which stays finite. Raises ValueError if a scale overflows."""
-    scale = round_to(np.where(wanted > 0, np.minimum(wanted, GREATEST_DECODED / most), 1), dtype)
+    to 0. What they multiply is at most ``most``, and stays finite in ``decoded``. Raises ValueError if a scale overflows."""
+    scale = round_to(np.where(wanted > 0, np.minimum(wanted, GREATEST[decoded] / most), 1), dtype)
     if not np.isfinite(scale).all():
         raise ValueError(f"a scale of {float(wanted.max()):g} is too great for {dtype}: take another scale dtype")
     least = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126}[dtype]
-    out: np.ndarray = np.maximum(scale, np.float32(least))
-    return out
+    return _stepped_down(np.maximum(scale, np.float32(least)), dtype, most, decoded)
 
 
-def _extremes(matrix: Matrix, block: Shape) -> tuple[np.ndarray, np.ndarray]:
+def _stepped_down(scale: np.ndarray, dtype: str, most: float | np.ndarray, decoded: str) -> np.ndarray:
+    """``scale``, the next lower one of ``dtype`` where ``most`` times it is infinity in ``decoded``: it was rounded up."""
+    with np.errstate(over="ignore"):
+        beyond = ~np.isfinite(round_to(scale * np.float32(most), decoded))
+    if not beyond.any():
+        return scale
+    own = DTYPES[dtype]
+    lower = (scale.astype(own.numpy).view(own.word) - own.word.type(1)).view(own.numpy).astype(np.float32)
+    return np.where(beyond, lower, scale)
+
+
+def _extremes(matrix: Matrix, importance: Importance, block: Shape) -> tuple[np.ndarray, np.ndarray]:
     """The least and the greatest values of blocks that reach over all rows."""
     low: np.ndarray | None = None
     high = np.zeros((1, 1), np.float32)
-    for _, values, _ in weighted_blocks(matrix, None):
+    for _, values, _ in weighted_blocks(matrix, importance):
         members = by_block(values, block)
         least, most = members.min(axis=-1), members.max(axis=-1)
         low, high = (least, most) if low is None else (np.minimum(low, least), np.maximum(high, most))

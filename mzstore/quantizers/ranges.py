@@ -1,10 +1,11 @@
 """Ranges: which values of a matrix share a scale, and a row block cut that way."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 
-from mzstore.quantizers import Shape
+from mzstore.quantizers import Importance, Matrix, Shape, weighted_blocks
 
 # The whole tensor, each row (output channel), each column, groups of so many neighbours in a row, or tiles (rows, columns).
 Granularity = Literal["tensor", "row", "column"] | int | tuple[int, int]
@@ -45,3 +46,34 @@ def by_block(values: np.ndarray, block: Shape) -> np.ndarray:
         values = np.pad(values, ((0, down * high - rows), (0, across * wide - cols)), mode="edge")
     blocks = values.reshape(down, high, across, wide).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(blocks).reshape(down, across, high * wide)
+
+
+def check_blocks(
+    matrix: Matrix, importance: Importance, block: Shape, scale_of: Callable[[np.ndarray, np.ndarray], object]
+) -> None:
+    """Read ``matrix`` and ``importance`` once, and ask ``scale_of(least values, greatest values)`` for every block of them.
+
+    It raises ValueError where it has no scale. Row blocks need not begin a block.
+    """
+    carried: tuple[int, np.ndarray, np.ndarray] | None = None  # what has been seen of the last block
+    for first, values, _ in weighted_blocks(matrix, importance):
+        if not values.size or (block[0] == 1 and _has_scale(values, scale_of)):
+            continue
+        rows = by_block(values, (1, block[1]))
+        at = (first + np.arange(values.shape[0])) // block[0]
+        starts = np.flatnonzero(np.diff(at, prepend=-1))
+        low = np.minimum.reduceat(rows.min(axis=-1), starts, axis=0)
+        high = np.maximum.reduceat(rows.max(axis=-1), starts, axis=0)
+        if carried is not None and carried[0] == at[0]:
+            low[0], high[0] = np.minimum(low[0], carried[1]), np.maximum(high[0], carried[2])
+        scale_of(low, high)
+        carried = int(at[-1]), low[-1], high[-1]
+
+
+def _has_scale(values: np.ndarray, scale_of: Callable[[np.ndarray, np.ndarray], object]) -> bool:
+    """Whether all ``values`` could share a scale: then any block of them has one."""
+    try:
+        scale_of(values.min(keepdims=True), values.max(keepdims=True))
+    except ValueError:
+        return False
+    return True
