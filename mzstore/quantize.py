@@ -363,7 +363,9 @@ def quantizer_for(rule: Rule, spec: TensorSpec, *, weighted: bool = False) -> Qu
     """The quantizer that ``rule`` names, with its parameters; ``weighted`` if there is an importance, which a search serves."""
     if rule.scales == "row*column":
         return ColumnScaled(
-            quantizer_for(replace(rule, scales="row"), spec, weighted=weighted), rule.scale_dtype or "float32"
+            quantizer_for(replace(rule, scales="row"), spec, weighted=weighted),
+            rule.scale_dtype or "float32",
+            spec.dtype.name,
         )
     granularity: Any = {"group": rule.group, "tile": rule.tile}.get(rule.scales or "", rule.scales)
     search = weighted if rule.search is None else rule.search
@@ -392,23 +394,30 @@ def quantizer_for(rule: Rule, spec: TensorSpec, *, weighted: bool = False) -> Qu
                 "mse" if search else "none",
                 None if rule.low is None or rule.high is None else (rule.low, rule.high),
                 rule.scale_dtype or "float32",
+                spec.dtype.name,
             )
         case "codebook" if rule.codebook == "kmeans":
             levels, dimension = rule.levels or 0, rule.dimension or 1
             return Lloyd(levels) if dimension == 1 else Vectors(levels, dimension)
         case "codebook":
             made = nf4() if rule.codebook == "nf4" else fp4()
-            return replace(made, granularity=granularity, scale_dtype=rule.scale_dtype or "float32")
+            return replace(
+                made, granularity=granularity, scale_dtype=rule.scale_dtype or "float32", dtype=spec.dtype.name
+            )
         case "float8":
             return Floats(
-                f"float8_{rule.format}", granularity, search=search, scale_dtype=rule.scale_dtype or "float32"
+                f"float8_{rule.format}",
+                granularity,
+                search=search,
+                scale_dtype=rule.scale_dtype or "float32",
+                dtype=spec.dtype.name,
             )
         case "mxfp8":
-            return mxfp8(f"float8_{rule.format}", search=search)
+            return mxfp8(f"float8_{rule.format}", search=search, dtype=spec.dtype.name)
         case "mxfp4":
-            return mxfp4(search=search)
+            return mxfp4(search=search, dtype=spec.dtype.name)
         case "nvfp4":
-            return nvfp4(search=search)
+            return nvfp4(search=search, dtype=spec.dtype.name)
     raise ValueError(f"quantizer {rule.quantizer!r} is unknown")
 
 

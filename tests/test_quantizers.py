@@ -564,6 +564,8 @@ def test_vectors_beat_scalars_of_the_same_rate():
         Lloyd(6),
         Vectors(32, 4),
         nf4(64),
+        Table(NF4, "tensor"),
+        Table(NF4, "column"),
         Floats("float4_e2m1fn", "row", search=True),
         Floats("float4_e2m1fn", search=True),
         nvfp4(search=True),
@@ -607,6 +609,98 @@ def _with_outliers(fitted, values, importance):
 def test_importance_that_will_not_do(importance, message):
     with pytest.raises(ValueError, match=message):
         Uniform(step=0.01).fit(ArrayMatrix(VALUES), importance)
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_importance_that_will_not_do_is_found_before_anything_is_encoded(name):
+    weights = np.ones(VALUES.shape, np.float32)
+    weights[70, 3] = -1
+    for bad, message in ((weights, "not negative"), (-weights[70], "not negative"), (weights[0] * np.nan, "finite")):
+        with pytest.raises(ValueError, match=message):
+            QUANTIZERS[name].fit(ArrayMatrix(VALUES, 32), ArrayMatrix(bad, 32) if bad.ndim == 2 else bad)
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        Integers(4, 32, scale_dtype="float16"),
+        Integers(4, 32, affine=True, scale_dtype="float16", clip="mse"),
+        Integers(4, (40, 32), affine=True, scale_dtype="float16"),
+        nf4(32, scale_dtype="float16"),
+        Floats("float4_e2m1fn", 32, search=True, scale_dtype="float16"),
+    ],
+    ids=repr,
+)
+def test_scales_that_overflow_are_found_before_anything_is_encoded(quantizer):
+    values = np.ones((96, 64), np.float32)
+    values[70, 40] = 1e7
+    with pytest.raises(ValueError, match="too great for float16"):
+        quantizer.fit(ArrayMatrix(values, 7))
+    values[70, 40] = 60000
+    assert np.isfinite(whole(quantizer, values)[2]).all()
+
+
+def test_scales_of_blocks_that_row_blocks_cut_are_found():
+    """Neither of the two rows needs a scale that is too great."""
+    values = np.zeros((8, 4), np.float32)
+    values[4], values[5] = 9e5, -9e5
+    quantizer = Integers(4, (4, 4), affine=True, scale_dtype="float16")
+    with pytest.raises(ValueError, match="too great for float16"):
+        quantizer.fit(ArrayMatrix(values, 5))
+    values[[3, 4]] = values[[4, 3]]  # a block each
+    quantizer.fit(ArrayMatrix(values, 5))
+    Integers(4, 4, affine=True, scale_dtype="float16").fit(ArrayMatrix(values))
+
+
+# --- values near the greatest of their dtype
+
+NARROW = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38}
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("scale_dtype", NARROW)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda scales, dtype: Integers(4, 32, scale_dtype=scales, dtype=dtype),
+        lambda scales, dtype: Integers(3, "tensor", clip="mse", scale_dtype=scales, dtype=dtype),
+        lambda scales, dtype: Integers(4, 32, affine=True, scale_dtype=scales, dtype=dtype),
+        lambda scales, dtype: Integers(2, "row", affine=True, scale_dtype=scales, dtype=dtype),
+        lambda scales, dtype: Table(NF4, 32, scales, dtype),
+        lambda scales, dtype: Table(FP4, "tensor", scales, dtype),
+        lambda scales, dtype: Floats("float8_e4m3fn", "row", scale_dtype=scales, dtype=dtype),
+        lambda scales, dtype: Floats("float4_e2m1fn", 32, search=True, scale_dtype=scales, dtype=dtype),
+        lambda scales, dtype: mxfp4(search=True, dtype=dtype),
+        lambda scales, dtype: nvfp4(search=True, dtype=dtype),
+        lambda scales, dtype: ColumnScaled(Integers(4, "row"), scales, dtype),
+        lambda scales, dtype: Uniform(target=Target(snr_db=9), dtype=dtype),
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_nothing_is_decoded_to_infinity(make, scale_dtype, dtype, weighted):
+    rng = np.random.default_rng(0)
+    shares = np.concatenate(
+        [rng.uniform(0.9, 1, (16, 64)) * rng.choice([-1, 1], (16, 64)), rng.uniform(-1, 1, (16, 64))]
+    )
+    shares[3], shares[5, :2] = -1, 1
+    values = round_to((shares * NARROW[dtype]).astype(np.float32), dtype)
+    importance = np.exp(rng.normal(0, 2, 64)).astype(np.float32) if weighted else None
+    try:
+        fitted, codes, _ = whole(make(scale_dtype, dtype), values, importance)
+    except ValueError as error:
+        assert dtype != "float16"
+        assert "infinity" in str(error) or scale_dtype == "float16"  # noqa: PT017  # of a column that is multiplied
+        return
+    got = round_to(decoded(codes, fitted.scheme), dtype)
+    assert np.isfinite(got).all()
+    assert nmse(shares, got.astype(np.float64) / NARROW[dtype]) < 0.2
+
+
+def test_a_scale_that_was_rounded_up_is_the_next_lower_one():
+    values = np.full((1, 32), 65504, np.float32)
+    _, codes, got = whole(Integers(4, 32, scale_dtype="float16", dtype="float16"), values)
+    assert codes.scales[0] == 9352
+    assert (got == 9352 * 7).all()
 
 
 # --- bits and packing

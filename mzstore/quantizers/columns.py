@@ -38,7 +38,9 @@ class Multiplied:
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         for first, block in self.matrix.blocks():
-            yield first, block * self.factors
+            with np.errstate(over="ignore"):  # infinity is refused
+                scaled = block * self.factors
+            yield first, scaled
 
 
 @dataclass(frozen=True, slots=True)

@@ -172,7 +172,8 @@ class Uniform:
     def fit_sample(self, shape: tuple[int, int], sample: Sample, scale: np.ndarray | None) -> "FittedUniform":
         """As ``fit``, for a matrix of ``shape``, of which everything that matters is in ``sample`` and column ``scale``."""
         rows, cols = shape
-        design = self.design(sample)
+        # With column scales it is not the levels that have to be finite in ``dtype``: ``encode`` sees to that.
+        design = (self if scale is None else replace(self, dtype="float32")).design(sample)
         scales = [Scale((max(1, rows), max(1, cols)), "float32", np.full((1, 1), design.step, np.float32))]
         if scale is not None:
             scales.append(Scale((max(1, rows), 1), "float16", scale[None]))
@@ -338,8 +339,8 @@ class FittedUniform:
         return found if self.scale is None else without_overflow(found, self.scheme, self.quantizer.dtype, block)
 
     def with_step(self, step: float) -> "FittedUniform":
-        """The same with another step, and as many levels."""
-        levels = self.design.levels if self.design.levels > 1 else None
+        """The same with another step: as many levels, or again as many as reach every value."""
+        levels = self.design.levels if np.isfinite(self.design.reach) else None
         quantizer = replace(self.quantizer, step=step, target=None, levels=levels)
         return quantizer.fit_sample(self.scheme.shape, self.sample, self.scale)
 

@@ -32,6 +32,7 @@ from mzstore.quantizers import (
 from mzstore.quantizers.ranges import Granularity, block_shape, by_block, check_blocks
 
 MAX_BITS = 16
+ROOM = 3.36e38  # what a scale near the greatest float32 may lead to, before the scale is rounded
 GREATEST_SCALE = {"float16": 65504.0, "bfloat16": 3.38e38, "float32": 3.4e38}
 SHRINKS = tuple(1 - i / 32 for i in range(20))  # of the range, in the search for the one with the least error
 
@@ -115,7 +116,8 @@ class Integers:
         return scale, self._zero_of(low, scale)
 
     def _zero_of(self, low: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        return np.clip(np.rint(-low / scale), 0, self.levels - 1).astype(np.int32)
+        zeros: np.ndarray = np.clip(np.rint(-low / scale), 0, self.levels - 1).astype(np.int32)
+        return zeros
 
     def _checked_range(self, low: np.ndarray, high: np.ndarray) -> None:
         if self.static is None:
@@ -213,7 +215,7 @@ class FittedIntegers:
 def usable_scale(wanted: np.ndarray, dtype: str, most: float, decoded: str = "float32") -> np.ndarray:
     """float32 scales, exact in ``dtype``, near ``wanted`` (>= 0); 1 where that is 0, the least positive one where it rounds
     to 0. What they multiply is at most ``most``, and stays finite in ``decoded``. Raises ValueError if a scale overflows."""
-    scale = round_to(np.where(wanted > 0, np.minimum(wanted, GREATEST[decoded] / most), 1), dtype)
+    scale = round_to(np.where(wanted > 0, np.minimum(wanted, min(GREATEST[decoded], ROOM) / most), 1), dtype)
     if not np.isfinite(scale).all():
         raise ValueError(f"a scale of {float(wanted.max()):g} is too great for {dtype}: take another scale dtype")
     least = {"float16": 2.0**-24, "bfloat16": 2.0**-126, "float32": 2.0**-126}[dtype]
