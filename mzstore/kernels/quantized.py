@@ -94,11 +94,14 @@ def with_low(codes, low, n, low_bits, out):
     out    uint16[rows, cols]
     """
     rows, cols = codes.shape
-    width, mask = 8 // n, np.uint16((1 << low_bits) - 1)
+    width, mask = np.uint8(8 // n), np.uint8((1 << low_bits) - 1)
+    shift = np.uint16(low_bits)
     for i in range(rows):
-        for j in range(np.uint64(cols)):
-            digit = (low[i, j // np.uint64(n)] >> ((j % np.uint64(n)) * np.uint64(width))) & mask
-            out[i, j] = (np.uint16(codes[i, j]) << low_bits) | digit
+        for digit in range(n):  # all first digits, then all second ones: so the inner loop has no division
+            down = np.uint8(digit * width)
+            for b in range((cols - digit + n - 1) // n):
+                j = b * n + digit
+                out[i, j] = (np.uint16(codes[i, j]) << shift) | ((low[i, b] >> down) & mask)
 
 
 @jit
