@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -132,22 +133,23 @@ def convert(
     From any format to an archive or a tree, and back to the files that it came from. Norms, biases and small tensors are
     not quantized, unless a recipe says so; what is quantized already stays as it is, unless it is asked for again.
     """
-    from mzstore.convert import convert, read_importance
+    from mzstore.convert import convert, open_importance
 
     start = time.monotonic()
     rules = _recipe(lossless, recipe, bits=bits, nmse=nmse, snr_db=snr_db)
     if importance and not rules:
         raise ValueError("--importance is for quantizing; give --bits, --nmse, --snr-db or --recipe as well")
-    convert(
-        source,
-        target,
-        recipe=rules,
-        importance=read_importance(importance) if importance else None,
-        level=level,  # type: ignore[arg-type]
-        to=to,  # type: ignore[arg-type]
-        threads=threads,
-        show_progress=_shown(quiet),
-    )
+    with open_importance(importance) if importance else nullcontext() as weights:
+        convert(
+            source,
+            target,
+            recipe=rules,
+            importance=weights,
+            level=level,  # type: ignore[arg-type]
+            to=to,  # type: ignore[arg-type]
+            threads=threads,
+            show_progress=_shown(quiet),
+        )
     if not quiet:
         before, after = _nbytes(source), _nbytes(target)
         seconds = time.monotonic() - start

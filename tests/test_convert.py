@@ -2,6 +2,7 @@
 
 import json
 import struct
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 import mzstore
 import mzstore.dtypes
-from mzstore.convert import read_importance
+from mzstore.convert import open_importance
 from mzstore.formats import open_source
 from mzstore.frameworks import as_words
 from mzstore.sources import ArraySource, blocks
@@ -383,21 +384,46 @@ def test_what_is_copied_is_checked(quantized_file, tmp_path):
     assert not (tmp_path / "b.mz").exists()
 
 
+@pytest.mark.parametrize("name", ["i.npz", "i.safetensors"])
+def test_importance_is_read_when_it_is_needed(name, tmp_path):
+    """That of a model which does not fit in memory need not either: one tensor's at a time."""
+    weights = {f"w{i}": np.full(1 << 18, i, np.float32) for i in range(16)}
+    if name.endswith(".npz"):
+        np.savez(tmp_path / name, **weights)
+    else:
+        safetensors.numpy.save_file(weights, tmp_path / name)
+    tracemalloc.start()
+    try:
+        with open_importance(tmp_path / name) as found:
+            assert all(np.asarray(found[key])[-1] == value[-1] for key, value in weights.items())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 << 20
+
+
 def test_importance_of_a_file(quantized_file, tmp_path):
     weights = {"a.weight": np.linspace(0, 1, 128, dtype=np.float32)}
     np.savez(tmp_path / "i.npz", **weights)
     safetensors.numpy.save_file(weights, tmp_path / "i.safetensors")
     for name in ("i.npz", "i.safetensors"):
-        found = read_importance(tmp_path / name)
-        assert {key: value.tolist() for key, value in found.items()} == {k: v.tolist() for k, v in weights.items()}
-        mzstore.convert(
-            tmp_path / "in.safetensors", tmp_path / f"{name}.mz", recipe=mzstore.Recipe(bits=5), importance=found
-        )
+        with open_importance(tmp_path / name) as found:
+            assert {k: np.asarray(v).tolist() for k, v in found.items()} == {k: v.tolist() for k, v in weights.items()}
+            assert np.asarray(found["a.weight"], np.float64).dtype == np.float64
+            mzstore.convert(
+                tmp_path / "in.safetensors", tmp_path / f"{name}.mz", recipe=mzstore.Recipe(bits=5), importance=found
+            )
     assert (tmp_path / "i.npz.mz").read_bytes() == (tmp_path / "i.safetensors.mz").read_bytes()
     assert (tmp_path / "i.npz.mz").read_bytes() != quantized_file.read_bytes()
     (tmp_path / "bad.npz").write_bytes(b"PK junk")
     with pytest.raises(ValueError, match=r"bad\.npz: no \.npz file of arrays"):
-        read_importance(tmp_path / "bad.npz")
+        open_importance(tmp_path / "bad.npz").__enter__()
+    np.savez(tmp_path / "objects.npz", a=np.array([None]))
+    with (
+        open_importance(tmp_path / "objects.npz") as found,
+        pytest.raises(ValueError, match=r"objects\.npz: 'a' is no array"),
+    ):
+        np.asarray(found["a"])
     with pytest.raises(ValueError, match="importance for 'c', and there is no tensor of this name"):
         mzstore.convert(
             tmp_path / "in.safetensors", tmp_path / "x.mz", recipe=mzstore.Recipe(bits=5), importance={"c": 1}
