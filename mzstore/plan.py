@@ -25,7 +25,6 @@ REQUEST_NBYTES = 8 << 20  # at most: some in flight fill any link, and decoding 
 GAP_NBYTES = 64 << 10  # read and thrown away rather than asked for twice; at 1 Gb/s, half a millisecond
 IN_FLIGHT_NBYTES = 64 << 20  # asked for, and not yet decoded
 _PLACE = operator.attrgetter("object", "start")
-CAST_NBYTES = 24  # of a value that is cast: by way of float32 or float64 at most, in words of 8 or 16 bytes
 MAX_OBJECTS = 1 << 18  # of a tree, in one read: a terabyte in chunks of 4 MiB
 
 
@@ -296,8 +295,10 @@ def _scratch_nbytes(entry: TensorEntry) -> int:
     part = entry.part
     assert part is not None
     words = math.prod(min(c, n) for c, n in zip(part.grid.chunk_shape, part.grid.shape, strict=True))
-    piece = part.dtype.word.itemsize + (0 if part.dtype is entry.spec.dtype else CAST_NBYTES)
-    return sum(component.array.chunk_nbytes for component in part.components) + part.scratch_nbytes + words * piece
+    itemsize = part.dtype.word.itemsize
+    if part.dtype is not entry.spec.dtype:
+        itemsize += entry.spec.dtype.word.itemsize
+    return sum(component.array.chunk_nbytes for component in part.components) + part.scratch_nbytes + words * itemsize
 
 
 def missing_chunk(key: str, *, where: str) -> CorruptError:

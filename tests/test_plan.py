@@ -37,6 +37,7 @@ class Components:
     def __init__(self, count: int, chunk_nbytes: int) -> None:
         array = Array((chunk_nbytes,), (chunk_nbytes,), "uint8", zstd=False)
         self.components = tuple(Component(str(i), array) for i in range(count))
+        self.grid, self.dtype, self.scratch_nbytes = array.grid, U8, 7
 
     def component_chunk(self, component, chunk):
         return chunk
@@ -164,7 +165,7 @@ def test_a_constant_is_fetched_once():
 def test_an_object_is_asked_for_no_more_than_its_chunk_can_have():
     found = make([job("t", 2, chunk_nbytes=5000)], lambda key, limit: Extent(key, limit=limit), 0, "url")
     assert [request.limit for request in found.batches[0].requests] == [11_024] * 2
-    assert found.memory_nbytes == 2 * 11_024 + 2 * 2 * 5000
+    assert found.memory_nbytes == 2 * 11_024 + 3 * 5000 + 7
 
 
 def test_a_tree_that_claims_too_many_objects(monkeypatch):
@@ -202,13 +203,13 @@ def test_a_chunk_that_is_missing():
 def test_memory_counts_the_largest_chunk_wherever_it_stands():
     todo = [job("a", chunk_nbytes=10), job("b", chunk_nbytes=5000)]
     where = {todo[0].keys[0]: Extent("", 0, 10), todo[1].keys[0]: Extent("", 10, 20)}
-    assert make(todo, at(where), 100, "url").memory_nbytes == 100 + 20 + 2 * 5000
+    assert make(todo, at(where), 100, "url").memory_nbytes == 100 + 20 + 2 * 5000 + 7
 
 
 def test_memory_in_flight_is_bounded(monkeypatch):
     monkeypatch.setattr(plan, "IN_FLIGHT_NBYTES", 3000)
     found, _ = planned(*one(*((1000 * i, 1000 * (i + 1)) for i in range(10))))
-    assert (found.fetched_nbytes, found.memory_nbytes) == (10_000, 3000 + 2 * 10)
+    assert (found.fetched_nbytes, found.memory_nbytes) == (10_000, 3000 + 2 * 10 + 7)
 
 
 @given(

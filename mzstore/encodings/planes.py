@@ -19,7 +19,7 @@ from mzstore.dtypes import DType
 from mzstore.encodings import Coding, Component
 from mzstore.errors import CorruptError
 from mzstore.grid import Grid
-from mzstore.interleave import N_RANKS, NO_ESCAPE, Fields, expand_ranks, join, pack_ranks, split
+from mzstore.interleave import BLOCK, N_RANKS, NO_ESCAPE, Fields, expand_ranks, join, pack_ranks, split
 from mzstore.payload import compress
 from mzstore.workspace import buffer
 
@@ -172,7 +172,8 @@ class Planes:
 
     @property
     def scratch_nbytes(self) -> int:
-        return 0 if self.ranks is None else self.grid.chunk_size + ESCAPE_NBYTES * self.n_escapes
+        step = (2 * self.dtype.word.itemsize + 2) * min(BLOCK, self.grid.chunk_size)
+        return step if self.ranks is None else step + self.grid.chunk_size + ESCAPE_NBYTES * self.n_escapes
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         chunk_shape, n = self.grid.chunk_shape, self.grid.chunk_size
