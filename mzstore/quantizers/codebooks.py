@@ -9,6 +9,7 @@
 Everything begins with quantiles or evenly spread members, so that the same values give the same table.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +49,9 @@ ROUNDS = 60
 ENOUGH = 1e-5  # the iteration ends when the error falls by a smaller part
 VECTOR_ROUNDS = 20
 VECTOR_SAMPLE = 1 << 16  # vectors, or 4 for each entry: an assignment takes vectors * entries * weights operations
-ASSIGN_BLOCK = 1 << 22  # distances held at a time
+ASSIGN_BLOCK = 1 << 18  # distances held at a time
+AXIS_ROUNDS = 64
+PLAIN_BITS, WEIGHTED_BITS = 20, 14  # of the values and weights that distances are made of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -307,10 +310,7 @@ def _k_means(vectors: np.ndarray, weights: np.ndarray | None, levels: int) -> np
     size = _power(vectors)
     vectors = vectors / size
     # Evenly spread along the longest axis of the cloud: near to the answer, and no chance in it.
-    spread = (
-        vectors @ np.linalg.svd(np.cov(vectors.T).reshape(d, d))[0][:, 0].astype(np.float32) if n > 1 else vectors[:, 0]
-    )
-    order = np.argsort(spread, kind="stable")
+    order = np.argsort((vectors * _longest_axis(vectors)).sum(axis=1), kind="stable")
     entries = vectors[order[((np.arange(levels) + 0.5) / levels * n).astype(np.int64)]].copy()
     heavy = np.ones((n, d), np.float64) if weights is None else weights.astype(np.float64)
     before: np.ndarray | None = None
@@ -327,26 +327,45 @@ def _k_means(vectors: np.ndarray, weights: np.ndarray | None, levels: int) -> np
     return scaled
 
 
+def _longest_axis(vectors: np.ndarray) -> np.ndarray:
+    """float64[d]: the direction in which ``vectors`` vary most, by power iteration on their covariances; without BLAS,
+    whose last digits are those of the processor."""
+    centred = vectors.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    covariances = np.stack([(centred * centred[:, i : i + 1]).sum(axis=0) for i in range(vectors.shape[1])])
+    axis: np.ndarray = covariances[np.argmax(np.diag(covariances))]
+    if not axis.any():
+        return np.ones(vectors.shape[1])
+    for _ in range(AXIS_ROUNDS):
+        axis = (covariances * axis).sum(axis=1)
+        axis = axis / np.abs(axis).max()
+    return axis
+
+
 def _power(values: np.ndarray) -> np.float32:
     """The power of two below the greatest of ``values``: squares of what is divided by it are near 1."""
     most = float(np.abs(values).max(initial=0.0))
-    return np.float32(2.0 ** np.clip(np.floor(np.log2(most)), -126, 126)) if most > 0 else np.float32(1)
+    return np.float32(2.0 ** min(max(math.frexp(most)[1] - 1, -126), 126)) if most > 0 else np.float32(1)
 
 
 def _nearest(vectors: np.ndarray, weights: np.ndarray | None, entries: np.ndarray) -> np.ndarray:
-    """int64[n]: the entry with the least (weighted) squared distance from each vector; the first of equals."""
-    size = _power(entries)
-    entries = entries / size
+    """int64[n]: the entry with the least (weighted) squared distance from each vector; the first of equals.
+
+    In integers so small that float64 holds their products and sums: in whatever order BLAS takes them, it finds the same.
+    """
+    unit = _power(entries).astype(np.float64) / (1 << (PLAIN_BITS if weights is None else WEIGHTED_BITS))
+    entries = np.rint(entries / unit)
     squares = entries * entries
     half = squares.sum(axis=1) / 2
     out = np.empty(vectors.shape[0], np.int64)
     step = max(1, ASSIGN_BLOCK // entries.shape[0])
     for i in range(0, vectors.shape[0], step):
-        part = vectors[i : i + step] / size
+        part = np.rint(vectors[i : i + step] / unit)
         if weights is None:
             distance = half - part @ entries.T
         else:
-            own = weights[i : i + step]
+            own = weights[i : i + step].astype(np.float64)
+            own = np.rint(own * ((1 << WEIGHTED_BITS) / np.maximum(own.max(axis=1, keepdims=True), 1e-300)))
             distance = own @ squares.T / 2 - (own * part) @ entries.T
         out[i : i + step] = np.argmin(distance, axis=1)
     return out

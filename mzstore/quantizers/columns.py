@@ -55,7 +55,7 @@ class ColumnScaled:
         rows, cols = matrix.shape
         squares = np.zeros(cols)
         for _, block, _ in weighted_blocks(matrix, None):
-            squares += np.einsum("ij,ij->j", block, block, dtype=np.float64)
+            squares += np.square(block, dtype=np.float64).sum(axis=0)
         mean = float(squares.mean()) if cols else 0.0
         scale = usable_scale(np.sqrt(squares / mean) if mean else squares, self.scale_dtype, 1.0)
         # The error of a column is multiplied by its scale once more.

@@ -29,8 +29,8 @@ from mzstore.quantizers import (
     round_to,
     without_overflow,
 )
-from mzstore.quantizers.packing import counted_bits, per_byte
-from mzstore.quantizers.sample import Sample, collect, column_roots, to_float32
+from mzstore.quantizers.packing import BASES, counted_bits, per_byte
+from mzstore.quantizers.sample import Sample, collect, column_roots, rounded, to_float32
 
 # d(error) / d(bits) of a uniform quantizer at high rate, in units of step ** 2: 2 ln 2 / 12. The best one at low rate, too.
 LAGRANGIAN = float(np.log(2)) / 6
@@ -66,7 +66,7 @@ class Target:
     """What to reach: exactly one of the first four.
 
     bits       per weight, at most, with ``overhead_bits`` (of the whole tensor) and outliers in it
-    nmse       at most: squared error / squared values, both weighted by the importance
+    nmse       at most: squared error / squared values, neither of which is weighted by the importance
     snr_db     -10 log10(nmse)
     max_error  a guarantee for every value, after rounding to ``dtype`` as well
     """
@@ -100,7 +100,7 @@ class Design:
     points         float32[levels] in steps, or None: the integers
     counts         int64[levels] in the sample
     sampled        values in the sample, of the ``count`` of the matrix
-    nmse           expected, relative to the weighted mean square
+    nmse           expected, without weights
     outlier_share  of all values
     """
 
@@ -246,7 +246,7 @@ class Uniform:
         designs: dict[float, Design] = {}
 
         def made(log_step: float) -> Design:
-            step = float(np.float32(min(2.0**log_step, GREATEST_STEP)))
+            step = rounded(min(2.0**log_step, GREATEST_STEP))
             return designs.setdefault(log_step, self._at(sample, step, levels))
 
         root = float(np.log2(np.sqrt(sample.square)))
@@ -339,10 +339,18 @@ class FittedUniform:
         return found if self.scale is None else without_overflow(found, self.scheme, self.quantizer.dtype, block)
 
     def with_step(self, step: float) -> "FittedUniform":
-        """The same with another step: as many levels, or again as many as reach every value."""
-        levels = self.design.levels if np.isfinite(self.design.reach) else None
-        quantizer = replace(self.quantizer, step=step, target=None, levels=levels)
-        return quantizer.fit_sample(self.scheme.shape, self.sample, self.scale)
+        """The same with another step: as many levels, or again as many as reach every value if as many share a byte."""
+
+        def fitted(levels: int | None) -> FittedUniform:
+            quantizer = replace(self.quantizer, step=rounded(step), target=None, levels=levels)
+            return quantizer.fit_sample(self.scheme.shape, self.sample, self.scale)
+
+        levels = self.design.levels
+        if np.isfinite(self.design.reach):
+            return fitted(levels)
+        most = BASES[per_byte(levels)] if levels <= 256 else MAX_LEVELS
+        whole = fitted(None)
+        return whole if whole.design.levels <= most else fitted(most)
 
     def _outliers(self, values: np.ndarray, block: np.ndarray, first_row: int) -> Outliers | None:
         if not self.may_have_outliers or not block.size:
@@ -432,14 +440,15 @@ def design_for(
             slope, shift = _line(k, _counts(sample, k, step, slope, shift, reach), lagrangian)
     counts, weight, first, second = _cells(sample, k, step, slope, shift, reach)
     plain = _error(k * step, weight, first, second)
-    points, error = None, plain
+    points = None
     if around_zero and lagrangian > 0 and np.isfinite(reach) and k.size <= MOST_POINTS:
         chosen = _points(k, step, slope, shift, weight, first)
         better = _error(chosen * step, weight, first, second)
         if 0.5 * np.log2(max(plain, 1e-300) / max(better, 1e-300)) * sample.count > 32 * k.size + 8 * 300:
-            points, error = chosen.astype(np.float32), better
+            points = chosen.astype(np.float32)
+    error = _error((k if points is None else chosen) * step, *_plain_cells(sample, k, step, slope, shift, reach))
     outside = (sample.values.size - int(counts.sum())) / sample.values.size
-    nmse = error / sample.weight / sample.square
+    nmse = error / sample.values.size / sample.power
     return Design(
         step, low, high, slope, shift, float(reach), points, counts,
         sample.values.size, sample.count, nmse, outside, outlier_bits,
@@ -451,9 +460,22 @@ def _cells(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Counts and sums of the values that are quantized to each of ``k``, without outliers."""
     if sample.relative is not None:
-        return _cells_by_value(sample, sample.relative, k, step, slope, shift, reach)
+        summed = sample.relative.astype(np.float64) * sample.weight / max(1, sample.values.size)
+        return _cells_by_value(sample, sample.relative, summed, k, step, slope, shift, reach)
     counts, weight, first, second = (c[1:-1] for c in sample.cells(_bounds(k, step, slope, shift, reach)))
     return counts, weight, first, second
+
+
+def _plain_cells(
+    sample: Sample, k: np.ndarray, step: float, slope: float, shift: float, reach: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The sums of ``_cells`` without weights: those of the error that is measured."""
+    if sample.relative is not None:
+        ones = np.ones(sample.values.size, np.float64)
+        _, weight, first, second = _cells_by_value(sample, sample.relative, ones, k, step, slope, shift, reach)
+    else:
+        weight, first, second = (c[1:-1] for c in sample.plain_cells(_bounds(k, step, slope, shift, reach)))
+    return weight, first, second
 
 
 def _counts(sample: Sample, k: np.ndarray, step: float, slope: float, shift: float, reach: float) -> np.ndarray:
@@ -471,15 +493,22 @@ def _bounds(k: np.ndarray, step: float, slope: float, shift: float, reach: float
 
 
 def _cells_by_value(
-    sample: Sample, relative: np.ndarray, k: np.ndarray, step: float, slope: float, shift: float, reach: float
+    sample: Sample,
+    relative: np.ndarray,
+    summed: np.ndarray,
+    k: np.ndarray,
+    step: float,
+    slope: float,
+    shift: float,
+    reach: float,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """``_cells`` where each value has thresholds of its own."""
+    """``_cells`` where each value has thresholds of its own; the weights in the sums are ``summed``."""
     inside = slice(*np.searchsorted(sample.values, to_float32(np.array([k[0] - reach, k[-1] + reach]) * step)))
     values, wide = sample.values[inside], sample.values[inside].astype(np.float64)
     size = np.abs(values * np.float32(1 / np.float32(step)))
     rounded = _moved(size, np.float32(slope), np.float32(shift), relative[inside])
     at = np.clip(np.copysign(np.trunc(rounded), values), k[0], k[-1]).astype(np.int64) - k[0]
-    weight = relative[inside].astype(np.float64) * sample.weight / max(1, sample.values.size)
+    weight = summed[inside]
     first = weight * wide
     return (
         np.bincount(at, minlength=k.size),
@@ -514,14 +543,14 @@ def _line(k: np.ndarray, counts: np.ndarray, lagrangian: float) -> tuple[float, 
     later = np.clip(lagrangian / 2 * (lengths[1:] - lengths[:-1]), 0, 0.45)  # than half way
     weight = np.minimum(sizes[1:], sizes[:-1]) + 1e-9
     weight /= weight.sum()
-    mean_at, mean = float(weight @ at), float(weight @ later)
-    spread = float(weight @ (at - mean_at) ** 2)
-    rise = 1 + max(0.0, float(weight @ ((at - mean_at) * later)) / spread) if spread > 1e-12 else 1.0
+    mean_at, mean = float((weight * at).sum()), float((weight * later).sum())  # not by BLAS, see ``_sum_of_squares``
+    spread = float((weight * (at - mean_at) ** 2).sum())
+    rise = 1 + max(0.0, float((weight * (at - mean_at) * later).sum()) / spread) if spread > 1e-12 else 1.0
     slope = 1 / rise
     shift = min(max(mean_at - (mean_at - 0.5 + mean) / rise, 0.1), 0.5)
     # A decoded value is quantized to its own k again, even after rounding to bfloat16.
     slope = max(slope, 1 - max(0.0, shift - 0.05 - most / 256) / most)
-    return float(np.float32(slope)), float(np.float32(shift))
+    return float(np.ceil(slope * 2**14 - 1e-6)) / 2**14, rounded(shift)
 
 
 def _points(

@@ -1,5 +1,6 @@
 """Sample: what one reading of a matrix tells about its values; counts and errors of any cells in a few microseconds."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,14 +8,15 @@ import numpy as np
 from mzstore.quantizers import Importance, Matrix, check_finite, weighted_blocks
 
 LIMIT = 1 << 16  # values: the bits per weight of a design differ by less than 0.006 from those of all values
-SQUARE_FITS = 1e15  # sums of squares of values up to here, and down to its inverse, stay within float32
+RUN = 1 << 15  # values of float64 that stay in the second-level cache
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """Values of a matrix in ascending order, and sums over them; with weights, each sum has them in it.
 
-    count       of all values of the matrix, as are ``low``, ``high`` and ``square`` (the weighted mean square)
+    count       of all values of the matrix, as are ``low``, ``high``, ``square`` (the weighted mean square) and ``power``,
+                the mean square without weights, and before any factor
     values      float32[n], ascending
     relative    float32[n] or None: the weight of each over their mean
     """
@@ -24,11 +26,13 @@ class Sample:
     low: float
     high: float
     square: float
+    power: float
     values: np.ndarray
     relative: np.ndarray | None
     _weight: np.ndarray  # float64[n + 1]: sums of w, w x and w x x over values[:i]
     _first: np.ndarray
     _second: np.ndarray
+    _plain: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # these without weights and factors, where there are any
 
     @property
     def weight(self) -> float:
@@ -44,6 +48,13 @@ class Sample:
         sums = (column[ends] for column in (self._weight, self._first, self._second))
         weight, first, second = (column[1:] - column[:-1] for column in sums)
         return ends[1:] - ends[:-1], weight, first, second
+
+    def plain_cells(self, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The sums of ``cells`` that make squared errors without weights, in the values' own size: before any factor."""
+        ends = self._ends(bounds)
+        sums = (column[ends] for column in self._plain or (self._weight, self._first, self._second))
+        weight, first, second = (column[1:] - column[:-1] for column in sums)
+        return weight, first, second
 
     def counts(self, bounds: np.ndarray) -> np.ndarray:
         """The first of ``cells`` alone."""
@@ -68,50 +79,78 @@ def collect(
     """
     rows, cols = matrix.shape
     stride = _stride(rows * cols, cols, limit)
-    taken, heavy = [], []
-    low, high, square, total = np.inf, -np.inf, 0.0, 0.0
+    taken, heavy, plain = [], [], []
+    low, high, square, power, total = np.inf, -np.inf, 0.0, 0.0, 0.0
     for first, block, weights in weighted_blocks(matrix, importance):
+        if not block.size:
+            continue
+        power += _sum_of_squares(block)
+        start = -(first * cols) % stride
         if factors is not None:
             with np.errstate(over="ignore"):
                 block, weights = block * factors, None
-        if not block.size:
-            continue
+            plain.append(factors[np.arange(start, block.size, stride) % cols].astype(np.float64) ** -2)
         low, high = min(low, float(block.min())), max(high, float(block.max()))
         check_finite(low, high)
-        flat = block.reshape(-1)
-        start = -(first * cols) % stride
-        taken.append(flat[start::stride].copy())
-        if max(abs(low), abs(high)) > SQUARE_FITS or max(abs(low), abs(high)) < 1 / SQUARE_FITS:
-            flat = flat.astype(np.float64)
+        taken.append(block.reshape(-1)[start::stride].copy())
+        square += _sum_of_squares(block, weights)
         if weights is None:
-            square += float(np.dot(flat, flat))
-            total += flat.size
+            total += block.size
         else:
             whole = np.broadcast_to(weights, block.shape).reshape(-1)
-            square += float(np.dot(flat * flat, whole))
             total += float(whole.sum(dtype=np.float64))
             heavy.append(whole[start::stride].copy())
+            plain.append(np.ones(heavy[-1].size))
     values = np.concatenate(taken) if taken else np.zeros(0, np.float32)
     if values.size and total <= 0:
         raise ValueError("the importance of every value is 0")
-    if heavy:
-        weight = np.concatenate(heavy).astype(np.float64)
+    weight, other = np.ones(values.size), None
+    if plain:
         order = np.argsort(values, kind="stable")
-        values, weight = values[order], weight[order]
+        values, other = values[order], np.concatenate(plain)[order]
+        if heavy:
+            weight = np.concatenate(heavy).astype(np.float64)[order]
     else:
         values = np.sort(values)
-        weight = np.ones(values.size)
-    wide = values.astype(np.float64)
     return Sample(
         (rows, cols),
         rows * cols,
         low if values.size else 0.0,
         high if values.size else 0.0,
         square / total if total else 0.0,
+        power / max(1, rows * cols),
         values,
         (weight / max(weight.mean(), 1e-300)).astype(np.float32) if heavy else None,
-        *(np.concatenate([[0.0], np.cumsum(terms)]) for terms in (weight, weight * wide, weight * wide * wide)),
+        *_running(values, weight),
+        None if other is None else _running(values, other),
     )
+
+
+def _running(values: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums of w, w x and w x x over values[:i], for each i."""
+    first = weight * values
+    weights, firsts, seconds = (np.concatenate([[0.0], np.cumsum(x)]) for x in (weight, first, first * values))
+    return weights, firsts, seconds
+
+
+def _sum_of_squares(block: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """In float64, and not by BLAS: whose order of sums, and so whose last digits, are those of the processor."""
+    total = 0.0
+    high = max(1, RUN // max(1, block.shape[1]))
+    for i in range(0, block.shape[0], high):
+        for j in range(0, block.shape[1], RUN):
+            part = block[i : i + high, j : j + RUN].astype(np.float64)
+            part *= part
+            if weights is not None:
+                part *= (weights if weights.shape[0] == 1 else weights[i : i + high])[:, j : j + RUN]
+            total += float(part.sum())
+    return total
+
+
+def rounded(value: float) -> float:
+    """``value`` with 14 bits: so few that what processors differ in, the last of 53, is gone."""
+    fraction, exponent = math.frexp(value)
+    return math.ldexp(round(fraction * 2**14), exponent - 14)
 
 
 def to_float32(bounds: np.ndarray) -> np.ndarray:
