@@ -9,14 +9,14 @@ import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from mzstore.arrays import Array
 from mzstore.documents import TensorEntry, dump
 from mzstore.dtypes import DTYPES, DType
-from mzstore.encode import Payload
+from mzstore.encode import Level, Payload
 from mzstore.encodings import Coding, SinglePart, chunk_path, first_of
 from mzstore.encodings.combined import Combined
 from mzstore.encodings.quantized import MAX_LISTED, Blocked, Quantized, blocked_array, packed_array
@@ -36,10 +36,10 @@ from mzstore.sources import TensorSource
 from mzstore.tensors import TensorSpec
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-# Codes differ more from row to row than tables cost: up to 0.01 bit better than 128 KiB.
-CODES = Coding(block_nbytes=48 << 10)
+# Codes differ from row to row by more than a Huffman table costs: 48 KiB are up to 0.01 bit better, and decoded a bit slower.
+CODINGS = {level: Coding(block_nbytes=(128 if level == "fast" else 48) << 10) for level in get_args(Level)}
 PIECE = 1 << 16  # values
-TRIALS = 4  # of a step, for a target
+TRIALS = 5  # of a step, for a target
 TOLERANCE = 0.01  # in bits per weight: of the rate, or of the rate that the error is worth
 MOST_OFF = 0.1  # of the bits that are asked for
 TRIED_NBYTES = 64 << 20  # of words: a larger tensor would take too much memory to be tried as a whole
@@ -125,6 +125,7 @@ class Lossy:
     _quantized: Quantized = field(repr=False)
     _sparse: Sparse | None = field(repr=False)
     _decoder: Decoder = field(repr=False)
+    _coding: Coding
     _trial: Mapping[int, "Encoded"] = field(
         repr=False, default_factory=dict
     )  # row blocks that are done, by their start
@@ -183,12 +184,12 @@ class Lossy:
             d = scheme.dimension
             *lead, cols = part.grid.chunk_shape
             own = cut(array, (*(1 for _ in lead), d), (*lead, -(-cols // d)))
-            return _compressed(pack(np.ascontiguousarray(own.reshape(-1, own.shape[-1])), n))
+            return self._compressed(pack(np.ascontiguousarray(own.reshape(-1, own.shape[-1])), n))
 
         def numbers(array: np.ndarray, blocked: Blocked) -> bytes | memoryview:
             block = tuple(min(b, n) for b, n in zip(blocked.block, shape, strict=True))
             own = cut(array, block, blocked.array.chunk_shape)
-            return _compressed(np.ascontiguousarray(own.astype(DTYPES[blocked.dtype].numpy)))
+            return self._compressed(np.ascontiguousarray(own.astype(DTYPES[blocked.dtype].numpy)))
 
         if part.low_bits:
             yield packed((codes.codes >> part.low_bits).astype(np.uint8), 1)
@@ -203,7 +204,7 @@ class Lossy:
             assert codes.zero_points is not None
             yield numbers(codes.zero_points, part.zero_point)
         if isinstance(part.codebook, Array):
-            yield _compressed(_padded(scheme.codebook, part.levels))
+            yield self._compressed(_padded(scheme.codebook, part.levels))
 
     def _sparse_bodies(
         self, part: Sparse, codes: Codes, words: np.ndarray, start: int, chunk: tuple[int, ...]
@@ -211,7 +212,11 @@ class Lossy:
         positions = outlier_positions(codes, part.grid, words.shape, start, chunk)
         own = words[_in_block(part.grid, chunk)]
         index = np.unravel_index(positions, part.grid.chunk_shape)
-        return part.encode(positions, own[index], CODES)
+        return part.encode(positions, own[index], self._coding)
+
+    def _compressed(self, array: np.ndarray) -> bytes | memoryview:
+        body = array.reshape(-1).view(np.uint8)
+        return compress([body], coder=self._coding.coder, block_nbytes=self._coding.block_nbytes)
 
     def _decoded(self, codes: Codes, words: np.ndarray, start: int) -> np.ndarray:
         """The words that a reader will get for the row block."""
@@ -252,7 +257,9 @@ class Encoded:
     errors: Errors
 
 
-def prepare(source: TensorSource, rule: Rule, importance: Any = None, spread: Map = map) -> Lossy:
+def prepare(
+    source: TensorSource, rule: Rule, importance: Any = None, level: Level = "balanced", spread: Map = map
+) -> Lossy:
     """Fit the quantizer of ``rule`` to ``source``. Raises ValueError, naming the tensor, for what it cannot do.
 
     importance  float32[cols] or an array of the tensor's shape: how much the squared error of each value matters
@@ -260,12 +267,12 @@ def prepare(source: TensorSource, rule: Rule, importance: Any = None, spread: Ma
     """
     spec = source.spec
     try:
-        return _prepare(source, rule, importance, spread)
+        return _prepare(source, rule, importance, CODINGS[level], spread)
     except ValueError as error:
         raise ValueError(f"tensor {spec.name!r}: {error}") from error
 
 
-def _prepare(source: TensorSource, rule: Rule, importance: Any, spread: Map) -> Lossy:
+def _prepare(source: TensorSource, rule: Rule, importance: Any, coding: Coding, spread: Map) -> Lossy:
     matrix = SourceMatrix(source)
     weights, given = _importance(importance, source.spec, matrix.shape)
     quantizer = quantizer_for(rule, source.spec, weighted=weights is not None)
@@ -273,30 +280,37 @@ def _prepare(source: TensorSource, rule: Rule, importance: Any, spread: Map) -> 
     if not matrix.walked:  # some quantizers need no look at the values, and what cannot be quantized has to show up now
         for _, block in matrix.blocks():
             check_finite(float(block.min()), float(block.max()))
-    lossy = _bound(source, rule, fitted, weights)
+    lossy = _bound(source, rule, fitted, weights, coding)
     if not isinstance(quantizer, Uniform) or quantizer.target is None or quantizer.target.max_error is not None:
         return lossy
     if source.spec.nbytes > TRIED_NBYTES:  # of so many values, what the sample shows is exact enough
         return lossy
     points: list[tuple[float, float]] = []  # (logarithm of the step, what it is off)
-    trial = _tried(lossy, source, spread)
-    while isinstance(fitted, FittedUniform) and len(points) < TRIALS:
-        points.append((math.log2(fitted.design.step), _bits_off(lossy, trial, quantizer.target)))
-        if abs(points[-1][1]) <= TOLERANCE / 2:
+    best = lossy
+    while isinstance(fitted, FittedUniform):
+        lossy = replace(lossy, _trial=_tried(lossy, source, spread))
+        points.append((math.log2(fitted.design.step), _bits_off(lossy, quantizer.target)))
+        if _worse(points[-1][1]) <= min(_worse(off) for _, off in points):
+            best = lossy
+        if abs(points[-1][1]) <= TOLERANCE / 2 or len(points) == TRIALS:
             break
         try:
             fitted = fitted.with_step(2.0 ** _next(points))
         except ValueError:  # values that need less than was asked for: a step so fine has too many levels
             break
-        lossy = _bound(source, rule, fitted, weights)
-        trial = _tried(lossy, source, spread)
-    off = _bits_off(lossy, trial, quantizer.target)
+        lossy = _bound(source, rule, fitted, weights, coding)
+    off = min((off for _, off in points), key=_worse)
     if quantizer.target.bits is not None and off > MOST_OFF * quantizer.target.bits:
         raise ValueError(
             f"{quantizer.target.bits:g} bits per weight cannot be reached, only {quantizer.target.bits + off:.3g}: "
             "ask for more, or keep it lossless"
         )
-    return replace(lossy, _trial=trial)
+    return best
+
+
+def _worse(off: float) -> tuple[bool, float]:
+    """What is beyond the target is worse than all that is not."""
+    return off > TOLERANCE, abs(off)
 
 
 def _tried(lossy: Lossy, source: TensorSource, spread: Map) -> dict[int, "Encoded"]:
@@ -326,16 +340,22 @@ def _overhead_nbytes(entry: TensorEntry) -> int:
 
 
 def _next(points: list[tuple[float, float]]) -> float:
-    """The logarithm of the step to try after ``points``: a bit less for each doubling, until two points tell better."""
-    (log_step, off), slope = points[-1], 1.0
+    """The logarithm of the step to try after ``points``: between those around the target, where there are such."""
+    fine = max((point for point in points if point[1] > 0), default=None)
+    coarse = min((point for point in points if point[1] <= 0), default=None)
+    if fine and coarse and fine[0] < coarse[0]:
+        # Where another alphabet begins, bits jump: from neither side more than most of the way.
+        share = min(0.9, max(0.1, fine[1] / (fine[1] - coarse[1])))
+        return fine[0] + share * (coarse[0] - fine[0])
+    (log_step, off), slope = points[-1], 1.0  # a bit less for each doubling
     if len(points) > 1 and points[-2][0] != log_step:
         slope = min(4.0, max(0.3, (points[-2][1] - off) / (log_step - points[-2][0])))
     return min(LOG_STEPS, max(-LOG_STEPS, log_step + off / slope))
 
 
-def _bits_off(lossy: Lossy, trial: Mapping[int, "Encoded"], target: Target) -> float:
+def _bits_off(lossy: Lossy, target: Target) -> float:
     """By how many bits what was measured is above what is aimed at: a bit better than the target, so that it is kept."""
-    errors = sum((encoded.errors for encoded in trial.values()), Errors())
+    errors = sum((encoded.errors for encoded in lossy._trial.values()), Errors())
     if target.bits is not None:
         entry = TensorEntry(lossy.spec, lossy.spec.name, "0" * 64, lossy.part)
         bits: float = quality_of(entry, lossy.asked, errors)["reached"]["bits"]
@@ -347,7 +367,7 @@ def _bits_off(lossy: Lossy, trial: Mapping[int, "Encoded"], target: Target) -> f
     return 0.5 * math.log2(asked / measured) - TOLERANCE / 2  # what a lower error costs
 
 
-def _bound(source: TensorSource, rule: Rule, fitted: Fitted, weights: np.ndarray | None) -> Lossy:
+def _bound(source: TensorSource, rule: Rule, fitted: Fitted, weights: np.ndarray | None, coding: Coding) -> Lossy:
     spec, scheme = source.spec, fitted.scheme
     n = per_byte(scheme.levels) if scheme.levels <= 256 and scheme.dimension == 1 else 1
     low_bits = max(0, (scheme.levels - 1).bit_length() - 8)
@@ -356,7 +376,7 @@ def _bound(source: TensorSource, rule: Rule, fitted: Fitted, weights: np.ndarray
     sparse = _sparse(source, fitted, grid, weights)
     decoder = Decoder(scheme, 1, spec.dtype.name)
     whole: Quantized | Combined = Combined((part, sparse)) if sparse else part
-    return Lossy(spec, whole, dict(rule.asked), fitted, weights, part, sparse, decoder)
+    return Lossy(spec, whole, dict(rule.asked), fitted, weights, part, sparse, decoder, coding)
 
 
 def quantizer_for(rule: Rule, spec: TensorSpec, *, weighted: bool = False) -> Quantizer:
@@ -554,7 +574,3 @@ def _padded(codebook: np.ndarray | None, levels: int) -> np.ndarray:
     assert codebook is not None
     missing = levels - codebook.shape[0]
     return np.concatenate([codebook, np.repeat(codebook[-1:], missing, axis=0)]) if missing else codebook
-
-
-def _compressed(array: np.ndarray) -> bytes | memoryview:
-    return compress([array.reshape(-1).view(np.uint8)], coder=CODES.coder, block_nbytes=CODES.block_nbytes)

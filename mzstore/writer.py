@@ -274,7 +274,7 @@ class _ModelWriter:
         spec = source.spec
         try:
             spread = self._workers.map if self._workers else map
-            lossy = prepare(source, rule, importance, spread)
+            lossy = prepare(source, rule, importance, self._level, spread)
         except ValueError:
             if rule.on_error == "lossless":
                 return None
