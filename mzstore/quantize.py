@@ -23,7 +23,7 @@ from mzstore.encodings.quantized import MAX_LISTED, Blocked, Quantized, blocked_
 from mzstore.encodings.sparse import Sparse, gaps
 from mzstore.grid import MAX_CHUNK_NBYTES, ROW_BLOCK_NBYTES, Grid, choose_chunk_shape
 from mzstore.payload import compress, seal
-from mzstore.quantizers import ArrayMatrix, Codes, Fitted, Importance, Quantizer, Scheme, ZeroPoint, check_finite
+from mzstore.quantizers import ArrayMatrix, Codes, Fitted, Importance, Quantizer, Scheme, ZeroPoint
 from mzstore.quantizers.codebooks import Lloyd, Vectors, fp4, nf4
 from mzstore.quantizers.columns import ColumnScaled
 from mzstore.quantizers.decoding import Decoder, Local
@@ -86,12 +86,6 @@ class SourceMatrix:
     """A source of floats as the matrix that quantizers read: rows are all leading axes, columns the last one."""
 
     source: TensorSource
-    _walks: list[None] = field(default_factory=list, repr=False)
-
-    @property
-    def walked(self) -> bool:
-        """Whether somebody has seen all of it."""
-        return bool(self._walks)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -104,7 +98,6 @@ class SourceMatrix:
         for first in range(0, rows, height):
             words = self.source.read(first * cols, min(rows, first + height) * cols)
             yield first, to_float32(words, self.source.spec.dtype).reshape(-1, cols)
-        self._walks.append(None)
 
 
 def to_float32(words: np.ndarray, dtype: DType) -> np.ndarray:
@@ -277,9 +270,6 @@ def _prepare(source: TensorSource, rule: Rule, importance: Any, coding: Coding, 
     weights, given = _importance(importance, source.spec, matrix.shape)
     quantizer = quantizer_for(rule, source.spec, weighted=weights is not None)
     fitted = quantizer.fit(matrix, given)
-    if not matrix.walked:  # some quantizers need no look at the values, and what cannot be quantized has to show up now
-        for _, block in matrix.blocks():
-            check_finite(float(block.min()), float(block.max()))
     lossy = _bound(source, rule, fitted, weights, coding)
     if not isinstance(quantizer, Uniform) or quantizer.target is None or quantizer.target.max_error is not None:
         return lossy

@@ -6,7 +6,6 @@ where table(code) is code - zero_point, or codebook[code]. Codes of a small alph
 low bits, which hardly shrink, stand in an array of their own.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -150,7 +149,9 @@ class Quantized:
         near = dtype if dtype.name in DTYPES_OUT else DTYPES["float32"]
         if self.grid.chunk_size * near.word.itemsize > MAX_CHUNK_NBYTES:
             return None
-        other = copy.copy(self)  # nothing else has to be checked again
+        other = object.__new__(Quantized)  # as copy.copy would in ten times the time: nothing has to be checked again
+        for name in Quantized.__slots__:
+            object.__setattr__(other, name, getattr(self, name))
         object.__setattr__(other, "dtype", near)
         object.__setattr__(other, "_decoder", None)
         return other
