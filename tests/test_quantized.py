@@ -618,7 +618,9 @@ def test_values_far_from_one_are_measured_right(size):
 def test_the_bits_that_are_reached_are_all_that_is_stored():
     data = quantized({"bits": 4}, {"w": weights((400, 512))})
     with mzstore.open(data) as model:
-        assert model["w"].quality["reached"]["bits"] == pytest.approx(8 * len(data) / (400 * 512), rel=0.006)  # the root document
+        assert model["w"].quality["reached"]["bits"] == pytest.approx(
+            8 * len(data) / (400 * 512), rel=0.006
+        )  # the root document
 
 
 def test_bits_that_are_out_of_reach():
