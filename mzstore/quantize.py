@@ -275,12 +275,18 @@ def _prepare(source: TensorSource, rule: Rule, importance: Any, coding: Coding, 
         return lossy
     if source.spec.nbytes > TRIED_NBYTES:  # of so many values, what the sample shows is exact enough
         return lossy
+    side = 1 if quantizer.target.bits is not None else -1  # more bits are too many, but fewer ones too great an error
+
+    def badness(off: float) -> tuple[bool, float]:
+        """What misses the target is worse than all that does not."""
+        return side * off > TOLERANCE, abs(off)
+
     points: list[tuple[float, float]] = []  # (logarithm of the step, what it is off)
     best = lossy
     while isinstance(fitted, FittedUniform):
         lossy = replace(lossy, _trial=_tried(lossy, source, spread))
         points.append((math.log2(fitted.design.step), _bits_off(lossy, quantizer.target)))
-        if _worse(points[-1][1]) <= min(_worse(off) for _, off in points):
+        if badness(points[-1][1]) <= min(badness(off) for _, off in points):
             best = lossy
         if abs(points[-1][1]) <= TOLERANCE / 2 or len(points) == TRIALS:
             break
@@ -289,18 +295,13 @@ def _prepare(source: TensorSource, rule: Rule, importance: Any, coding: Coding, 
         except ValueError:  # values that need less than was asked for: a step so fine has too many levels
             break
         lossy = _bound(source, rule, fitted, weights, coding)
-    off = min((off for _, off in points), key=_worse)
+    off = min((off for _, off in points), key=badness)
     if quantizer.target.bits is not None and off > MOST_OFF * quantizer.target.bits:
         raise ValueError(
             f"{quantizer.target.bits:g} bits per weight cannot be reached, only {quantizer.target.bits + off:.3g}: "
             "ask for more, or keep it lossless"
         )
     return best
-
-
-def _worse(off: float) -> tuple[bool, float]:
-    """What is beyond the target is worse than all that is not."""
-    return off > TOLERANCE, abs(off)
 
 
 def _tried(lossy: Lossy, source: TensorSource, spread: Map) -> dict[int, "Encoded"]:

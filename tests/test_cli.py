@@ -155,7 +155,8 @@ def test_convert_quantizes(tmp_path):
         assert (float(found[1]), float(found[2])) == (round(reached["bits"], 2), round(reached["snr_db"], 1))
         assert model["b"].quality is None
     assert re.search(r"^w +float32 .* quantized, uniform, \d+ levels .* dB$", ok("inspect", "w.mz", cwd=tmp_path), re.M)
-    assert "SNR 30.0 dB" in ok("convert", "w.mz", "n.mz", "--nmse", 1e-3, "--level", "max", cwd=tmp_path)
+    line = ok("convert", "w.mz", "n.mz", "--nmse", 1e-3, "--level", "max", cwd=tmp_path)
+    assert 30 <= float(re.search("SNR ([0-9.]+) dB", line)[1]) < 31  # of few values, which leave no choice of the error
     (tmp_path / "r.toml").write_text('[[rule]]\nname = "w"\nquantizer = "nf4"\n')
     np.savez(tmp_path / "i.npz", w=np.arange(128))
     ok("convert", "w.safetensors", "r.mz", "--recipe", "r.toml", "--importance", "i.npz", "-q", cwd=tmp_path)
