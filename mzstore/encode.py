@@ -218,9 +218,7 @@ def cut(block: np.ndarray, chunk: tuple[int, ...], grid: Grid, dtype: DType, sto
 
     Beyond the far edges the last values go on, which adds no value that the tensor does not have.
     """
-    axis = grid.block_axis
-    box = grid.box(chunk)
-    part = block[(*[slice(None)] * (axis + 1), *box[axis + 1 :])] if grid.shape else block
+    part = block[grid.box_in_block(chunk)] if grid.shape else block
     if stored != dtype:
         part = narrow(np.ascontiguousarray(part), stored)
     if part.shape != grid.chunk_shape:

@@ -79,6 +79,12 @@ class Grid:
             slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(chunk, self.chunk_shape, self.shape, strict=True)
         )
 
+    def box_in_block(self, chunk: tuple[int, ...]) -> tuple[slice, ...]:
+        """``box`` in the row block that ``chunk`` lies in."""
+        axis = self.block_axis
+        box = self.box(chunk)
+        return (*(slice(0, cut.stop - cut.start) for cut in box[: axis + 1]), *box[axis + 1 :])
+
 
 def _positions(counts: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     """As itertools.product, which would first make lists of the ranges, however long they are."""

@@ -14,13 +14,13 @@ from typing import Any, get_args
 import numpy as np
 
 from mzstore.arrays import Array
-from mzstore.documents import TensorEntry, dump
+from mzstore.documents import TensorEntry, dump, parts_of
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encode import Level, Payload
-from mzstore.encodings import Coding, SinglePart, chunk_path, first_of
+from mzstore.encodings import Coding, chunk_path, first_of
 from mzstore.encodings.combined import Combined
 from mzstore.encodings.quantized import MAX_LISTED, Blocked, Quantized, blocked_array, packed_array
-from mzstore.encodings.sparse import Sparse, gaps
+from mzstore.encodings.sparse import Sparse, gaps, within
 from mzstore.grid import MAX_CHUNK_NBYTES, ROW_BLOCK_NBYTES, Grid, choose_chunk_shape
 from mzstore.payload import compress, seal
 from mzstore.quantizers import ArrayMatrix, Codes, Fitted, Importance, Quantizer, Scheme, ZeroPoint
@@ -115,13 +115,10 @@ class Lossy:
     asked: dict[str, Any]
     _fitted: Fitted = field(repr=False)
     _importance: np.ndarray | None = field(repr=False)
-    _quantized: Quantized = field(repr=False)
-    _sparse: Sparse | None = field(repr=False)
     _decoder: Decoder = field(repr=False)
     _coding: Coding
-    _trial: Mapping[int, "Encoded"] = field(
-        repr=False, default_factory=dict
-    )  # row blocks that are done, by their start
+    # Row blocks that are done, by their start.
+    _trial: Mapping[int, "Encoded"] = field(repr=False, default_factory=dict)
 
     def encode(self, words: np.ndarray, start: int, chunks: list[tuple[int, ...]]) -> "Encoded":
         """The ``chunks`` of a row block: ``words``, of the block's shape, ``start`` words into the tensor."""
@@ -139,32 +136,25 @@ class Lossy:
         codes = self._fitted.encode(values, first_row, _rows_of(self._importance, first_row, values.shape))
         found = []
         for chunk in chunks:
-            for part, own in self._parts():
-                bodies = (
-                    self._sparse_bodies(part, codes, words, start, chunk)
-                    if isinstance(part, Sparse)
-                    else self._quantized_bodies(codes, words.shape, chunk)
-                )
-                for component, body in zip(own, bodies, strict=True):
-                    if first_of(self.part, component, chunk):
-                        found.append(Payload(chunk_path(self.part, component, chunk), seal(body), plain=False))
+            bodies: list[bytes | memoryview] = []
+            for part in parts_of(self.part):
+                if isinstance(part, Quantized):
+                    bodies += self._quantized_bodies(part, codes, words.shape, chunk)
+                elif isinstance(part, Sparse):
+                    bodies += self._sparse_bodies(part, codes, words, start, chunk)
+            for component, body in zip(self.part.components, bodies, strict=True):
+                if first_of(self.part, component, chunk):
+                    found.append(Payload(chunk_path(self.part, component, chunk), seal(body), plain=False))
         decoded = self._decoded(codes, words, start)
         errors = replace(self._errors(words, decoded), stored_nbytes=sum(len(payload.data) for payload in found))
         return Encoded(found, decoded, errors)
 
-    def _parts(self) -> Iterator[tuple[SinglePart, tuple[Any, ...]]]:
-        components = self.part.components
-        n = len(self._quantized.components)
-        yield self._quantized, components[:n]
-        if self._sparse:
-            yield self._sparse, components[n:]
-
     def _quantized_bodies(
-        self, codes: Codes, shape: tuple[int, ...], chunk: tuple[int, ...]
+        self, part: Quantized, codes: Codes, shape: tuple[int, ...], chunk: tuple[int, ...]
     ) -> Iterator[bytes | memoryview]:
         """Of all components for ``chunk``, out of the codes of its row block of ``shape``."""
-        part, scheme = self._quantized, self._fitted.scheme
-        box = _in_block(part.grid, chunk)
+        scheme = self._fitted.scheme
+        box = part.grid.box_in_block(chunk)
 
         def cut(array: np.ndarray, block: tuple[int, ...], full: tuple[int, ...]) -> np.ndarray:
             """What ``chunk`` has of ``array``, one entry for ``block`` values, as a chunk of ``full`` shape."""
@@ -203,7 +193,7 @@ class Lossy:
         self, part: Sparse, codes: Codes, words: np.ndarray, start: int, chunk: tuple[int, ...]
     ) -> list[bytes | memoryview]:
         positions = outlier_positions(codes, part.grid, words.shape, start, chunk)
-        own = words[_in_block(part.grid, chunk)]
+        own = words[part.grid.box_in_block(chunk)]
         index = np.unravel_index(positions, part.grid.chunk_shape)
         return part.encode(positions, own[index], self._coding)
 
@@ -367,7 +357,7 @@ def _bound(source: TensorSource, rule: Rule, fitted: Fitted, weights: np.ndarray
     sparse = _sparse(source, fitted, grid, weights)
     decoder = Decoder(scheme, 1, spec.dtype.name)
     whole: Quantized | Combined = Combined((part, sparse)) if sparse else part
-    return Lossy(spec, whole, dict(rule.asked), fitted, weights, part, sparse, decoder, coding)
+    return Lossy(spec, whole, dict(rule.asked), fitted, weights, decoder, coding)
 
 
 def quantizer_for(rule: Rule, spec: TensorSpec, *, weighted: bool = False) -> Quantizer:
@@ -382,7 +372,7 @@ def quantizer_for(rule: Rule, spec: TensorSpec, *, weighted: bool = False) -> Qu
     search = weighted if rule.search is None else rule.search
     match rule.quantizer:
         case "uniform":
-            # About what ``overhead_nbytes`` will be: of a tensor of one array, and what the two of ``sparse`` add.
+            # About what ``_overhead_nbytes`` will be: of a tensor of one array, and what the two of ``sparse`` add.
             n_chunks = Grid(spec.shape, choose_chunk_shape(spec.shape, spec.dtype.word.itemsize)).n_chunks
             node, chunk = 400 + 4 * len(spec.name), ENTRY_NBYTES + 2 * len(spec.name) + 20
             target = None
@@ -438,13 +428,8 @@ def outlier_positions(
     """int64: where in ``chunk`` (of full size, in row-major order) the outliers of its row block stand, ascending."""
     if codes.outliers is None:
         return np.empty(0, np.int64)
-    index = np.unravel_index(codes.outliers.positions - start, shape)
-    box = _in_block(grid, chunk)
-    inside = np.ones(codes.outliers.positions.size, bool)
-    for at, cut in zip(index, box, strict=True):
-        inside &= (at >= cut.start) & (at < cut.stop)
-    own = tuple(at[inside] - cut.start for at, cut in zip(index, box, strict=True))
-    positions: np.ndarray = np.ravel_multi_index(own, grid.chunk_shape)
+    _, index = within(codes.outliers.positions - start, shape, grid.box_in_block(chunk))
+    positions: np.ndarray = np.ravel_multi_index(index, grid.chunk_shape)
     return positions
 
 
@@ -494,8 +479,7 @@ def _part(spec: TensorSpec, scheme: Scheme, grid: Grid, n: int, low_bits: int) -
 
 def _sparse(source: TensorSource, fitted: Fitted, grid: Grid, weights: np.ndarray | None) -> Sparse | None:
     """The part for the outliers, with room for those of the chunk that has most; None if there are none."""
-    design = getattr(fitted, "design", None)
-    if design is None or not np.isfinite(design.reach):
+    if not fitted.may_have_outliers:
         return None
     most_gaps = most = 0
     for start, shape, chunks in grid.row_blocks():
@@ -552,13 +536,6 @@ def _importance(importance: Any, spec: TensorSpec, shape: tuple[int, int]) -> tu
 
 def _rows_of(weights: np.ndarray | None, first_row: int, shape: tuple[int, ...]) -> np.ndarray | None:
     return weights if weights is None or weights.ndim == 1 else weights[first_row : first_row + shape[0]]
-
-
-def _in_block(grid: Grid, chunk: tuple[int, ...]) -> tuple[slice, ...]:
-    """The box of ``chunk`` in its row block."""
-    axis = grid.block_axis
-    box = grid.box(chunk)
-    return (*(slice(0, cut.stop - cut.start) for cut in box[: axis + 1]), *box[axis + 1 :])
 
 
 def _padded(codebook: np.ndarray | None, levels: int) -> np.ndarray:

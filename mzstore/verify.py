@@ -369,9 +369,8 @@ class _Verifier:
 
 def _whole(grid: Grid, chunk: tuple[int, ...]) -> Piece:
     """All of ``chunk``, into its place in the row block that it lies in."""
-    box = grid.box(chunk)
-    source = tuple(slice(0, cut.stop - cut.start, 1) for cut in box)
-    return Piece(chunk, source, (*source[: grid.block_axis + 1], *box[grid.block_axis + 1 :]))
+    source = tuple(slice(0, cut.stop - cut.start, 1) for cut in grid.box(chunk))
+    return Piece(chunk, source, grid.box_in_block(chunk))
 
 
 def _canonical(doc: object) -> str:

@@ -129,11 +129,19 @@ class Sparse:
             passed, count = int(ends[-1]), count + positions.size
 
     def _place(self, positions: np.ndarray, words: np.ndarray, source: tuple[slice, ...], out: np.ndarray) -> None:
-        index = np.unravel_index(positions, self.grid.chunk_shape)
-        inside = np.ones(positions.size, bool)
-        for at, cut in zip(index, source, strict=True):
-            inside &= (at >= cut.start) & (at < cut.stop)
-        out[tuple(at[inside] - cut.start for at, cut in zip(index, source, strict=True))] = words[inside]
+        inside, index = within(positions, self.grid.chunk_shape, source)
+        out[index] = words[inside]
+
+
+def within(
+    positions: np.ndarray, shape: tuple[int, ...], box: tuple[slice, ...]
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """(which of ``positions``, in row-major order of ``shape``, lie in ``box``; the indices that these have in it)."""
+    index = np.unravel_index(positions, shape)
+    inside = np.ones(positions.size, bool)
+    for at, cut in zip(index, box, strict=True):
+        inside &= (at >= cut.start) & (at < cut.stop)
+    return inside, tuple(at[inside] - cut.start for at, cut in zip(index, box, strict=True))
 
 
 def gaps(positions: np.ndarray) -> np.ndarray:

@@ -30,7 +30,16 @@ from mzstore.quantizers import (
     without_overflow,
 )
 from mzstore.quantizers.integers import GREATEST_SCALE, SHRINKS, usable_scale
-from mzstore.quantizers.ranges import Granularity, block_shape, by_block, check_blocks
+from mzstore.quantizers.ranges import (
+    Granularity,
+    block_shape,
+    by_block,
+    check_blocks,
+    greatest_values,
+    of_least,
+    summed_losses,
+    weights_by_block,
+)
 from mzstore.quantizers.sample import Sample, collect
 
 # QLoRA, appendix E: quantiles of a normal distribution, 8 above 0 and 7 below, 0 exact.
@@ -81,10 +90,7 @@ class Table:
         if block[0] < matrix.shape[0]:
             check_blocks(matrix, importance, block, lambda low, high: self.scale_of(np.maximum(-low, high)))
         else:
-            greatest = np.zeros((1, 1), np.float32)
-            for _, own, _ in weighted_blocks(matrix, importance):
-                greatest = np.maximum(greatest, np.abs(by_block(own, block)).max(axis=-1))
-            scale = self.scale_of(greatest)
+            scale = self.scale_of(greatest_values(matrix, importance, block))
             if importance is not None:
                 scale = self._search(matrix, importance, block, scale, entries)
         scheme = Scheme(matrix.shape, values.size, 0, values, (Scale(block, self.scale_dtype, scale),))
@@ -117,14 +123,7 @@ class Table:
     ) -> np.ndarray:
         """Of shrunken scales for blocks that reach over all rows, those with the least weighted error."""
         choices = [self._usable(scale.astype(np.float64) * shrink) for shrink in SHRINKS]
-        losses = np.zeros((len(choices), *scale.shape))
-        for _, values, weights in weighted_blocks(matrix, importance):
-            assert weights is not None
-            members, own = by_block(values, block), by_block(np.broadcast_to(weights, values.shape), block)
-            for loss, choice in zip(losses, choices, strict=True):
-                loss += entries.loss(members, own, choice)
-        out: np.ndarray = np.take_along_axis(np.stack(choices), np.argmin(losses, axis=0)[None], axis=0)[0]
-        return out
+        return of_least(choices, summed_losses(matrix, importance, block, choices, scale.shape, entries.loss))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,10 +139,10 @@ class Entries:
         out: np.ndarray = self.values[self.order[np.searchsorted(self.bounds, members / scale[..., None])]]
         return out
 
-    def loss(self, members: np.ndarray, weights: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    def loss(self, members: np.ndarray, weights: np.ndarray | None, scale: np.ndarray) -> np.ndarray:
         """The weighted squared error of each block."""
         error = (self.nearest(members, scale) * scale[..., None] - members).astype(np.float64)
-        out: np.ndarray = (weights * error**2).sum(axis=-1)
+        out: np.ndarray = (error**2 if weights is None else weights * error**2).sum(axis=-1)
         return out
 
 
@@ -175,8 +174,8 @@ class FittedTable:
         if own is None:
             members = by_block(values, scale.block)
             own = self.quantizer.scale_of(np.abs(members).max(axis=-1))
-            if weights is not None:
-                heavy = by_block(np.broadcast_to(weights, values.shape), scale.block)
+            heavy = weights_by_block(weights, values.shape, scale.block)
+            if heavy is not None:
                 own = self.quantizer.weighted_scale(members, heavy, own, self._entries)
         at = np.searchsorted(self._entries.bounds, values / spread(own, scale.block, values.shape))
         codes = Codes(self._entries.order[at].astype(self.scheme.code_dtype), (own,))

@@ -24,11 +24,19 @@ from mzstore.quantizers import (
     checked_block,
     checked_weights,
     spread,
-    weighted_blocks,
     without_overflow,
 )
 from mzstore.quantizers.integers import GREATEST_SCALE, usable_scale
-from mzstore.quantizers.ranges import Granularity, block_shape, by_block, check_blocks
+from mzstore.quantizers.ranges import (
+    Granularity,
+    block_shape,
+    by_block,
+    check_blocks,
+    greatest_values,
+    of_least,
+    summed_losses,
+    weights_by_block,
+)
 
 ELEMENTS = {  # bits of a code, greatest finite value, exponent of that
     "float8_e4m3fn": (8, 448.0, 8),
@@ -83,7 +91,7 @@ class Floats:
         own: np.ndarray | None = None
         scales: tuple[Scale, ...] = (Scale(block, self.scale_dtype),)
         if self.scaling == "two levels" or not local:
-            greatest = _greatest(matrix, importance, block if not local else (rows, cols))
+            greatest = greatest_values(matrix, importance, block if not local else (rows, cols))
             if self.scaling == "two levels":
                 most = float(greatest.max(initial=0.0))
                 outer = usable_scale(
@@ -154,14 +162,15 @@ class Floats:
         self, matrix: Matrix, importance: Importance, block: Shape, scale: np.ndarray, table: np.ndarray
     ) -> np.ndarray:
         choices = self.nearby(scale, np.float32(1))
-        losses = np.zeros((len(choices), *scale.shape))
-        for _, values, weights in weighted_blocks(matrix, importance):
-            members = by_block(values, block)
-            own = None if weights is None else by_block(np.broadcast_to(weights, values.shape), block)
-            for loss, choice in zip(losses, choices, strict=True):
-                loss += self.loss(members, own, choice, np.float32(1), table)
-        out: np.ndarray = np.take_along_axis(np.stack(choices), np.argmin(losses, axis=0)[None], axis=0)[0]
-        return out
+        losses = summed_losses(
+            matrix,
+            importance,
+            block,
+            choices,
+            scale.shape,
+            lambda members, own, choice: self.loss(members, own, choice, np.float32(1), table),
+        )
+        return of_least(choices, losses)
 
 
 def mxfp4(*, search: bool = False, dtype: str = "float32") -> Floats:
@@ -202,11 +211,9 @@ class FittedFloats:
         best = quantizer.scale_of(np.abs(members).max(axis=-1), outer)
         if not quantizer.search:
             return best
-        own = None if weights is None else by_block(np.broadcast_to(weights, values.shape), block)
+        own = weights_by_block(weights, values.shape, block)
         choices = quantizer.nearby(best, outer)
-        losses = np.stack([quantizer.loss(members, own, choice, outer, table) for choice in choices])
-        out: np.ndarray = np.take_along_axis(np.stack(choices), np.argmin(losses, axis=0)[None], axis=0)[0]
-        return out
+        return of_least(choices, np.stack([quantizer.loss(members, own, choice, outer, table) for choice in choices]))
 
 
 def _element(element: str) -> tuple[int, float, int]:
@@ -223,12 +230,3 @@ def _e4m3(wanted: np.ndarray) -> np.ndarray:
 
 def _outer(scales: tuple[Scale, ...]) -> np.float32:
     return np.float32(1) if len(scales) < 2 or scales[1].values is None else np.float32(scales[1].values[0, 0])
-
-
-def _greatest(matrix: Matrix, importance: Importance, block: Shape) -> np.ndarray:
-    """The greatest absolute values of blocks that reach over all rows."""
-    found: np.ndarray | None = None
-    for _, values, _ in weighted_blocks(matrix, importance):
-        greatest = np.abs(by_block(values, block)).max(axis=-1)
-        found = greatest if found is None else np.maximum(found, greatest)
-    return np.zeros((1, 1), np.float32) if found is None else found

@@ -26,10 +26,18 @@ from mzstore.quantizers import (
     checked_weights,
     round_to,
     spread,
-    weighted_blocks,
     without_overflow,
 )
-from mzstore.quantizers.ranges import Granularity, block_shape, by_block, check_blocks
+from mzstore.quantizers.ranges import (
+    Granularity,
+    block_shape,
+    by_block,
+    check_blocks,
+    extremes,
+    of_least,
+    summed_losses,
+    weights_by_block,
+)
 
 MAX_BITS = 16
 ROOM = 3.36e38  # what a scale near the greatest float32 may lead to, before the scale is rounded
@@ -90,7 +98,7 @@ class Integers:
             grid = fitted.scheme.scales[0].grid(rows, cols)
             low, high = (np.full(grid, end, np.float32) for end in self.static)
         else:
-            low, high = _extremes(matrix, importance, block)
+            low, high = extremes(matrix, importance, block)
         scale, zeros = self.from_range(low, high)
         if self.clip == "mse":
             scale, zeros = self._search(matrix, importance, block, low, high)
@@ -157,15 +165,16 @@ class Integers:
     ) -> tuple[np.ndarray, np.ndarray]:
         """``best`` for blocks that reach over all rows: the loss of each shrunken range, summed over row blocks."""
         choices = [self.from_range(low * shrink, high * shrink) for shrink in SHRINKS]
-        losses = np.zeros((len(SHRINKS), *low.shape))
-        for _, values, weights in weighted_blocks(matrix, importance):
-            members = by_block(values, block)
-            own = None if weights is None else by_block(np.broadcast_to(weights, values.shape), block)
-            for loss, (scale, zeros) in zip(losses, choices, strict=True):
-                loss += self._loss(members, own, scale, zeros)
-        chosen = np.argmin(losses, axis=0)[None]
-        scales, zero_points = (np.stack(values) for values in zip(*choices, strict=True))
-        return np.take_along_axis(scales, chosen, axis=0)[0], np.take_along_axis(zero_points, chosen, axis=0)[0]
+        losses = summed_losses(
+            matrix,
+            importance,
+            block,
+            choices,
+            low.shape,
+            lambda members, own, choice: self._loss(members, own, *choice),
+        )
+        scales, zero_points = zip(*choices, strict=True)
+        return of_least(scales, losses), of_least(zero_points, losses)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,8 +217,7 @@ class FittedIntegers:
         low, high = members.min(axis=-1), members.max(axis=-1)
         if self.quantizer.clip == "none":
             return self.quantizer.from_range(low, high)
-        own = None if weights is None else by_block(np.broadcast_to(weights, values.shape), block)
-        return self.quantizer.best(members, own, low, high)
+        return self.quantizer.best(members, weights_by_block(weights, values.shape, block), low, high)
 
 
 def usable_scale(wanted: np.ndarray, dtype: str, most: float, decoded: str = "float32") -> np.ndarray:
@@ -231,14 +239,3 @@ def _stepped_down(scale: np.ndarray, dtype: str, most: float | np.ndarray, decod
     own = DTYPES[dtype]
     lower = (scale.astype(own.numpy).view(own.word) - own.word.type(1)).view(own.numpy).astype(np.float32)
     return np.where(beyond, lower, scale)
-
-
-def _extremes(matrix: Matrix, importance: Importance, block: Shape) -> tuple[np.ndarray, np.ndarray]:
-    """The least and the greatest values of blocks that reach over all rows."""
-    low: np.ndarray | None = None
-    high = np.zeros((1, 1), np.float32)
-    for _, values, _ in weighted_blocks(matrix, importance):
-        members = by_block(values, block)
-        least, most = members.min(axis=-1), members.max(axis=-1)
-        low, high = (least, most) if low is None else (np.minimum(low, least), np.maximum(high, most))
-    return (np.zeros((1, 1), np.float32), high) if low is None else (low, high)

@@ -1,12 +1,13 @@
 """Ranges: which values of a matrix share a scale, and a row block cut that way."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from mzstore.quantizers import Importance, Matrix, Shape, weighted_blocks
 
+Choice = TypeVar("Choice")
 # The whole tensor, each row (output channel), each column, groups of so many neighbours in a row, or tiles (rows, columns).
 Granularity = Literal["tensor", "row", "column"] | int | tuple[int, int]
 
@@ -46,6 +47,55 @@ def by_block(values: np.ndarray, block: Shape) -> np.ndarray:
         values = np.pad(values, ((0, down * high - rows), (0, across * wide - cols)), mode="edge")
     blocks = values.reshape(down, high, across, wide).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(blocks).reshape(down, across, high * wide)
+
+
+def weights_by_block(weights: np.ndarray | None, shape: tuple[int, ...], block: Shape) -> np.ndarray | None:
+    """``by_block`` of ``weights``, which broadcast over values of ``shape``; None for none."""
+    return None if weights is None else by_block(np.broadcast_to(weights, shape), block)
+
+
+def extremes(matrix: Matrix, importance: Importance, block: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the greatest values of blocks that reach over all rows."""
+    low: np.ndarray | None = None
+    high = np.zeros((1, 1), np.float32)
+    for _, values, _ in weighted_blocks(matrix, importance):
+        members = by_block(values, block)
+        least, most = members.min(axis=-1), members.max(axis=-1)
+        low, high = (least, most) if low is None else (np.minimum(low, least), np.maximum(high, most))
+    return (np.zeros((1, 1), np.float32), high) if low is None else (low, high)
+
+
+def greatest_values(matrix: Matrix, importance: Importance, block: Shape) -> np.ndarray:
+    """The greatest absolute values of blocks that reach over all rows."""
+    low, high = extremes(matrix, importance, block)
+    out: np.ndarray = np.maximum(-low, high)
+    return out
+
+
+def summed_losses(
+    matrix: Matrix,
+    importance: Importance,
+    block: Shape,
+    choices: Sequence[Choice],
+    shape: tuple[int, ...],
+    loss: Callable[[np.ndarray, np.ndarray | None, Choice], np.ndarray],
+) -> np.ndarray:
+    """float64[choices, *shape]: the loss of each choice for blocks that reach over all rows, ``shape`` of them.
+
+    ``loss(members, weights, choice)`` is that of the blocks of one row block.
+    """
+    losses = np.zeros((len(choices), *shape))
+    for _, values, weights in weighted_blocks(matrix, importance):
+        members, own = by_block(values, block), weights_by_block(weights, values.shape, block)
+        for total, choice in zip(losses, choices, strict=True):
+            total += loss(members, own, choice)
+    return losses
+
+
+def of_least(choices: Sequence[np.ndarray], losses: np.ndarray) -> np.ndarray:
+    """For each block what the choice with the least of ``losses`` has there; the first one of equals."""
+    out: np.ndarray = np.take_along_axis(np.stack(choices), np.argmin(losses, axis=0)[None], axis=0)[0]
+    return out
 
 
 def check_blocks(
