@@ -269,7 +269,9 @@ class _ModelWriter:
 
     def _quantized(self, source: TensorSource, node: str, rule: Rule, importance: Any) -> _Written | None:
         """None if the rule lets this tensor stay lossless because it cannot be quantized."""
-        from mzstore.quantize import Encoded, Errors, prepare, quality_of
+        from mzstore.quality import Errors, quality_of
+        from mzstore.quantize import Encoded
+        from mzstore.targets import prepare
 
         spec = source.spec
         try:
