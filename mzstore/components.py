@@ -14,6 +14,7 @@ from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Component, Part
 from mzstore.encodings.codes import Codes, Factors
 from mzstore.encodings.combined import component_name
+from mzstore.encodings.nested import Nested
 from mzstore.encodings.quantized import Blocked, Quantized, scale_name
 from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse
@@ -123,6 +124,12 @@ class _Arrays:
         array = self.stored[name].array
         return self._opened((name,), dtype, array.shape, Factors(dtype, array.shape, array))
 
+    def open_nested(self, nested: Nested) -> Opened:
+        """The values of a part inside of another one."""
+        stored = tuple(self.stored[component.name] for component in nested.components)
+        names = tuple(component.name for component in nested.components)
+        return self._opened(names, nested.dtype, nested.grid.shape, nested.renamed(stored))
+
     def open_codes(self, part: Quantized) -> Opened:
         names = ("codes", "low") if part.low_bits else ("codes",)
         codes = Codes(part, tuple(self.stored[name] for name in names))
@@ -166,30 +173,42 @@ def _of_quantized(part: Quantized, arrays: _Arrays) -> Members:
 
 
 def _of_sparse(part: Sparse, arrays: _Arrays) -> Iterator[tuple[str, Opened]]:
-    steps, values = arrays.open("positions", DTYPES["uint8"]), arrays.open("values", part.dtype)
     where = f"tensor {arrays.entry.spec.name!r}"
+    steps = arrays.open("positions", DTYPES["uint8"])
+    low = arrays.open("low", DTYPES["uint8"]) if part.low else None
+    values = arrays.open_nested(part.values)
+
+    def elements() -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
+        """(chunk, places of its elements)."""
+        stored = np.asarray(steps()[...])
+        lows = None if low is None else np.asarray(low()[...])
+        none = np.empty(0, np.uint8)
+        for chunk in part.grid.chunks():
+            own = none if lows is None else lows[chunk]
+            yield chunk, part.places(stored[chunk], own, f"{where}, chunk {chunk}")
 
     def positions() -> np.ndarray:
-        flat = [flat for flat, _ in _elements(part, np.asarray(steps()[...]), where)]
+        flat = [_in_tensor(part, chunk, places)[0] for chunk, places in elements()]
         return np.sort(np.concatenate([np.empty(0, np.int64), *flat]))
 
     def ordered() -> np.ndarray:
-        words = np.asarray(values()[...]).view(part.dtype.word)  # NumPy joins no types of ml_dtypes
-        found = [(flat, words[which]) for flat, which in _elements(part, np.asarray(steps()[...]), where)]
-        flat = np.concatenate([np.empty(0, np.int64), *(flat for flat, _ in found)])
-        joined = np.concatenate([np.empty(0, part.dtype.word), *(own for _, own in found)])
-        return joined[np.argsort(flat)].view(part.dtype.numpy)
+        dtype = part.values.dtype
+        words = np.asarray(values()[...]).view(dtype.word)  # NumPy joins no types of ml_dtypes
+        flat, found = [np.empty(0, np.int64)], [np.empty(0, dtype.word)]
+        for chunk, places in elements():
+            own, which = _in_tensor(part, chunk, places)
+            flat.append(own)
+            found.append(words[(*chunk, which)])
+        return np.concatenate(found)[np.argsort(np.concatenate(flat))].view(dtype.numpy)
 
     yield "positions", positions
     yield "values", ordered
 
 
-def _elements(part: Sparse, steps: np.ndarray, where: str) -> Iterator[tuple[np.ndarray, tuple[Any, ...]]]:
-    """(positions in the tensor, in row-major order; an index of the stored values there), of one chunk after the other."""
-    for chunk in part.grid.chunks():
-        corner = np.multiply(chunk, part.grid.chunk_shape)
-        for own, which in part.elements(steps[chunk], f"{where}, chunk {chunk}"):
-            index = np.array(np.unravel_index(own, part.grid.chunk_shape)) + corner[:, None]
-            inside = (index < np.array(part.grid.shape)[:, None]).all(axis=0)
-            taken = np.flatnonzero(inside) + which.start
-            yield np.ravel_multi_index(tuple(index[:, inside]), part.grid.shape), (*chunk, taken)
+def _in_tensor(part: Sparse, chunk: tuple[int, ...], places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(positions in the tensor, in row-major order; which of the chunk's values stand there), of what lies inside of it."""
+    own = part.positions_of(places)
+    corner = np.multiply(chunk, part.grid.chunk_shape)
+    index = np.array(np.unravel_index(own, part.grid.chunk_shape)) + corner[:, None]
+    inside = (index < np.array(part.grid.shape)[:, None]).all(axis=0)
+    return np.ravel_multi_index(tuple(index[:, inside]), part.grid.shape), np.flatnonzero(inside)

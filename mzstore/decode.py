@@ -17,6 +17,7 @@ from mzstore.container import Reader
 from mzstore.documents import TensorEntry
 from mzstore.dtypes import DType
 from mzstore.encodings import read_chunk
+from mzstore.encodings.combined import base_of
 from mzstore.errors import CorruptError
 from mzstore.narrow import convert
 from mzstore.plan import Batch, Job, Unit, make, missing_chunk
@@ -151,8 +152,11 @@ def decode(job: Job, read_payload: Read, url: str) -> None:
         .view(part.dtype.word)
         .reshape(shape)
     )
-    part.decode(read, source, whole, where)
     taken = whole[tuple(slice(None, None, cut.step) for cut in piece.source)]
+    if base_of(part):  # what is there are the values of the base
+        assert not other
+        taken[...] = target
+    part.decode(read, source, whole, where)
     if other:
         convert(taken, part.dtype, entry.spec.dtype, target)
     else:

@@ -8,23 +8,26 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, cast, get_args
 
 from mzstore.arrays import Array, integers
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Part, SinglePart, chunk_path, first_of
-from mzstore.encodings.combined import Combined, component_name
+from mzstore.encodings.base import Base
+from mzstore.encodings.combined import Combine, Combined, component_name
+from mzstore.encodings.lowrank import LowRank
 from mzstore.encodings.planes import Planes
 from mzstore.encodings.quantized import Quantized
 from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse
 from mzstore.errors import FormatError, UnsupportedError
+from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.narrow import NARROWER
 from mzstore.nodes import ASSETS, LAYOUTS, RESERVED, is_node_name
 from mzstore.tensors import TensorSpec, check_name
 
 FORMAT = 1
-FEATURES = frozenset({"planes", "quantized", "sparse"})
+FEATURES = frozenset({"base", "lowrank", "planes", "quantized", "sparse"})
 DOCUMENT = "zarr.json"
 CONVENTION = {
     "uuid": "6f0f3a4e-52d1-4c57-9b0a-1f8c2f6d7e90",
@@ -33,6 +36,8 @@ CONVENTION = {
 }
 MAX_DOCUMENT_NBYTES = 1 << 28
 MAX_PARTS = 4
+MAX_BASES = 256
+MAX_URL_LENGTH = 4096
 # The one array that a tensor of one component is.
 ONLY_ARRAY = {"raw": "values", "planes": "planes", "quantized": "codes"}
 
@@ -60,10 +65,9 @@ class TensorEntry:
         if self.lossy is not None:
             about["lossy"] = dict(self.lossy)
         narrower = {} if self.part.dtype == self.spec.dtype else {"dtype": self.part.dtype.name}
-        about["parts"] = [part.to_json() | narrower for part in parts_of(self.part)]
-        first, *more = self.part.components
-        if not more:
-            yield self.node, first.array.to_json({"mzstore": about})
+        about["parts"] = [doc | narrower for doc in _part_documents(self.part)]
+        if len(self.part.components) == 1:
+            yield self.node, self.part.components[0].array.to_json({"mzstore": about})
             return
         yield self.node, _group({"mzstore": about})
         for component in self.part.components:
@@ -118,6 +122,7 @@ class ModelDocument:
     assets: Sequence[Asset] = ()
     layouts: Sequence[Layout] = ()
     writer: str = ""
+    bases: Sequence[str] = ()  # URLs of other models, which parts refer to by their index
 
     def documents(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(key of the node, document) of every node; the root, whose key is "", is the last."""
@@ -127,6 +132,8 @@ class ModelDocument:
                 below[key] = doc
                 yield key, doc
         about: dict[str, Any] = {"format": FORMAT, "features": self.features(), "writer": self.writer}
+        if self.bases:
+            about["bases"] = [{"url": url} for url in self.bases]
         if self.metadata:
             about["metadata"] = dict(self.metadata)
         if self.assets:
@@ -152,8 +159,26 @@ def parts_of(part: Part) -> tuple[SinglePart, ...]:
     return part.parts if isinstance(part, Combined) else (cast(SinglePart, part),)
 
 
+def _part_documents(part: Part) -> Iterator[dict[str, object]]:
+    """The documents of all parts; how each changes the values is stated where it is not what ``sparse`` does by itself."""
+    first, *more = parts_of(part)
+    yield first.to_json()
+    for other, how in zip(more, part.combines if isinstance(part, Combined) else (), strict=True):
+        default = isinstance(other, Sparse) and how == "replace"
+        yield other.to_json() if default else other.to_json() | {"combine": how}
+
+
 def _encodings(entries: Iterable[TensorEntry]) -> set[str]:
-    return {part.encoding for entry in entries if entry.part for part in parts_of(entry.part)}
+    """Of all parts, and of those inside of them."""
+    return {name for entry in entries if entry.part for part in parts_of(entry.part) for name in _encodings_of(part)}
+
+
+def _encodings_of(part: SinglePart) -> Iterator[str]:
+    yield part.encoding
+    if isinstance(part, Sparse):
+        yield part.values.part.encoding
+    elif isinstance(part, LowRank):
+        yield from (part.left.part.encoding, part.right.part.encoding)
 
 
 def dump(doc: Mapping[str, Any]) -> bytes:
@@ -219,7 +244,8 @@ def parse(root: dict[str, Any], *, where: str) -> ModelDocument:
     metadata = about.get("metadata", {})
     if not isinstance(metadata, dict):
         raise FormatError("'metadata' is not an object", where=where, clause="root-5")
-    tensors = _tensors(below, where=where)
+    bases = _bases(about.get("bases", []), where=where)
+    tensors = _tensors(below, len(bases), where=where)
     used = _encodings(tensors.values()) - {"raw"}
     if used - set(features):
         raise FormatError(
@@ -231,6 +257,7 @@ def parse(root: dict[str, Any], *, where: str) -> ModelDocument:
         tuple(_assets(about.get("assets", []), where=where)),
         tuple(_layouts(about.get("layouts", []), where=where)),
         str(about.get("writer", "")),
+        bases,
     )
 
 
@@ -245,7 +272,21 @@ def _about(doc: object, node_type: str, *, where: str) -> dict[str, Any]:
     raise FormatError(f"not a Zarr v3 {node_type} with attributes.mzstore", where=where, clause="document-2")
 
 
-def _tensors(below: dict[str, Any], *, where: str) -> dict[str, TensorEntry]:
+def _bases(docs: object, *, where: str) -> tuple[str, ...]:
+    if not isinstance(docs, list) or len(docs) > MAX_BASES:
+        raise FormatError(f"'bases' is not a list of at most {MAX_BASES}", where=where, clause="base-2")
+    urls = []
+    for doc in docs:
+        match doc:
+            case {"url": str(url)} if 0 < len(url) <= MAX_URL_LENGTH and "\0" not in url:
+                urls.append(url)
+            case _:
+                text = f"a base has no url, or one of more than {MAX_URL_LENGTH} characters"
+                raise FormatError(text, where=where, clause="base-2")
+    return tuple(urls)
+
+
+def _tensors(below: dict[str, Any], n_bases: int, *, where: str) -> dict[str, TensorEntry]:
     children: dict[str, dict[str, Any]] = {}
     for key, doc in below.items():
         node, slash, component = key.partition("/")
@@ -264,7 +305,7 @@ def _tensors(below: dict[str, Any], *, where: str) -> dict[str, TensorEntry]:
             if key.partition("/")[0] not in below:
                 raise FormatError(f"{key!r} has no parent", where=where, clause="node-2")
             continue
-        entry = _tensor(key, doc, children.get(key, {}), where=f"{where}, node {key!r}")
+        entry = _tensor(key, doc, children.get(key, {}), n_bases, where=f"{where}, node {key!r}")
         if entry.spec.name in tensors:
             raise FormatError(f"two nodes hold tensor {entry.spec.name!r}", where=where, clause="tensor-1")
         tensors[entry.spec.name] = entry
@@ -287,7 +328,7 @@ def _tensors(below: dict[str, Any], *, where: str) -> dict[str, TensorEntry]:
     return tensors
 
 
-def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], *, where: str) -> TensorEntry:
+def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], n_bases: int, *, where: str) -> TensorEntry:
     kind = doc.get("node_type")
     about = _about(doc, "array" if kind == "array" else "group", where=where)
     name, dtype, sha256 = about.get("name", node), about.get("dtype"), about.get("sha256")
@@ -309,60 +350,117 @@ def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], *, where: 
         if kind == "array" or children or "parts" in about or not isinstance(about["same_as"], str):
             raise FormatError("a reference has parts or arrays, or is not a string", where=where, clause="tensor-5")
         return TensorEntry(spec, node, sha256, same_as=about["same_as"])
-    match about.get("parts"):
-        case [{"encoding": "raw" | "planes" | "quantized" as encoding}, *more] as parts if len(
-            parts
-        ) <= MAX_PARTS and all(isinstance(other, dict) and other.get("encoding") == "sparse" for other in more):
-            pass
-        case parts:
-            raise UnsupportedError(f"parts {parts!r:.200} are unknown; upgrade mzstore", where=where, clause="tensor-4")
-    if len(children) == 1 or (kind == "array") == bool(children):
+    parts = about.get("parts")
+    if not isinstance(parts, list) or not 1 <= len(parts) <= MAX_PARTS or not all(map(_is_known, parts)):
+        raise UnsupportedError(f"parts {parts!r:.200} are unknown; upgrade mzstore", where=where, clause="tensor-4")
+    only_base = [part["encoding"] for part in parts] == ["base"]
+    if len(children) == 1 or ((kind == "array") == bool(children) and not only_base):
         raise FormatError(
             "an array with arrays below it, or a group with less than two", where=where, clause="tensor-4"
         )
     arrays = {name: Array.from_json(child, where=f"{where}/{name}") for name, child in children.items()}
-    if not arrays:
-        arrays = {ONLY_ARRAY[encoding]: Array.from_json(doc, where=where)}
+    if kind == "array":
+        arrays = {_only_name(parts): Array.from_json(doc, where=where)}
     lossy = about.get("lossy")
     if "lossy" in about and not isinstance(lossy, dict):
         raise FormatError("'lossy' is not an object", where=where, clause="tensor-6")
-    part = _combined(spec, parts, arrays, where=where)
+    part = _combined(spec, parts, arrays, n_bases, where=where)
     return TensorEntry(spec, node, sha256, part, lossy=lossy)
 
 
-def _combined(spec: TensorSpec, docs: list[dict[str, Any]], arrays: dict[str, Array], *, where: str) -> Part:
+def _is_known(doc: object) -> bool:
+    return (
+        isinstance(doc, dict)
+        and doc.get("encoding") in ("base", "lowrank", "planes", "quantized", "raw", "sparse")
+        and doc.get("combine", "add") in get_args(Combine)
+    )
+
+
+def _only_name(docs: list[dict[str, Any]]) -> str:
+    """The name that the only component of the parts of ``docs`` has where there are several."""
+    for i, doc in enumerate(docs):
+        if doc["encoding"] in ONLY_ARRAY:
+            return component_name(i, ONLY_ARRAY[doc["encoding"]])
+    return ""
+
+
+def _combined(
+    spec: TensorSpec, docs: list[dict[str, Any]], arrays: dict[str, Array], n_bases: int, *, where: str
+) -> Part:
     """The part, or the parts combined, of ``docs``; each takes those of ``arrays`` whose names are its own."""
     parts: list[SinglePart] = []
     left = dict(arrays)
     for i, doc in reversed(list(enumerate(docs))):  # the names of the first part have no number in front
         prefix = component_name(i, "")
         own = {name.removeprefix(prefix): left.pop(name) for name in list(left) if name.startswith(prefix)}
+        # A base has the chunks of what follows it.
+        grid = parts[0].grid if parts else None
         try:
-            parts.insert(0, _part(spec, doc, own, where=where))
+            parts.insert(0, _part(spec, doc, own, grid, n_bases, where=where))
         except ValueError as error:
             raise FormatError(str(error), where=where, clause=f"{doc['encoding']}-1") from error
-    if len(parts) == 1:
-        return parts[0]
-    if any(part.dtype != spec.dtype for part in parts) or (isinstance(parts[0], Raw) and parts[0].constant):
-        raise FormatError("several parts, one of which is constant or of another dtype", where=where, clause="tensor-7")
     try:
-        return Combined(tuple(parts))
+        combines = tuple(_combine(doc) for doc in docs[1:])
+        if "combine" in docs[0]:
+            raise ValueError("the first part has nothing to be combined with")
+        if len(parts) > 1 and any(part.dtype is not spec.dtype for part in parts):
+            raise ValueError("one of several parts is of another dtype")
+        if len(parts) > 1:
+            return Combined(tuple(parts), combines)
+        if isinstance(parts[0], Sparse):
+            parts[0].check_values(adds=False)
     except ValueError as error:
         raise FormatError(str(error), where=where, clause="tensor-7") from error
+    return parts[0]
 
 
-def _part(spec: TensorSpec, doc: dict[str, Any], arrays: dict[str, Array], *, where: str) -> SinglePart:
+def _combine(doc: dict[str, Any]) -> Combine:
+    how: Combine | None = doc.get("combine", "replace" if doc["encoding"] == "sparse" else None)
+    if how is None:
+        raise ValueError(f"it is not said how {doc['encoding']!r} changes the values before it")
+    return how
+
+
+def _part(
+    spec: TensorSpec, doc: dict[str, Any], arrays: dict[str, Array], grid: Grid | None, n_bases: int, *, where: str
+) -> SinglePart:
     stored = _stored(spec, doc.get("dtype", spec.dtype.name), where=where)
+
+    def nested(inner: object, dtype: DType, shape: tuple[int, ...], own: dict[str, Array]) -> SinglePart:
+        if not isinstance(inner, dict) or inner.get("encoding") not in ONLY_ARRAY:
+            raise ValueError(f"{inner!r:.200} is no part that can be inside of another one")
+        name = inner.get("dtype", dtype.name)
+        if not isinstance(name, str) or name not in DTYPES:
+            raise ValueError(f"dtype {name!r:.100} is unknown")
+        return _single(inner, DTYPES[name], shape, shape, own)
+
+    match doc["encoding"]:
+        case "base":
+            if arrays:
+                raise ValueError(f"array {min(arrays)!r} of a base")
+            own = grid or Grid(spec.word_shape, choose_chunk_shape(spec.word_shape, stored.word.itemsize))
+            return Base.from_json(doc, stored, own, n_bases)
+        case "lowrank":
+            return LowRank.from_json(doc, stored, spec.shape, arrays, nested)
+        case "sparse":
+            return Sparse.from_json(doc, stored, spec.word_shape, arrays, nested)
+    return _single(doc, stored, spec.shape, spec.word_shape, arrays)
+
+
+def _single(
+    doc: dict[str, Any], dtype: DType, shape: tuple[int, ...], word_shape: tuple[int, ...], arrays: dict[str, Array]
+) -> SinglePart:
+    """A part that has no other inside. ``arrays`` are under their own names, or the only one is under ""."""
+    if "" in arrays:
+        arrays = {ONLY_ARRAY[doc["encoding"]]: arrays[""]}
     match doc["encoding"]:
         case "planes":
-            return Planes.from_json(doc, stored, spec.word_shape, arrays)
+            return Planes.from_json(doc, dtype, word_shape, arrays)
         case "quantized":
-            return Quantized.from_json(doc, stored, spec.shape, arrays)
-        case "sparse":
-            return Sparse.from_json(doc, stored, spec.word_shape, arrays)
+            return Quantized.from_json(doc, dtype, shape, arrays)
     if arrays.keys() != {"values"}:
         raise ValueError("'raw' is one array")
-    return Raw(stored, spec.word_shape, arrays["values"])
+    return Raw(dtype, word_shape, arrays["values"])
 
 
 def _stored(spec: TensorSpec, name: object, *, where: str) -> DType:

@@ -18,8 +18,10 @@ from mzstore.dtypes import DTYPES, DType
 from mzstore.encode import Level, Payload
 from mzstore.encodings import Coding, chunk_path, first_of
 from mzstore.encodings.combined import Combined
+from mzstore.encodings.positions import Index, gaps
 from mzstore.encodings.quantized import MAX_LISTED, Blocked, Quantized, blocked_array, packed_array
-from mzstore.encodings.sparse import Sparse, gaps, within
+from mzstore.encodings.raw import Raw
+from mzstore.encodings.sparse import Sparse, raw_values, within
 from mzstore.grid import MAX_CHUNK_NBYTES, ROW_BLOCK_NBYTES, Grid, choose_chunk_shape
 from mzstore.payload import compress, seal
 from mzstore.quality import Errors
@@ -153,7 +155,11 @@ class Lossy:
         positions = outlier_positions(codes, part.grid, words.shape, start, chunk)
         own = words[part.grid.box_in_block(chunk)]
         index = np.unravel_index(positions, part.grid.chunk_shape)
-        return part.encode(positions, own[index], self._coding)
+        values = part.values.part
+        assert isinstance(values, Raw)
+        stored = np.zeros(values.grid.shape[-1], words.dtype)
+        stored[: positions.size] = own[index]
+        return [*part.encode(positions, self._coding), *values.encode(stored, self._coding)]
 
     def _compressed(self, array: np.ndarray) -> bytes | memoryview:
         body = array.reshape(-1).view(np.uint8)
@@ -202,7 +208,7 @@ def _bound(
     part = _part(spec, scheme, grid, n, low_bits)
     sparse = _sparse(source, fitted, grid, weights)
     decoder = Decoder(scheme, 1, spec.dtype.name)
-    whole: Quantized | Combined = Combined((part, sparse)) if sparse else part
+    whole: Quantized | Combined = Combined((part, sparse), ("replace",)) if sparse else part
     return Lossy(spec, whole, asked, fitted, weights, decoder, coding)
 
 
@@ -275,8 +281,10 @@ def _sparse(source: TensorSource, fitted: Fitted, grid: Grid, weights: np.ndarra
             continue
         for chunk in chunks:
             positions = outlier_positions(codes, grid, shape, start, chunk)
-            most, most_gaps = max(most, positions.size), max(most_gaps, gaps(positions).size)
-    return Sparse.new(source.spec.dtype, grid, most_gaps, most) if most else None
+            most, most_gaps = max(most, positions.size), max(most_gaps, gaps(positions)[0].size)
+    if not most:
+        return None
+    return Sparse.new(source.spec.dtype, grid, Index(), most_gaps, raw_values(source.spec.dtype, grid, most))
 
 
 def _chunk_shape(spec: TensorSpec, scheme: Scheme, unit: int) -> tuple[int, ...]:

@@ -25,9 +25,10 @@ from mzstore.encode import Choice, payloads
 from mzstore.encodings import Coding, Part
 from mzstore.encodings.combined import Combined
 from mzstore.encodings.planes import N_RANKS, Planes
+from mzstore.encodings.positions import Index
 from mzstore.encodings.quantized import Blocked, Quantized, blocked_array, packed_array
 from mzstore.encodings.raw import Raw, constant_array
-from mzstore.encodings.sparse import Sparse
+from mzstore.encodings.sparse import Sparse, raw_values
 from mzstore.frameworks import as_words
 from mzstore.grid import Grid
 from mzstore.interleave import Fields, tops
@@ -182,7 +183,11 @@ def quantized() -> dict[str, tuple[np.ndarray, Part, dict[str, bytes]]]:
         bodies[f"codes/c/0/{i}"] = codes[:, 4 * i : 4 * i + 4].astype(np.uint8).tobytes()
         bodies[f"scale/c/0/{i}"] = scales[:, 2 * i : 2 * i + 2].tobytes()
         bodies[f"zero_point/c/0/{i}"] = zeros[:, 2 * i : 2 * i + 2].tobytes()
-    made["grouped"] = (values, Combined((part, Sparse.new(dtype, grid, 3, 2))), bodies)
+    made["grouped"] = (
+        values,
+        Combined((part, Sparse.new(dtype, grid, Index(), 3, raw_values(dtype, grid, 2))), ("replace",)),
+        bodies,
+    )
 
     codes, grid, book = np.array([[0, 299, 7], [150, 2, 2]]), Grid((2, 6), (2, 6)), np.arange(600, dtype=np.float32)
     part = Quantized(

@@ -14,8 +14,9 @@ from mzstore.arrays import Array
 from mzstore.dtypes import DTYPES
 from mzstore.encodings import quantized
 from mzstore.encodings.combined import Combined
+from mzstore.encodings.positions import Index
 from mzstore.encodings.quantized import Blocked, Quantized, blocked_array, packed_array
-from mzstore.encodings.sparse import Sparse
+from mzstore.encodings.sparse import Sparse, raw_values
 from mzstore.grid import Grid
 
 FLOAT32 = DTYPES["float32"]
@@ -164,9 +165,9 @@ def test_parts_that_can_give_another_dtype():
     both = into("grouped", "float16")
     assert isinstance(both, Combined)
     assert (both.dtype.name, both.parts[1].wanted.name) == ("float16", "float16")
-    assert (
-        Combined((parts["planes"], Sparse.new(parts["planes"].dtype, parts["planes"].grid, 1, 1))).into(FLOAT32) is None
-    )
+    dtype, grid = parts["planes"].dtype, parts["planes"].grid
+    sparse = Sparse.new(dtype, grid, Index(), 1, raw_values(dtype, grid, 1))
+    assert Combined((parts["planes"], sparse), ("replace",)).into(FLOAT32) is None
 
 
 def test_a_chunk_that_would_be_too_large_in_another_dtype_is_cast():

@@ -1,22 +1,44 @@
-"""Combined: several parts of one tensor, one after the other. The first gives values, the others replace some of them."""
+"""Combined: several parts of one tensor, one after the other. The first gives values, the others change them.
+
+A part replaces some values, or adds to all; or, of words that must not be rounded, it is what ``xor`` or a sum without carry
+beyond the word makes of both.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from mzstore.dtypes import DType
+from mzstore.dtypes import DTYPES, DType, cast
 from mzstore.encodings import Component, Part, SinglePart
+from mzstore.encodings.base import Base
+from mzstore.encodings.raw import Raw
+from mzstore.encodings.sparse import Sparse
 from mzstore.grid import Grid
+from mzstore.narrow import convert
+from mzstore.workspace import buffer
+
+Combine = Literal["replace", "add", "xor", "plus"]
+SUMMED = ("float16", "bfloat16", "float32")  # float32 holds them exactly
 
 
 @dataclass(frozen=True, slots=True)
 class Combined:
-    """``parts`` over one grid, two or more. One that exists is valid; ValueError otherwise."""
+    """``parts`` over one grid, two or more. One that exists is valid; ValueError otherwise.
+
+    combines  how each part but the first changes the values: all that add come before all that replace
+    wanted    what a read asks for instead of the dtype of the first part
+    """
 
     parts: tuple[SinglePart, ...]
+    combines: tuple[Combine, ...]
+    wanted: DType | None = None
     components: tuple[Component, ...] = field(init=False, repr=False, compare=False)
-    _owners: tuple[tuple[Part, int], ...] = field(init=False, repr=False, compare=False)  # (part, first component)
+    _owners: tuple[tuple[SinglePart, int], ...] = field(
+        init=False, repr=False, compare=False
+    )  # (part, first component)
+    _summed: tuple[SinglePart, ...] = field(init=False, repr=False, compare=False)  # in float32
 
     def __post_init__(self) -> None:
         first, *more = self.parts
@@ -29,6 +51,47 @@ class Combined:
             components += [Component(component_name(i, c.name), c.array) for c in part.components]
         object.__setattr__(self, "components", tuple(components))
         object.__setattr__(self, "_owners", tuple(owners))
+        if self.wanted is None:
+            self._check()
+        float32 = DTYPES["float32"]
+        summed = [
+            part.into(float32) or part
+            for part, how in zip(self.parts, ("add", *self.combines), strict=True)
+            if how == "add" and self.sums
+        ]
+        object.__setattr__(self, "_summed", tuple(summed))
+
+    def _check(self) -> None:
+        first, *more = self.parts
+        if len(more) != len(self.combines) or not more:
+            raise ValueError(f"{len(self.parts)} parts with {len(self.combines)} ways to combine them")
+        if any(isinstance(part, Base) for part in more):
+            raise ValueError("a base that is not the first part")
+        if any(isinstance(part, Raw) and part.constant for part in self.parts):
+            raise ValueError("one of several parts is constant")
+        if any(part.dtype is not first.dtype for part in more):
+            raise ValueError("the parts of a tensor have different dtypes")
+        if set(self.combines) & {"xor", "plus"}:
+            (how, *others) = self.combines
+            if others or more[0].encoding not in ("raw", "planes") or first.encoding not in ("raw", "planes", "base"):
+                raise ValueError(f"{how!r} combines two parts of words, 'raw', 'planes' or 'base'")
+            return
+        if "replace" in self.combines and "add" in self.combines[self.combines.index("replace") :]:
+            raise ValueError("a part that adds comes behind one that replaces")
+        for part, how in zip(more, self.combines, strict=True):
+            if how == "replace" and not isinstance(part, Sparse):
+                raise ValueError(f"{part.encoding!r} replaces all values of the parts before it")
+            if isinstance(part, Sparse):
+                part.check_values(adds=how == "add")
+        if self.sums:
+            for part in self.parts:
+                if part.encoding in ("raw", "planes", "base", "sparse") and part.dtype.name not in SUMMED:
+                    raise ValueError(f"values of {part.dtype.name} are not added: {', '.join(SUMMED)} are")
+
+    @property
+    def sums(self) -> bool:
+        """Whether values are added up, in float32."""
+        return "add" in self.combines
 
     @property
     def encoding(self) -> str:
@@ -36,7 +99,7 @@ class Combined:
 
     @property
     def dtype(self) -> DType:
-        return self.parts[0].dtype
+        return self.wanted or self.parts[0].dtype
 
     @property
     def grid(self) -> Grid:
@@ -49,19 +112,77 @@ class Combined:
 
     def into(self, dtype: DType) -> "Combined | None":
         first, *more = self.parts
-        near = first.into(dtype)
-        if near is None:
+        if isinstance(first, Base) or not set(self.combines) <= {"add", "replace"}:
             return None
-        others = [part.into(near.dtype) for part in more]
-        return None if None in others else Combined((near, *others))  # type: ignore[arg-type]
+        if self.sums:
+            if not dtype.is_float or dtype.bits < 16:
+                return None
+            near, parts = dtype, [first]
+        else:
+            own = first.into(dtype)
+            if own is None:
+                return None
+            near, parts = own.dtype, [own]  # type: ignore[list-item]
+        for part, how in zip(more, self.combines, strict=True):
+            other = part.into(near) if how == "replace" else part
+            if other is None:
+                return None
+            parts.append(other)  # type: ignore[arg-type]
+        return Combined(tuple(parts), self.combines, near)
 
     @property
     def scratch_nbytes(self) -> int:
-        return sum(part.scratch_nbytes for part in self.parts)
+        own = sum(part.scratch_nbytes for part in self.parts)
+        n = self.grid.chunk_size
+        return own + (8 * n if self.sums else n * self.dtype.word.itemsize)
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
-        for part, first in self._owners:
-            part.decode(lambda i, first=first: read(first + i), source, out, where)  # type: ignore[misc]
+        def of(first: int) -> Callable[[int], np.ndarray]:
+            return lambda i: read(first + i)
+
+        if self.sums:
+            self._sum(read, source, out, where)
+        else:
+            self.parts[0].decode(read, source, out, where)
+        for (part, first), how in zip(self._owners[1:], self.combines, strict=True):
+            if how == "replace":
+                assert isinstance(part, Sparse)
+                part.put(of(first), source, out, where)
+            elif how != "add":
+                change = _words(part.dtype, out.shape)
+                part.decode(of(first), source, change, where)
+                (np.bitwise_xor if how == "xor" else np.add)(out, change, out=out)
+
+    def _sum(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
+        float32 = DTYPES["float32"]
+        total = buffer("sum", 4 * out.size).view(np.uint32).reshape(out.shape)
+        for i, (part, (_, first)) in enumerate(zip(self._summed, self._owners, strict=False)):
+            own = lambda j, first=first: read(first + j)  # noqa: E731
+            if isinstance(part, Sparse) and i:
+                part.add(own, source, total, where)
+                continue
+            if i == 0 and part.dtype is float32 and not isinstance(part, Base):
+                part.decode(own, source, total, where)
+                continue
+            words = out if isinstance(part, Base) else _words(part.dtype, out.shape)
+            part.decode(own, source, words, where)
+            if i == 0:
+                convert(words, part.dtype, float32, total)
+            else:
+                total.view(np.float32)[...] += cast(words, part.dtype, float32).view(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            out.view(self.dtype.numpy)[...] = total.view(np.float32)
+
+
+def base_of(part: Part) -> Base | None:
+    """The base that ``part`` begins with: reading it changes words that are there."""
+    first = part.parts[0] if isinstance(part, Combined) else part
+    return first if isinstance(first, Base) else None
+
+
+def _words(dtype: DType, shape: tuple[int, ...]) -> np.ndarray:
+    size = int(np.prod(shape, dtype=np.int64))
+    return buffer("part", size * dtype.word.itemsize).view(dtype.word).reshape(shape)
 
 
 def component_name(part: int, name: str) -> str:

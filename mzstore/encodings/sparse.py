@@ -1,136 +1,300 @@
-"""Encoding ``sparse``: values at some positions, which replace those of the parts before it (FORMAT.md section 8.5).
+"""Encoding ``sparse``: values at some positions (FORMAT.md section 8.5).
 
-The positions of a chunk, in row-major order, are gaps, a byte each: b below 255 passes b values, and at the next one
-stands an element; 255 passes 255 values. What is left of the array is filled with 255.
+The first part of a tensor gives zeros everywhere else. A later one replaces the values of the parts before it there, or
+adds to them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from mzstore import kernels
 from mzstore.arrays import Array, integers
-from mzstore.dtypes import DType, cast
-from mzstore.encodings import Coding, Component
-from mzstore.errors import CorruptError
+from mzstore.dtypes import DTYPES, DType
+from mzstore.encodings import Coding, Component, SinglePart
+from mzstore.encodings.nested import Nested, Parse, own_arrays
+from mzstore.encodings.positions import BLOCK, NO_ELEMENT, Index
+from mzstore.encodings.raw import Raw
+from mzstore.encodings.rows import Rows, rows_of
 from mzstore.grid import MAX_CHUNK_NBYTES, Grid
+from mzstore.narrow import NARROWER
 from mzstore.payload import compress
 
-NO_ELEMENT = 255
-BLOCK = 1 << 16
+ADDED = ("float16", "bfloat16", "float32")  # what values that are added may be: float32 holds them exactly
 
 
 @dataclass(frozen=True, slots=True)
 class Sparse:
-    """``sparse`` bound to a tensor of words. One that exists is valid; ValueError otherwise."""
+    """``sparse`` bound to a tensor of words. One that exists is valid; ValueError otherwise.
+
+    values  over [*counts, v]: those of a chunk, in the order of their positions; block by block, each in row-major order
+    index   how a chunk tells where its elements are
+    low     low bits of the gaps between them, if the index has such
+    block   (rows, columns): an element is so many values of the last two axes
+    """
 
     dtype: DType
     grid: Grid
     positions: Array
-    values: Array
+    values: Nested
+    index: Index = field(default_factory=Index)
+    low: Array | None = None
+    block: tuple[int, int] = (1, 1)
     wanted: DType | None = None  # what a read asks for instead of ``dtype``
     components: tuple[Component, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        n = self.grid.chunk_size
+        n, (height, width) = self.grid.chunk_size, self.block
         if not self.grid.shape or n * self.dtype.word.itemsize > MAX_CHUNK_NBYTES:
             raise ValueError(
                 f"chunks of {self.grid.chunk_shape} in {self.grid.shape}: one axis or more, and at most "
                 f"{MAX_CHUNK_NBYTES} bytes of values"
             )
-        for name, array, data_type in (
-            ("positions", self.positions, "uint8"),
-            ("values", self.values, self.dtype.disk),
-        ):
-            room = array.shape[-1] if array.shape else 0
-            if not 1 <= room <= n:
-                raise ValueError(f"{name!r} has room for {room} in each chunk of {n} values")
-            expected = _array(self.grid, room, data_type)
-            if (array.data_type, array.shape, array.chunk_shape) != (data_type, expected.shape, expected.chunk_shape):
-                raise ValueError(
-                    f"{name!r} is {array.data_type} {array.shape} in chunks of {array.chunk_shape}, "
-                    f"not {data_type} {expected.shape} of {expected.chunk_shape}"
-                )
-        components = (Component("positions", self.positions), Component("values", self.values))
-        object.__setattr__(self, "components", components)
+        *_, rows, cols = (1, *self.grid.chunk_shape)
+        if height < 1 or width < 1 or rows % height or cols % width:
+            raise ValueError(f"blocks of {self.block} do not fit chunks of {self.grid.chunk_shape}")
+        room = self.values.part.grid.shape[-1] if self.values.part.grid.shape else 0
+        n_elements, rest = divmod(room, height * width)
+        if rest or not room:
+            raise ValueError(f"room for {room} values, in blocks of {self.block}")
+        n_bytes = self.positions.shape[-1] if self.positions.shape else 0
+        self.index.check_room(self.n_places, n_bytes, n_elements)
+        self.values.check_grid(values_grid(self.grid, room))
+        self._check_array("positions", self.positions, n_bytes)
+        components = [Component("positions", self.positions)]
+        if self.index.low_bits:
+            self._check_array("low", self.low, n_elements)
+            components.append(Component("low", self.low))  # type: ignore[arg-type]
+        elif self.low is not None:
+            raise ValueError("an array of low bits, of which there are none")
+        object.__setattr__(self, "components", (*components, *self.values.components))
 
-    @classmethod
-    def new(cls, dtype: DType, grid: Grid, n_positions: int, n_values: int) -> "Sparse":
-        """The part that a writer makes, with room for so many bytes of positions and so many values in each chunk."""
-        return cls(dtype, grid, _array(grid, n_positions, "uint8"), _array(grid, n_values, dtype.disk))
+    def _check_array(self, name: str, array: Array | None, room: int) -> None:
+        if array is None:
+            raise ValueError(f"no array {name!r}")
+        expected = bytes_array(self.grid, room)
+        if (array.data_type, array.shape, array.chunk_shape) != ("uint8", expected.shape, expected.chunk_shape):
+            raise ValueError(
+                f"{name!r} is {array.data_type} {array.shape} in chunks of {array.chunk_shape}, "
+                f"not uint8 {expected.shape} of {expected.chunk_shape}"
+            )
+
+    def check_values(self, *, adds: bool) -> None:
+        """Raises ValueError unless the values can be what they are for."""
+        name, own = self.values.dtype.name, self.dtype.name
+        if name not in (ADDED if adds else (own, *NARROWER.get(own, ()))):
+            raise ValueError(f"values of {name} in a tensor of {own}")
+
+    @property
+    def n_places(self) -> int:
+        """Where elements of a chunk may be."""
+        return self.grid.chunk_size // (self.block[0] * self.block[1])
+
+    @property
+    def n_elements(self) -> int:
+        """Room for elements in each chunk."""
+        return self.values.part.grid.shape[-1] // (self.block[0] * self.block[1])
 
     @property
     def encoding(self) -> str:
         return "sparse"
 
     def component_chunk(self, component: Component, chunk: tuple[int, ...]) -> tuple[int, ...]:
-        return (*chunk, 0)
+        if component.name in ("positions", "low"):
+            return (*chunk, 0)
+        return self.values.component_chunk(component, (*chunk, 0))
 
     def to_json(self) -> dict[str, object]:
-        return {"encoding": self.encoding, "chunk_shape": list(self.grid.chunk_shape)}
+        doc: dict[str, object] = {"encoding": self.encoding, "chunk_shape": list(self.grid.chunk_shape)}
+        if self.index.kind != "gaps":
+            doc["index"] = self.index.kind
+        if self.index.low_bits:
+            doc["low_bits"] = self.index.low_bits
+        if self.index.pattern is not None:
+            doc["pattern"] = list(self.index.pattern)
+        if self.block != (1, 1):
+            doc["block"] = list(self.block)
+        values = self.values.to_json(self.dtype)
+        if values == {"encoding": "raw"}:
+            return doc
+        return doc | {"room": self.values.part.grid.shape[-1], "values": values}
 
     @classmethod
-    def from_json(cls, doc: dict[str, Any], dtype: DType, shape: tuple[int, ...], arrays: dict[str, Array]) -> "Sparse":
+    def from_json(
+        cls, doc: dict[str, Any], dtype: DType, shape: tuple[int, ...], arrays: dict[str, Array], parse: Parse
+    ) -> "Sparse":
         """The part of ``doc`` over words of ``shape``; ``arrays`` are the arrays of its components."""
-        if arrays.keys() != {"positions", "values"}:
-            raise ValueError(f"the components are {', '.join(arrays)}, not positions and values")
-        return cls(dtype, Grid(shape, integers(doc.get("chunk_shape"))), arrays["positions"], arrays["values"])
+        rest = dict(arrays)
+        positions, low = rest.pop("positions", None), rest.pop("low", None)
+        if positions is None:
+            raise ValueError(f"no array 'positions' among {', '.join(arrays)}")
+        kind, pattern, block = doc.get("index", "gaps"), doc.get("pattern"), doc.get("block", [1, 1])
+        if not isinstance(kind, str):
+            raise ValueError(f"index {kind!r:.100} is not a string")
+        (low_bits,) = integers([doc.get("low_bits", 0)])
+        pair = None if pattern is None else integers(pattern)
+        height, width = _pair(integers(block), "block")
+        index = Index(kind, low_bits, None if pair is None else _pair(pair, "pattern"))  # type: ignore[arg-type]
+        own = own_arrays("values", rest)
+        if rest:
+            raise ValueError(f"array {min(rest)!r} is none of its components")
+        grid = Grid(shape, integers(doc.get("chunk_shape")))
+        if "room" in doc:
+            (room,) = integers([doc["room"]])
+        elif "" in own and own[""].shape and "values" not in doc:
+            room = own[""].shape[-1]
+        else:
+            raise ValueError("it does not say how many values there is room for")
+        values = parse(doc.get("values", {"encoding": "raw"}), dtype, (*grid.counts, room), own)
+        return cls(dtype, grid, positions, Nested("values", values), index, low, (height, width))
 
-    def encode(self, positions: np.ndarray, values: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
-        """The bodies of a chunk with ``values`` (words) at ``positions`` of it, ascending."""
-        steps = gaps(positions)
-        steps = np.concatenate([steps, np.full(self.positions.shape[-1] - steps.size, NO_ELEMENT, np.uint8)])
-        words = np.zeros(self.values.shape[-1], self.dtype.word)
-        words[: values.size] = values
-        return [
-            compress([plane], coder=coding.coder, block_nbytes=coding.block_nbytes)
-            for plane in (steps, words.view(np.uint8))
-        ]
+    @classmethod
+    def new(
+        cls,
+        dtype: DType,
+        grid: Grid,
+        index: Index,
+        n_bytes: int,
+        values: SinglePart,
+        block: tuple[int, int] = (1, 1),
+    ) -> "Sparse":
+        """The part that a writer makes, with ``n_bytes`` of positions for each chunk; see ``values_grid`` for ``values``."""
+        n_elements = values.grid.shape[-1] // (block[0] * block[1])
+        low = bytes_array(grid, n_elements) if index.low_bits else None
+        return cls(dtype, grid, bytes_array(grid, n_bytes), Nested("values", values), index, low, block)
+
+    def encode(self, positions: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
+        """The bodies of a chunk with elements at ``positions`` of its places, ascending; those of its values follow."""
+        body, low = self.index.encode(positions, self.n_places)
+        if self.index.kind == "gaps":
+            body = _filled(body, self.positions.shape[-1], NO_ELEMENT)
+        planes = [body, *([_filled(low, self.n_elements, 0)] if self.low else [])]
+        return [compress([plane], coder=coding.coder, block_nbytes=coding.block_nbytes) for plane in planes]
 
     def into(self, dtype: DType) -> "Sparse":
-        return replace(self, wanted=dtype)
+        return replace(self, wanted=dtype, values=self.values.into(dtype))
 
     @property
     def scratch_nbytes(self) -> int:
-        """The values in another dtype; of a block of gaps the positions, up to eight numbers of 8 bytes and one for each axis."""
-        positions = min(BLOCK, self.positions.shape[-1])
-        return 16 * self.values.shape[-1] + 8 * (8 + 2 * len(self.grid.shape)) * positions
+        """Values, also in another dtype; positions, and of a block of gaps what NumPy makes of it."""
+        n = self.n_elements
+        numpy_nbytes = 64 * (min(n, BLOCK) if self.index.kind == "gaps" else self.n_places)
+        return self.values.scratch_nbytes + 8 * self.values.part.grid.chunk_size + 24 * n + numpy_nbytes
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
+        """Fill ``out``: zeros, and the values."""
+        positions, words = self._elements(read, self.wanted or self.dtype, where)
+        out[...] = 0
+        self._place(positions, words, source, out, adds=False)
+
+    def put(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Put the values into ``out``, which holds those of the parts before."""
-        steps, words = read(0), read(1).view(self.dtype.word)
-        if self.wanted:
-            words = cast(words, self.dtype, self.wanted)
-        for positions, which in self.elements(steps, where):
-            self._place(positions, words[which], source, out)
+        self._place(*self._elements(read, self.wanted or self.dtype, where), source, out, adds=False)
 
-    def elements(self, steps: np.ndarray, where: str) -> Iterator[tuple[np.ndarray, slice]]:
-        """(positions in the chunk, ascending; which of its values stand there) of all elements, some at a time.
+    def add(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
+        """Add the values to ``out``, the sum (float32) of those of the parts before."""
+        self._place(*self._elements(read, DTYPES["float32"], where), source, out.view(np.float32), adds=True)
 
-        ``steps`` is the chunk of ``positions``. Raises CorruptError for what lies behind the end.
+    def places(self, body: np.ndarray, low: np.ndarray, where: str) -> np.ndarray:
+        """int32: the places of a chunk's elements, ascending, out of its bytes; this thread's until the next call.
+
+        Raises CorruptError for what a chunk has no place or no room for.
         """
-        passed = count = 0  # values of the chunk, elements
-        for first in range(0, steps.size, BLOCK):  # positions take eight times the memory of their gaps
-            block = steps[first : first + BLOCK]
-            here = block < NO_ELEMENT
-            ends = passed + np.cumsum(block + here, dtype=np.int64)
-            positions = ends[here] - 1
-            if count + positions.size > self.values.shape[-1] or (
-                positions.size and positions[-1] >= self.grid.chunk_size
-            ):
-                raise CorruptError(
-                    f"{count + positions.size} positions up to {positions[-1]}, in a chunk of {self.grid.chunk_size} "
-                    f"values with room for {self.values.shape[-1]}",
-                    where=where,
-                    clause="sparse-3",
-                )
-            yield positions, slice(count, count + positions.size)
-            passed, count = int(ends[-1]), count + positions.size
+        return self.index.decode(body, low, self.n_places, self.n_elements, where)
 
-    def _place(self, positions: np.ndarray, words: np.ndarray, source: tuple[slice, ...], out: np.ndarray) -> None:
-        inside, index = within(positions, self.grid.chunk_shape, source)
-        out[index] = words[inside]
+    def positions_of(self, places: np.ndarray) -> np.ndarray:
+        """int64: the positions in a chunk, in row-major order, of the values at ``places``, block by block."""
+        if self.block == (1, 1):
+            return places.astype(np.int64)
+        height, width = self.block
+        cols = self.grid.chunk_shape[-1]
+        row, col = np.divmod(places.astype(np.int64), cols // width)
+        corner = row * (height * cols) + col * width
+        inner = np.arange(height)[:, None] * cols + np.arange(width)
+        positions: np.ndarray = (corner[:, None] + inner.reshape(-1)).reshape(-1)
+        return positions
+
+    def _elements(self, read: Callable[[int], np.ndarray], dtype: DType, where: str) -> tuple[np.ndarray, np.ndarray]:
+        """(places, ascending; words of ``dtype`` [places, rows, columns] of a chunk's elements, all checked)."""
+        positions = self.places(read(0), read(1) if self.low else _NONE, where)
+        first = 2 if self.low else 1
+        n = positions.size * self.block[0] * self.block[1]
+        source = (*(slice(0, 1) for _ in self.grid.shape), slice(0, n))
+        if n == 0:
+            for i in range(len(self.values.components)):  # which are refused for what is wrong with them all the same
+                read(first + i)
+            return positions, np.empty((0, *self.block), dtype.word)
+        words = self.values.read(lambda i: read(first + i), source, dtype, where)
+        return positions, words.reshape(-1, *self.block)
+
+    def _place(
+        self, positions: np.ndarray, words: np.ndarray, source: tuple[slice, ...], out: np.ndarray, *, adds: bool
+    ) -> None:
+        height, width = self.block
+        cols = self.grid.chunk_shape[-1]
+        runs = list(rows_of(self.grid.chunk_shape, source, out))
+        every = self.positions_of(positions).reshape(-1, height, width) if self.block != (1, 1) else None
+        for i in range(height):  # the same row of all blocks: its positions ascend
+            places, values = positions, words[:, i, :].reshape(-1)
+            if every is not None:
+                places = every[:, i, :].reshape(-1)
+            for rows in runs:
+                _place_rows(places, values, cols, source[-1], rows, adds=adds)
+
+
+def _place_rows(places: np.ndarray, values: np.ndarray, width: int, cols: slice, rows: Rows, *, adds: bool) -> None:
+    """Put or add the values at ``places`` of a chunk with rows of ``width`` to the ``rows`` that are wanted."""
+    # Places ascend: those of the rows are side by side.
+    begin, end = np.searchsorted(places, (rows.first * width, (rows.first + rows.height) * width)).tolist()
+    own = places[begin:end]
+    if not own.size:
+        return
+    n = cols.stop - cols.start
+    if kernels.pays(4 * own.size):
+        kernel = kernels.load_sparse()
+        place = kernel.add if adds else kernel.put
+        place(own, values, begin, width, rows.first, rows.height, cols.start, n, rows.memory, rows.start, rows.row)
+        return
+    at, column = np.divmod(own, width)
+    inside = (column >= cols.start) & (column < cols.stop)
+    index = (at[inside] - rows.first, column[inside] - cols.start)
+    found = values[begin:end][inside]
+    if adds:  # no place occurs twice
+        rows.matrix[index] += found
+    else:
+        rows.matrix[index] = found
+
+
+_NONE = np.empty(0, np.uint8)
+
+
+def bytes_array(grid: Grid, room: int) -> Array:
+    """The array of ``room`` bytes for each chunk of ``grid``."""
+    values = values_grid(grid, room)
+    return Array(values.shape, values.chunk_shape, "uint8", zstd=True)
+
+
+def values_grid(grid: Grid, room: int) -> Grid:
+    """The grid of the values: ``room`` for each chunk of ``grid``."""
+    return Grid((*grid.counts, room), (*(1 for _ in grid.counts), room))
+
+
+def raw_values(dtype: DType, grid: Grid, room: int) -> Raw:
+    """Values as they are, compressed."""
+    own = values_grid(grid, room)
+    return Raw(dtype, own.shape, Array(own.shape, own.chunk_shape, dtype.disk, zstd=True))
+
+
+def _filled(data: np.ndarray, room: int, byte: int) -> np.ndarray:
+    return np.concatenate([data, np.full(room - data.size, byte, np.uint8)])
+
+
+def _pair(numbers: tuple[int, ...], name: str) -> tuple[int, int]:
+    if len(numbers) != 2:
+        raise ValueError(f"{name!r} is {list(numbers)}, not two integers")
+    return numbers[0], numbers[1]
 
 
 def within(
@@ -142,16 +306,3 @@ def within(
     for at, cut in zip(index, box, strict=True):
         inside &= (at >= cut.start) & (at < cut.stop)
     return inside, tuple(at[inside] - cut.start for at, cut in zip(index, box, strict=True))
-
-
-def gaps(positions: np.ndarray) -> np.ndarray:
-    """uint8: ascending ``positions`` as bytes; see the head of this module."""
-    passed = np.diff(positions, prepend=-1) - 1
-    ends = np.cumsum(passed // NO_ELEMENT + 1)
-    steps = np.full(int(ends[-1]) if ends.size else 0, NO_ELEMENT, np.uint8)
-    steps[ends - 1] = passed % NO_ELEMENT
-    return steps
-
-
-def _array(grid: Grid, room: int, data_type: str) -> Array:
-    return Array((*grid.counts, room), (*(1 for _ in grid.counts), room), data_type, zstd=True)

@@ -62,6 +62,16 @@ def load_quantized() -> ModuleType:
     return _load("mzstore.kernels.quantized")
 
 
+def load_sparse() -> ModuleType:
+    """The module of the kernels of sparse parts; imports Numba the first time."""
+    return _load("mzstore.kernels.sparse")
+
+
+def load_lowrank() -> ModuleType:
+    """The module of the kernels of low-rank parts; imports Numba the first time."""
+    return _load("mzstore.kernels.lowrank")
+
+
 def _load(name: str) -> ModuleType:
     global _loading
     found = _kernels.get(name)

@@ -1,0 +1,192 @@
+"""Positions: which places of a chunk hold elements, told in few bytes (FORMAT.md section 8.5).
+
+A chunk has ``n`` places, in row-major order. Three ways to tell which of them are taken, each near the entropy for other models:
+
+gaps     a byte for each element: how many places are passed before it. For few elements, wherever they are
+bitmap   a bit for each place. For many elements
+pattern  n of every m places: the rank of the combination, several to a byte
+"""
+
+import functools
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from mzstore import kernels
+from mzstore.errors import CorruptError
+from mzstore.workspace import buffer
+
+Kind = Literal["gaps", "bitmap", "pattern"]
+NO_ELEMENT = 255
+LOW_BITS = (
+    0,
+    8,
+)  # of a gap that stand apart; with 8, few gaps are beyond a byte where elements are hundreds of places apart
+MAX_GROUP = 8  # places of a pattern's group; a rank fits a byte
+BLOCK = 1 << 16  # bytes of gaps that NumPy takes at a time: positions take eight times their memory
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """How positions are told. One that exists is valid; ValueError otherwise.
+
+    low_bits  of ``gaps``: how many low bits of each stand in an array of their own
+    pattern   (n, m): of every m places n are taken; for ``pattern`` alone
+    """
+
+    kind: Kind = "gaps"
+    low_bits: int = 0
+    pattern: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"index {self.kind!r:.100} is none of {', '.join(get_args(Kind))}")
+        if self.low_bits not in LOW_BITS or (self.low_bits and self.kind != "gaps"):
+            raise ValueError(f"{self.low_bits} low bits of {self.kind}")
+        if (self.kind == "pattern") != (self.pattern is not None):
+            raise ValueError(f"pattern {self.pattern} with index {self.kind!r}")
+        if self.pattern is not None:
+            taken, group = self.pattern
+            if not 1 <= taken < group <= MAX_GROUP:
+                raise ValueError(f"pattern {list(self.pattern)}: n of m places, n < m, and m is at most {MAX_GROUP}")
+
+    def check_room(self, n: int, n_bytes: int, n_elements: int) -> None:
+        """Raises ValueError unless a chunk of ``n`` places has its positions in so many bytes."""
+        if not 1 <= n_elements <= n:
+            raise ValueError(f"room for {n_elements} elements in each chunk of {n} places")
+        if self.kind == "gaps":
+            if not 1 <= n_bytes <= n:
+                raise ValueError(f"{n_bytes} bytes of positions for {n} places")
+            return
+        if self.pattern is not None and (n % self.pattern[1] or n_elements != n // self.pattern[1] * self.pattern[0]):
+            raise ValueError(f"{n_elements} elements in {n} places with the pattern {list(self.pattern)}")
+        if n_bytes != self.exact_nbytes(n):
+            raise ValueError(f"{n_bytes} bytes of positions for {n} places, where {self.exact_nbytes(n)} are needed")
+
+    def exact_nbytes(self, n: int) -> int:
+        """Bytes of a chunk's positions; those of gaps depend on where elements are."""
+        assert self.kind != "gaps"
+        return -(-n // 8) if self.pattern is None else -(-(n // self.pattern[1]) // per_byte(self.pattern))
+
+    def encode(self, positions: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """(bytes, low bits: both uint8) that tell the ascending ``positions`` among ``n`` places."""
+        none = np.empty(0, np.uint8)
+        if self.kind == "bitmap":
+            bits = np.zeros(n, np.uint8)
+            bits[positions] = 1
+            return np.packbits(bits, bitorder="little"), none
+        if self.pattern is not None:
+            return _ranks(positions, n, self.pattern), none
+        return gaps(positions, self.low_bits)
+
+    def decode(self, body: np.ndarray, low: np.ndarray, n: int, room: int, where: str) -> np.ndarray:
+        """int32: the positions, ascending and below ``n``, at most ``room`` of them; this thread's, until the next call.
+
+        Raises CorruptError for anything else.
+        """
+        fast = kernels.pays(4 * room)
+        if self.pattern is not None:
+            return self._decode_pattern(body, n, where)
+        if self.kind == "bitmap":
+            found, last = self._decode_bitmap(body, n)
+        elif fast:
+            out = _buffer(room)
+            count, last = kernels.load_sparse().gap_positions(body, low, self.low_bits, out)
+            found = out[: min(count, room)]
+        else:
+            found, count, last = self._decode_gaps(body, low, room)
+        count = found.size if self.kind == "bitmap" else count
+        if count > room or last >= n:
+            raise CorruptError(
+                f"{count} positions up to {last}, in a chunk of {n} places with room for {room}",
+                where=where,
+                clause="sparse-3",
+            )
+        return found
+
+    def _decode_gaps(self, body: np.ndarray, low: np.ndarray, room: int) -> tuple[np.ndarray, int, int]:
+        """(positions, as far as there is room; how many there are; the last one)."""
+        out, passed, count, last = _buffer(room), 0, 0, -1
+        for first in range(0, body.size, BLOCK):
+            block = body[first : first + BLOCK]
+            here = block < NO_ELEMENT
+            more = int(np.count_nonzero(here))
+            if count + more > room:
+                return out[:count], count + more, last
+            steps = block.astype(np.int64) << self.low_bits
+            if self.low_bits:
+                steps[here] += low[count : count + more]
+            ends = passed + np.cumsum(steps + here)
+            if more:
+                last = int(ends[here][-1]) - 1
+                if last > np.iinfo(np.int32).max:
+                    return out[:count], count + more, last
+                out[count : count + more] = ends[here] - 1
+            passed, count = int(ends[-1]), count + more
+        return out[:count], count, last
+
+    def _decode_bitmap(self, body: np.ndarray, n: int) -> tuple[np.ndarray, int]:
+        found = np.flatnonzero(np.unpackbits(body, bitorder="little")).astype(np.int32)
+        return found, int(found[-1]) if found.size else -1
+
+    def _decode_pattern(self, body: np.ndarray, n: int, where: str) -> np.ndarray:
+        assert self.pattern is not None
+        table = combinations(self.pattern)
+        base, count = table.shape[0], per_byte(self.pattern)
+        if int(body.max()) >= base**count:
+            raise CorruptError(
+                f"{int(body.max())} in the chunk is no {count} combinations of {base}", where=where, clause="sparse-3"
+            )
+        ranks = body[:, None].astype(np.int32) // base ** np.arange(count, dtype=np.int32) % base
+        groups = n // self.pattern[1]
+        first = np.arange(0, n, self.pattern[1], dtype=np.int32)
+        found: np.ndarray = (table[ranks.reshape(-1)[:groups]] + first[:, None]).reshape(-1)
+        return found
+
+
+def gaps(positions: np.ndarray, low_bits: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(gaps, their low bits): ascending ``positions`` as bytes, see the head of this module."""
+    passed = np.diff(positions, prepend=-1) - 1
+    low = (passed & ((1 << low_bits) - 1)).astype(np.uint8) if low_bits else np.empty(0, np.uint8)
+    passed = passed >> low_bits
+    ends = np.cumsum(passed // NO_ELEMENT + 1)
+    steps = np.full(int(ends[-1]) if ends.size else 0, NO_ELEMENT, np.uint8)
+    steps[ends - 1] = passed % NO_ELEMENT
+    return steps, low
+
+
+@functools.cache
+def combinations(pattern: tuple[int, int]) -> np.ndarray:
+    """int32[combinations, n]: the places that each rank stands for; combinations ascend as the numbers whose bits they are."""
+    taken, group = pattern
+    every = sorted(itertools.combinations(range(group), taken), key=lambda places: sum(1 << place for place in places))
+    table = np.array(every, np.int32)
+    table.setflags(write=False)
+    return table
+
+
+def per_byte(pattern: tuple[int, int]) -> int:
+    """How many ranks share a byte."""
+    base = math.comb(pattern[1], pattern[0])
+    return max(k for k in range(1, 9) if base**k <= 256)
+
+
+def _ranks(positions: np.ndarray, n: int, pattern: tuple[int, int]) -> np.ndarray:
+    _, group = pattern
+    masks = np.zeros(n // group, np.int64)
+    np.add.at(masks, positions // group, 1 << (positions % group))
+    of_mask = np.zeros(1 << group, np.int64)
+    table = combinations(pattern)
+    of_mask[(1 << table).sum(axis=1)] = np.arange(table.shape[0])
+    base, count = table.shape[0], per_byte(pattern)
+    ranks = np.zeros(-(-masks.size // count) * count, np.int64)
+    ranks[: masks.size] = of_mask[masks]
+    packed: np.ndarray = (ranks.reshape(-1, count) * base ** np.arange(count)).sum(axis=1)
+    return packed.astype(np.uint8)
+
+
+def _buffer(room: int) -> np.ndarray:
+    return buffer("positions of a chunk", 4 * room).view(np.int32)
