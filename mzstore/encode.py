@@ -7,13 +7,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mzstore import kernels
+from mzstore import kernels, sparsity
 from mzstore.arrays import Array
 from mzstore.documents import dump
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Coding, chunk_path
 from mzstore.encodings.planes import MAX_RANKED_WORDS, MAX_SYMBOLS, Planes
 from mzstore.encodings.raw import Raw, constant_array
+from mzstore.encodings.sparse import Sparse
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.interleave import N_RANKS, Fields, count_beyond, tops
 from mzstore.narrow import NARROWER, fits, narrow
@@ -42,7 +43,9 @@ FURTHER: dict[str, tuple[tuple[dict[str, Any], float], ...]] = {
 }
 RANKED_WORDS = 1 << 14  # in smaller chunks, the Huffman table over pairs costs more than ranks save
 RANKED = Coding(block_nbytes=64 << 10)  # as many weights as in the largest block of plain planes
+VALUE_SHARE = 2 / 3  # of the bits of a word: about what a value takes
 MANTISSA_BITS = (1, 2, 3, 4)  # how many bits of the mantissa may join the exponent in a symbol
+LEAST_ZEROS = 0.2  # of the words: with fewer, a dense tensor is smaller
 MOST_ESCAPES = 1 / 512  # of the words of a chunk: 0.06 bits each
 
 
@@ -50,7 +53,7 @@ MOST_ESCAPES = 1 / 512  # of the words of a chunk: 0.06 bits each
 class Choice:
     """How a tensor is to be stored."""
 
-    part: Raw | Planes
+    part: Raw | Planes | Sparse
     coding: Coding
 
 
@@ -81,20 +84,22 @@ def choose(source: TensorSource, level: Level) -> Choice:
 
     def cost(choice: Choice) -> float:
         """Bytes of the tensor, from what the sample takes."""
-        part = choice.part if sample.shape == grid.shape else _resized(choice.part, sample.shape)
+        part = choice.part if sample.shape == grid.shape else _resized(choice.part, sample)
         stored = sum(len(body) for body in part.encode(sample, choice.coding)) * whole / max(sample.size, 1)
         return stored * grid.n_chunks + len(dump(choice.part.to_json()))
 
     best = Choice(raw, Coding())
     least = float(array.chunk_nbytes * grid.n_chunks + len(dump(raw.to_json())))
     limit = least * (1 - (LEAST_GAIN[level] if spec.nbytes > SMALL_NBYTES else 0))
-    for choice in _candidates(survey, raw, grid, sample, level):
-        if choice.coding == RANKED and level != "max":
+    zeros = sample.size - int(np.count_nonzero(sample))
+    sparse = survey.sparse(dtype, grid, sample) if zeros > LEAST_ZEROS * sample.size and sample.size > 1 else ()
+    for choice in (*sparse, *_candidates(survey, raw, grid, sample, level)):
+        if choice.coding == RANKED and level != "max" and best.part is raw:
             return choice  # with two exponents to a byte it is smaller before any coder has seen it
         found = cost(choice)
         if found < min(least, limit):
             best, least = choice, found
-    if best.part is raw or not thorough:
+    if best.part is raw or isinstance(best.part, Sparse) or not thorough:
         return best
     for change, least_gain in FURTHER[level]:  # search on from what is best
         if change.get("coder") == "matches-all" and best.coding.coder != "matches":
@@ -203,6 +208,28 @@ class _Survey:
             longest = max(longest, found)
         return Planes.new(dtype, grid, fields, ranks=first, escapes=longest)
 
+    def sparse(self, dtype: DType, grid: Grid, sample: np.ndarray) -> Iterator[Choice]:
+        """``sparse``, in the structure that the sample has, unless the rest of the tensor has it not."""
+        density = np.count_nonzero(sample) / sample.size
+        grid = Grid(grid.shape, sparsity.chunks_for(grid.shape, dtype.word.itemsize, density))
+        structure = sparsity.find(sample != 0, VALUE_SHARE * dtype.word_bits)
+        if grid.chunk_shape[-1] % structure.block[1] or (1, *grid.chunk_shape)[-2] % structure.block[0]:
+            structure = sparsity.Structure()  # rows that are cut off the sample
+        try:
+            room = sparsity.room(self._present(dtype, grid), structure)
+        except ValueError:
+            structure = sparsity.Structure()
+            room = sparsity.room(self._present(dtype, grid), structure)
+        for planes in (True, False) if dtype.word_bits > 8 else (False,):
+            yield Choice(sparsity.lossless(dtype, grid, structure, room, planes=planes), Coding())
+
+    def _present(self, dtype: DType, grid: Grid) -> Iterator[np.ndarray]:
+        """For every chunk, which of its words are not 0."""
+        for start, shape, chunks in grid.row_blocks():
+            block = self._source.read(start, start + math.prod(shape)).reshape(shape)
+            for chunk in chunks:
+                yield cut(block, chunk, grid, self._source.spec.dtype, dtype, zeros=True) != 0
+
     def _row_blocks_or_chunks(self, grid: Grid, dtype: DType) -> Iterator[np.ndarray]:
         """The words of every chunk, many of them at once where no edge is padded."""
         for start, shape, chunks in grid.row_blocks():
@@ -213,17 +240,19 @@ class _Survey:
                 yield from (cut(block, chunk, grid, self._source.spec.dtype, dtype) for chunk in chunks)
 
 
-def cut(block: np.ndarray, chunk: tuple[int, ...], grid: Grid, dtype: DType, stored: DType) -> np.ndarray:
+def cut(
+    block: np.ndarray, chunk: tuple[int, ...], grid: Grid, dtype: DType, stored: DType, *, zeros: bool = False
+) -> np.ndarray:
     """The words of ``chunk``, of full size, from its row block (a view where that will do); as ``stored`` has them.
 
-    Beyond the far edges the last values go on, which adds no value that the tensor does not have.
+    Beyond the far edges the last values go on, which adds no value that the tensor does not have; or there are ``zeros``.
     """
     part = block[grid.box_in_block(chunk)] if grid.shape else block
     if stored != dtype:
         part = narrow(np.ascontiguousarray(part), stored)
     if part.shape != grid.chunk_shape:
         missing = [(0, full - n) for full, n in zip(grid.chunk_shape, part.shape, strict=True)]
-        part = np.pad(part, missing, mode="edge")
+        part = np.pad(part, missing, mode="constant" if zeros else "edge")
     return part
 
 
@@ -240,7 +269,7 @@ def payloads(choice: Choice, block: np.ndarray, chunk: tuple[int, ...], dtype: D
     """The payloads of all components of ``chunk``, which lies in ``block``."""
     part = choice.part
     constant = isinstance(part, Raw) and part.constant  # then the block is the one word
-    words = block if constant else cut(block, chunk, part.grid, dtype, part.dtype)
+    words = block if constant else cut(block, chunk, part.grid, dtype, part.dtype, zeros=isinstance(part, Sparse))
     bodies = part.encode(words, choice.coding)
     return [
         Payload(chunk_path(part, component, chunk), seal(body), not component.array.zstd)
@@ -252,9 +281,14 @@ def _raw_array(dtype: DType, shape: tuple[int, ...]) -> Array:
     return Array(shape, choose_chunk_shape(shape, dtype.word.itemsize), dtype.disk, zstd=False)
 
 
-def _resized(part: Raw | Planes, shape: tuple[int, ...]) -> Raw | Planes:
-    """``part`` for one chunk of ``shape``."""
+def _resized(part: Raw | Planes | Sparse, sample: np.ndarray) -> Raw | Planes | Sparse:
+    """``part`` for one chunk, ``sample``."""
+    shape = sample.shape
     grid = Grid(shape, shape)
+    if isinstance(part, Sparse):
+        structure = sparsity.Structure(part.block, part.index)
+        planes = isinstance(part.values.part, Planes)
+        return sparsity.lossless(part.dtype, grid, structure, sparsity.room([sample != 0], structure), planes=planes)
     if isinstance(part, Raw):
         return replace(part, shape=shape, array=replace(part.array, shape=shape, chunk_shape=shape))
     return part.over(grid)

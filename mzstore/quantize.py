@@ -20,7 +20,6 @@ from mzstore.encodings import Coding, chunk_path, first_of
 from mzstore.encodings.combined import Combined
 from mzstore.encodings.positions import Index, gaps
 from mzstore.encodings.quantized import MAX_LISTED, Blocked, Quantized, blocked_array, packed_array
-from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse, raw_values, within
 from mzstore.grid import MAX_CHUNK_NBYTES, ROW_BLOCK_NBYTES, Grid, choose_chunk_shape
 from mzstore.payload import compress, seal
@@ -155,11 +154,7 @@ class Lossy:
         positions = outlier_positions(codes, part.grid, words.shape, start, chunk)
         own = words[part.grid.box_in_block(chunk)]
         index = np.unravel_index(positions, part.grid.chunk_shape)
-        values = part.values.part
-        assert isinstance(values, Raw)
-        stored = np.zeros(values.grid.shape[-1], words.dtype)
-        stored[: positions.size] = own[index]
-        return [*part.encode(positions, self._coding), *values.encode(stored, self._coding)]
+        return part.encode_elements(positions, own[index], self._coding)
 
     def _compressed(self, array: np.ndarray) -> bytes | memoryview:
         body = array.reshape(-1).view(np.uint8)

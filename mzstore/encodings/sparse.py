@@ -15,6 +15,7 @@ from mzstore.arrays import Array, integers
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Coding, Component, SinglePart
 from mzstore.encodings.nested import Nested, Parse, own_arrays
+from mzstore.encodings.planes import Planes
 from mzstore.encodings.positions import BLOCK, NO_ELEMENT, Index
 from mzstore.encodings.raw import Raw
 from mzstore.encodings.rows import Rows, rows_of
@@ -165,13 +166,34 @@ class Sparse:
         low = bytes_array(grid, n_elements) if index.low_bits else None
         return cls(dtype, grid, bytes_array(grid, n_bytes), Nested("values", values), index, low, block)
 
-    def encode(self, positions: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
-        """The bodies of a chunk with elements at ``positions`` of its places, ascending; those of its values follow."""
-        body, low = self.index.encode(positions, self.n_places)
+    def encode(self, words: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
+        """The bodies of a chunk that has ``words`` (of its shape): all that are not 0 are stored."""
+        places = self.places_of(words != 0)
+        return self.encode_elements(places, self.blocks_of(words)[places], coding)
+
+    def encode_elements(self, places: np.ndarray, words: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
+        """The bodies of a chunk with ``words`` of the values [places, rows, columns] at ``places``, ascending."""
+        values = self.values.part
+        assert isinstance(values, Raw | Planes)
+        stored = np.zeros(values.grid.shape[-1], values.dtype.word)
+        stored[: words.size] = words.reshape(-1)
+        return [*self.encode_index(places, coding), *values.encode(stored.reshape(values.grid.chunk_shape), coding)]
+
+    def encode_index(self, places: np.ndarray, coding: Coding) -> list[bytes | memoryview]:
+        """The bodies of the components that tell ``places``; those of the values follow them."""
+        body, low = self.index.encode(places, self.n_places)
         if self.index.kind == "gaps":
             body = _filled(body, self.positions.shape[-1], NO_ELEMENT)
         planes = [body, *([_filled(low, self.n_elements, 0)] if self.low else [])]
         return [compress([plane], coder=coding.coder, block_nbytes=coding.block_nbytes) for plane in planes]
+
+    def places_of(self, present: np.ndarray) -> np.ndarray:
+        """int64: the places, ascending, that hold any of ``present`` (bool, of the chunk's shape); as many as a pattern wants."""
+        return taken_places(present, self.block, self.index.pattern)
+
+    def blocks_of(self, words: np.ndarray) -> np.ndarray:
+        """[places, rows, columns]: what a chunk of ``words`` has at each of its places."""
+        return blocks_of(words, self.block)
 
     def into(self, dtype: DType) -> "Sparse":
         return replace(self, wanted=dtype, values=self.values.into(dtype))
@@ -268,6 +290,31 @@ def _place_rows(places: np.ndarray, values: np.ndarray, width: int, cols: slice,
 
 
 _NONE = np.empty(0, np.uint8)
+
+
+def blocks_of(words: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """[places, rows, columns]: ``words`` of a chunk, block by block."""
+    height, width = block
+    cols = words.shape[-1]
+    rows = words.size // cols
+    blocks: np.ndarray = words.reshape(rows // height, height, cols // width, width).swapaxes(1, 2)
+    return blocks.reshape(-1, height, width)
+
+
+def taken_places(present: np.ndarray, block: tuple[int, int], pattern: tuple[int, int] | None) -> np.ndarray:
+    """int64: the places, ascending, of the blocks of a chunk that have any of ``present`` (bool, of the chunk's shape).
+
+    With a pattern as many of each group as it wants, others among them; ValueError if there are more.
+    """
+    taken = blocks_of(present, block).any(axis=(1, 2))
+    if pattern is not None:
+        count, group = pattern
+        own = taken.reshape(-1, group)
+        missing = count - own.sum(axis=1, dtype=np.int64)
+        if missing.min() < 0:
+            raise ValueError(f"more than {count} of {group} places are taken")
+        own |= ~own & (np.cumsum(~own, axis=1) <= missing[:, None])
+    return np.flatnonzero(taken)
 
 
 def bytes_array(grid: Grid, room: int) -> Array:
