@@ -19,7 +19,7 @@ from mzstore.formats import open_source, safetensors
 from mzstore.model import check_threads
 from mzstore.progress import progress
 from mzstore.recipe import Recipe
-from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks, read_ahead
+from mzstore.sources import LayoutSource, ModelSource, TensorSource, Walked, blocks, read_ahead
 from mzstore.storage import FileObjectSink, Options, Retry, Sink, create, create_folder, is_local
 from mzstore.tensors import TensorSpec
 from mzstore.writer import Importances, write
@@ -67,7 +67,7 @@ def convert(
         if to in ("archive", "tree"):
             kind: Literal["archive", "tree"] = "tree" if to == "tree" else "archive"
             if isinstance(source, (str, os.PathLike)) and not is_local(source):
-                model = replace(model, tensors=read_ahead(model.tensors))
+                model = replace(model, tensors=Walked(partial(read_ahead, model.tensors)))
             write(
                 target,
                 model,

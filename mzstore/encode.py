@@ -1,5 +1,6 @@
 """Encode: choose how a tensor is stored, by measuring on a part of it, and make the payloads of its chunks."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -43,7 +44,6 @@ FURTHER: dict[str, tuple[tuple[dict[str, Any], float], ...]] = {
 }
 RANKED_WORDS = 1 << 14  # in smaller chunks, the Huffman table over pairs costs more than ranks save
 RANKED = Coding(block_nbytes=64 << 10)  # as many weights as in the largest block of plain planes
-VALUE_SHARE = 2 / 3  # of the bits of a word: about what a value takes
 MANTISSA_BITS = (1, 2, 3, 4)  # how many bits of the mantissa may join the exponent in a symbol
 LEAST_ZEROS = 0.2  # of the words: with fewer, a dense tensor is smaller
 MOST_ESCAPES = 1 / 512  # of the words of a chunk: 0.06 bits each
@@ -93,7 +93,8 @@ def choose(source: TensorSource, level: Level) -> Choice:
     limit = least * (1 - (LEAST_GAIN[level] if spec.nbytes > SMALL_NBYTES else 0))
     zeros = sample.size - int(np.count_nonzero(sample))
     sparse = survey.sparse(dtype, grid, sample) if zeros > LEAST_ZEROS * sample.size and sample.size > 1 else ()
-    for choice in (*sparse, *_candidates(survey, raw, grid, sample, level)):
+    candidates: Iterator[Choice] = itertools.chain(sparse, _candidates(survey, raw, grid, sample, level))
+    for choice in candidates:
         if choice.coding == RANKED and level != "max" and best.part is raw:
             return choice  # with two exponents to a byte it is smaller before any coder has seen it
         found = cost(choice)
@@ -212,7 +213,7 @@ class _Survey:
         """``sparse``, in the structure that the sample has, unless the rest of the tensor has it not."""
         density = np.count_nonzero(sample) / sample.size
         grid = Grid(grid.shape, sparsity.chunks_for(grid.shape, dtype.word.itemsize, density))
-        structure = sparsity.find(sample != 0, VALUE_SHARE * dtype.word_bits)
+        structure = sparsity.find(sample != 0, dtype.word_bits)
         if grid.chunk_shape[-1] % structure.block[1] or (1, *grid.chunk_shape)[-2] % structure.block[0]:
             structure = sparsity.Structure()  # rows that are cut off the sample
         try:

@@ -70,12 +70,17 @@ class Errors:
         return {name: float(f"{value:.6g}") for name, value in found.items()}
 
 
-def quality_of(entry: TensorEntry, asked: dict[str, Any], errors: Errors) -> dict[str, Any]:
-    """What was asked and what was reached, for the tensor's attributes: bits with all overhead, themselves included."""
-    nbytes = entry.spec.nbytes
-    about = replace(entry, lossy={"asked": asked, "reached": errors.to_json(nbytes)})
+def quality_of(
+    entry: TensorEntry, asked: dict[str, Any], errors: Errors, kept: list[dict[str, Any]] | None = None
+) -> dict[str, Any]:
+    """What was asked and what was reached, for the tensor's attributes: bits with all overhead, themselves included.
+
+    kept  what became of each part, where there is more to say than that it is quantized
+    """
+    nbytes, parts = entry.spec.nbytes, {} if kept is None else {"parts": kept}
+    about = replace(entry, lossy={"asked": asked, "reached": errors.to_json(nbytes) | parts})
     stored = errors.stored_nbytes + _overhead_nbytes(about)
-    return {"asked": asked, "reached": replace(errors, stored_nbytes=stored).to_json(nbytes)}
+    return {"asked": asked, "reached": replace(errors, stored_nbytes=stored).to_json(nbytes) | parts}
 
 
 def _overhead_nbytes(entry: TensorEntry) -> int:

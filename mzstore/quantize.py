@@ -70,12 +70,13 @@ class Lossy:
     _importance: np.ndarray | None = field(repr=False)
     _decoder: Decoder = field(repr=False)
     _coding: Coding
+    _chunk_shape: tuple[int, ...] | None = None  # that is wanted
     # Row blocks that are done, by their start.
     trial: Mapping[int, "Encoded"] = field(repr=False, default_factory=dict)
 
     def bound(self, source: TensorSource, fitted: Fitted) -> "Lossy":
         """The same for other codes of ``source``."""
-        return _bound(source, fitted, self.asked, self._importance, self._coding)
+        return _bound(source, fitted, self.asked, self._importance, self._coding, self._chunk_shape)
 
     def encode(self, words: np.ndarray, start: int, chunks: list[tuple[int, ...]]) -> "Encoded":
         """The ``chunks`` of a row block: ``words``, of the block's shape, ``start`` words into the tensor."""
@@ -182,29 +183,45 @@ class Encoded:
     errors: Errors
 
 
-def fit(source: TensorSource, quantizer: Quantizer, asked: Mapping[str, Any], importance: Any, coding: Coding) -> Lossy:
+def fit(
+    source: TensorSource,
+    quantizer: Quantizer,
+    asked: Mapping[str, Any],
+    importance: Any,
+    coding: Coding,
+    chunk_shape: tuple[int, ...] | None = None,
+) -> Lossy:
     """``quantizer``, fitted to ``source``. Raises ValueError for what it cannot do.
 
-    asked       what the recipe said, for the tensor's attributes
-    importance  None, float32[cols] or an array of the tensor's shape: how much the squared error of each value matters
+    asked        what the recipe said, for the tensor's attributes
+    importance   None, float32[cols] or an array of the tensor's shape: how much the squared error of each value matters
+    chunk_shape  of the words; None: what suits the codes and scales
     """
     matrix = SourceMatrix(source)
     weights, given = _importance(importance, source.spec, matrix.shape)
-    return _bound(source, quantizer.fit(matrix, given), dict(asked), weights, coding)
+    return _bound(source, quantizer.fit(matrix, given), dict(asked), weights, coding, chunk_shape)
 
 
 def _bound(
-    source: TensorSource, fitted: Fitted, asked: dict[str, Any], weights: np.ndarray | None, coding: Coding
+    source: TensorSource,
+    fitted: Fitted,
+    asked: dict[str, Any],
+    weights: np.ndarray | None,
+    coding: Coding,
+    chunk_shape: tuple[int, ...] | None,
 ) -> Lossy:
     spec, scheme = source.spec, fitted.scheme
     n = per_byte(scheme.levels) if scheme.levels <= 256 and scheme.dimension == 1 else 1
     low_bits = max(0, (scheme.levels - 1).bit_length() - 8)
-    grid = Grid(spec.shape, _chunk_shape(spec, scheme, math.lcm(n, 8 if low_bits else 1)))
+    if chunk_shape is not None and chunk_shape[-1] < spec.shape[-1]:  # as many codes to a byte as it does not cut
+        n = next(k for k in BASES if k <= n and chunk_shape[-1] % k == 0)
+    unit = math.lcm(n, 8 if low_bits else 1)
+    grid = Grid(spec.shape, chunk_shape or _chunk_shape(spec, scheme, unit))
     part = _part(spec, scheme, grid, n, low_bits)
     sparse = _sparse(source, fitted, grid, weights)
     decoder = Decoder(scheme, 1, spec.dtype.name)
     whole: Quantized | Combined = Combined((part, sparse), ("replace",)) if sparse else part
-    return Lossy(spec, whole, asked, fitted, weights, decoder, coding)
+    return Lossy(spec, whole, asked, fitted, weights, decoder, coding, chunk_shape)
 
 
 def outlier_positions(

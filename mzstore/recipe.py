@@ -1,4 +1,4 @@
-"""Recipe: which tensors are stored lossless, which are quantized, and how. Pure.
+"""Recipe: which tensors are stored lossless, which are quantized, pruned or factorized, and how. Pure.
 
 A recipe is a list of rules, tried in order; the first one that matches a tensor decides, and a tensor that none matches
 stays lossless. Before them stand the default rules (DEFAULTS), which keep lossless what quantizing would harm more than
@@ -15,10 +15,15 @@ it saves. As TOML:
     bits = 4
     group = 64
     on_error = "lossless"
+
+    [[rule]]
+    parts = ["lowrank rank=32", "quantized bits=3", "sparse top=0.5%"]
+    rounds = 3
 """
 
 import difflib
 import fnmatch
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -34,6 +39,9 @@ from mzstore.tensors import MAX_NDIM, TensorSpec
 
 CONDITIONS = ("name", "dtype", "ndim", "shape", "min_size", "max_size")
 TARGETS = ("bits", "nmse", "snr_db", "max_error")
+KEPT = ("sparsity", "top", "threshold", "pattern")  # one of which says how many values a sparse part has
+MAX_PARTS = 3  # a quantizer may add one for its outliers
+MAX_ROUNDS = 100
 QUANTIZABLE = ("float16", "bfloat16", "float32", "float64")
 SCALES = ("tensor", "row", "column", "row*column", "group", "tile")
 FIXED_CODEBOOKS = ("nf4", "fp4")
@@ -54,6 +62,14 @@ class _Quantizer:
     width: int | None = None
 
 
+# What each encoding takes besides what its quantizer does, which is for the values of ``sparse`` and the factors of ``lowrank``.
+ENCODINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "sparse": (*KEPT, "block", "scope"),
+        "lowrank": ("rank", "energy", "nmse", "factor_dtype"),
+        "parts": ("parts", "rounds"),
+    }
+)
 _SCALED = ("scales", "group", "tile", "scale_dtype")
 QUANTIZERS: Mapping[str, _Quantizer] = MappingProxyType(
     {
@@ -86,7 +102,7 @@ class Rule:
 
     What is done:
 
-    encoding   "lossless" or "quantized"; "quantized" may be left out where anything below is given
+    encoding   "lossless", "quantized", "sparse", "lowrank" or "parts"; it may be left out where what is given below says it
     on_error   "refuse" (ValueError) or "lossless": for NaN, infinity, a target that is out of reach, groups that do not fit
     quantizer  one of QUANTIZERS; "uniform" if not given
     bits       "uniform": per weight, with all overhead; others: of a code, without that of scales
@@ -100,6 +116,20 @@ class Rule:
     low, high  of "symmetric" and "affine": the range, instead of that of the values
     codebook   "kmeans", "nf4" or "fp4";  dimension  how many neighbours along the last axis one code of "kmeans" stands for
     format     of "float8" and "mxfp8": "e4m3fn" or "e5m2"
+
+    sparsity   of "sparse": which part of the values becomes 0, those of least magnitude;  top  which part is kept
+    threshold  values of this magnitude and more are kept;  pattern  "2:4": two of every four along the last axis
+    block      "4x4": blocks are kept or not, by the mean of their squares; "1x*" are rows, "*x1" columns, "64x*" heads of 64 rows
+    scope      "tensor", or "global": ``sparsity`` or ``top`` of all tensors that this rule takes, by one threshold
+    rank       of "lowrank": columns of the left factor
+    energy     the least rank with this part of the sum of squares;  nmse  of "lowrank": the least with this error
+    factor_dtype  of factors that are not quantized: "float32", "float16" or "bfloat16"
+    parts      several encodings, as strings like "sparse top=0.5%" or tables, each for what those before it leave
+    rounds     how often the parts are fitted again, each to what all others leave
+
+    With importance, "sparse" keeps what has the greatest squares times weights, and "lowrank" takes weights of columns.
+    Keys of a quantizer beside "sparse" or "lowrank" are for the values that are kept and for the factors; there ``bits`` is
+    for each of these.
 
     What was left out has its default here: ``quantizer="nf4"`` gives ``quantizer="codebook", codebook="nf4", group=64``.
     """
@@ -130,6 +160,17 @@ class Rule:
     codebook: str | None = None
     dimension: int | None = None
     format: str | None = None
+    sparsity: float | None = None
+    top: float | None = None
+    threshold: float | None = None
+    pattern: str | None = None
+    block: str | None = None
+    scope: str | None = None
+    rank: int | None = None
+    energy: float | None = None
+    factor_dtype: str | None = None
+    parts: "Sequence[Rule | str | Mapping[str, Any]] | None" = None
+    rounds: int | None = None
 
     def __post_init__(self) -> None:
         for key in KEYS:
@@ -138,13 +179,70 @@ class Rule:
         if self.min_size is not None and self.max_size is not None and self.min_size > self.max_size:
             raise ValueError(f"min_size = {self.min_size} is above max_size = {self.max_size}: no tensor matches")
         if self.encoding is None and self._given():
-            self._set(encoding="quantized")
+            self._set(encoding=self._encoding())
         if self.encoding == "quantized":
             self._complete()
+        elif self.encoding in ENCODINGS:
+            self._complete_encoding()
         elif self._given():
             raise ValueError(f'encoding = "lossless" takes no {self._given()[0]}: leave one of the two out')
         elif self.encoding is None:
             raise ValueError('it does not say what to do: encoding = "lossless", or a target like bits = 4')
+
+    def _encoding(self) -> str:
+        """What is meant where ``encoding`` is left out."""
+        given = self._given()
+        found = [name for name in ("parts", "sparse", "lowrank") if set(ENCODINGS[name]) - {"nmse"} & set(given)]
+        return found[0] if found else "quantized"
+
+    def _complete_encoding(self) -> None:
+        """Check what is said of "sparse", "lowrank" and "parts", and of the quantizer that goes with it."""
+        encoding = str(self.encoding)
+        own = ENCODINGS[encoding]
+        rest = [key for key in self._given() if key not in own]
+        for key in rest:
+            if encoding == "parts" or any(key in keys for keys in ENCODINGS.values()):
+                raise ValueError(f'encoding = "{encoding}" takes no {key}: leave one of the two out, or take parts')
+        if encoding == "sparse":
+            asked = [key for key in KEPT if getattr(self, key) is not None]
+            if len(asked) != 1:
+                found = " and ".join(asked) or "none of them"
+                raise ValueError(f'encoding = "sparse" takes one of {", ".join(KEPT)}, not {found}')
+            if self.block is not None and self.pattern is not None:
+                raise ValueError("a pattern is of single values: leave block out")
+            if self.scope == "global" and self.sparsity is None and self.top is None:
+                raise ValueError(f'scope = "global" takes sparsity or top, not {asked[0]}')
+        elif encoding == "lowrank":
+            asked = [key for key in ("rank", "energy", "nmse") if getattr(self, key) is not None]
+            if len(asked) != 1:
+                found = " and ".join(asked) or "none of them"
+                raise ValueError(f'encoding = "lowrank" takes one of rank, energy and nmse, not {found}')
+            if rest and self.factor_dtype is not None:
+                raise ValueError("factors that are quantized have no factor_dtype: leave one of them out")
+        else:
+            self._complete_parts()
+        _ = self.quantization  # what is wrong with it is said now
+
+    def _complete_parts(self) -> None:
+        if self.parts is None:
+            raise ValueError('encoding = "parts" takes parts, like ["quantized bits=3", "sparse top=0.5%"]')
+        parts = tuple(_part_rule(part) for part in self.parts)
+        self._set(parts=parts)
+        if not 1 <= len(parts) <= MAX_PARTS:
+            raise ValueError(f"{len(parts)} parts, where 1 to {MAX_PARTS} will do")
+        if sum(part.encoding == "quantized" for part in parts) > 1:
+            raise ValueError("two parts that are quantized: one with a finer step does the same")
+        for part in parts:
+            if part.scope == "global":
+                raise ValueError('scope = "global" is for a rule of its own, not for one of several parts')
+
+    @property
+    def quantization(self) -> "Rule | None":
+        """How the values of "sparse" and the factors of "lowrank" are quantized; None: they are not."""
+        if self.encoding not in ("sparse", "lowrank"):
+            return None
+        own = {key: getattr(self, key) for key in self._given() if key not in ENCODINGS[self.encoding]}
+        return Rule(encoding="quantized", **own) if own else None
 
     def _complete(self) -> None:
         """Check the quantizer's parameters against each other, and set those that were left out."""
@@ -252,15 +350,21 @@ class Rule:
             object.__setattr__(self, key, value)
 
     @property
-    def asked(self) -> dict[str, str | int | float | bool | list[int]]:
+    def asked(self) -> dict[str, Any]:
         """What is done, defaults included, for JSON; conditions and ``on_error`` are left out."""
         found = {key: getattr(self, key) for key in ("encoding", *self._given())}
+        if self.parts is not None:
+            found["parts"] = [part.asked for part in self.parts]  # type: ignore[union-attr]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
 
     @property
     def takes_all(self) -> bool:
         """Whether no tensor can fail its conditions."""
         return all(getattr(self, key) is None or (key == "name" and "*" in self.name) for key in CONDITIONS)  # type: ignore[operator]
+
+    @property
+    def _done(self) -> str:
+        return {"sparse": "pruned", "lowrank": "factorized"}.get(str(self.encoding), "quantized")
 
     def matches(self, spec: TensorSpec) -> bool:
         """Whether all conditions hold."""
@@ -281,7 +385,15 @@ class Rule:
         """Why a tensor like this cannot be quantized by this rule, whatever its values; None if it can."""
         columns = spec.shape[-1] if spec.shape else 1
         if spec.dtype.name not in QUANTIZABLE:
-            return f"values of {spec.dtype.name} cannot be quantized, only {', '.join(QUANTIZABLE)}"
+            return f"values of {spec.dtype.name} cannot be {self._done}, only {', '.join(QUANTIZABLE)}"
+        if self.encoding == "parts":
+            return next(filter(None, (part.misfit(spec) for part in self.parts)), None)  # type: ignore[union-attr, arg-type]
+        if self.encoding == "sparse":
+            if self.pattern and columns % int(self.pattern.partition(":")[2]):
+                return f"{columns} values along the last axis are no multiple of the groups of pattern {self.pattern!r}"
+            return None
+        if self.encoding == "lowrank":
+            return "a tensor of one axis has no factors" if len(spec.shape) < 2 else None
         group = self.group or GROUPS.get(str(self.quantizer), 1)
         if columns % group:
             return f"{columns} values along the last axis are no multiple of groups of {group}"
@@ -359,7 +471,7 @@ class Recipe:
         return recipe
 
     def rule_for(self, spec: TensorSpec) -> Rule | None:
-        """The rule that a tensor is quantized by; None: it stays lossless.
+        """The rule that changes the values of a tensor; None: it stays lossless.
 
         Raises ValueError, naming the tensor, if that rule cannot take it and does not say ``on_error = "lossless"``.
         """
@@ -407,6 +519,45 @@ def _rule(table: Mapping[str, Any]) -> Rule:
         if key not in KEYS:
             raise ValueError(f"unknown key {key!r}{_nearest(key, KEYS)}")
     return Rule(**table)
+
+
+def _part_rule(part: object) -> Rule:
+    """The rule of one of several parts: no conditions. A string is its encoding and keys: "sparse top=0.5%"."""
+    if isinstance(part, str):
+        table = _parsed(part)
+    elif isinstance(part, Mapping):
+        table = dict(part)
+    elif isinstance(part, Rule):
+        if any(getattr(part, key) is not None for key in CONDITIONS):
+            raise ValueError("one of several parts has conditions: they stand before all of them")
+        table = part.asked
+    else:
+        raise ValueError(f'part {part!r:.100}: a string like "sparse top=0.5%", a table or a Rule will do')
+    for key in table:
+        if key not in (*ACTIONS, "encoding") or key in ENCODINGS["parts"]:
+            raise ValueError(f"part {part!r:.100}: unknown key {key!r}{_nearest(key, ACTIONS)}")
+    try:
+        rule = Rule(**table)
+    except ValueError as error:
+        raise ValueError(f"part {part!r:.100}: {error}") from None
+    if rule.encoding == "lossless":
+        raise ValueError(f"part {part!r:.100}: lossless is no part; what is left of a tensor is what it does without")
+    return rule
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    """The keys of a part in one line. Values are those of TOML, or percentages; words need no quotation marks."""
+    encoding, *words = text.split()
+    table: dict[str, Any] = {"encoding": encoding}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"part {text!r:.100}: {word!r} is not key=value")
+        try:
+            table[key] = float(value[:-1]) / 100 if value.endswith("%") else tomllib.loads(f"value = {value}")["value"]
+        except (ValueError, tomllib.TOMLDecodeError):
+            table[key] = value
+    return table
 
 
 def _not_taken(quantizer: str, key: str) -> str:
@@ -493,6 +644,31 @@ def _shape(key: str, value: object) -> object:
     return lengths
 
 
+def _pattern(key: str, value: object) -> object:
+    match = re.fullmatch(r"([1-7]):([2-8])", value) if isinstance(value, str) else None
+    if match is None or int(match[1]) >= int(match[2]):
+        raise ValueError(f'{key} = {value!r}: "2:4", or another number out of at most 8, will do')
+    return value
+
+
+def _block(key: str, value: object) -> object:
+    sides = value.split("x") if isinstance(value, str) else []
+    if len(sides) != 2 or not all(side == "*" or re.fullmatch(r"[1-9][0-9]{0,9}", side) for side in sides):
+        raise ValueError(
+            f'{key} = {value!r}: rows and columns will do, like "4x4"; "1x*" for whole rows, "*x1" for columns'
+        )
+    if sides == ["*", "*"]:
+        raise ValueError(f"{key} = {value!r} is the whole tensor")
+    return value
+
+
+def _parts(key: str, value: object) -> object:
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        raise ValueError(f'{key} = {value!r:.100}: a list will do, like ["quantized bits=3", "sparse top=0.5%"]')
+    return tuple(value)
+
+
+_SHARE = _number("above 0 and below 1", lambda v: 0 < v < 1)
 _SIZE = _integer(0, 1 << 62)
 _FLOAT32 = "that float32 holds"
 _CHECKS: Mapping[str, Callable[[str, object], object]] = MappingProxyType(
@@ -503,7 +679,7 @@ _CHECKS: Mapping[str, Callable[[str, object], object]] = MappingProxyType(
         "shape": _shape,
         "min_size": _SIZE,
         "max_size": _SIZE,
-        "encoding": _one_of("lossless", "quantized"),
+        "encoding": _one_of("lossless", "quantized", *ENCODINGS),
         "on_error": _one_of("refuse", "lossless"),
         "quantizer": _one_of(*QUANTIZERS),
         "bits": _number(f"above 0 and up to {MAX_BITS}", lambda v: 0 < v <= MAX_BITS),
@@ -523,6 +699,17 @@ _CHECKS: Mapping[str, Callable[[str, object], object]] = MappingProxyType(
         "codebook": _one_of("kmeans", *FIXED_CODEBOOKS),
         "dimension": _integer(1, MAX_DIMENSION),
         "format": _one_of("e4m3fn", "e5m2"),
+        "sparsity": _SHARE,
+        "top": _SHARE,
+        "threshold": _number(f"above 0 {_FLOAT32}", lambda v: 1e-37 <= v <= 3e38),
+        "pattern": _pattern,
+        "block": _block,
+        "scope": _one_of("tensor", "global"),
+        "rank": _integer(1, 1 << 16),
+        "energy": _SHARE,
+        "factor_dtype": _one_of("float32", "float16", "bfloat16"),
+        "parts": _parts,
+        "rounds": _integer(1, MAX_ROUNDS),
     }
 )
 KEYS = tuple(key.name for key in fields(Rule))

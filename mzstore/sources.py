@@ -67,7 +67,7 @@ class FileSource:
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A model to be written. ``tensors`` is walked once, front to back."""
+    """A model to be written. ``tensors`` is walked front to back; by a recipe that prunes several tensors together, twice."""
 
     tensors: Iterable[TensorSource]
     nbytes: int  # of all tensors, for the progress
@@ -76,6 +76,16 @@ class ModelSource:
     layouts: Sequence[LayoutSource] = ()
     unpacks: bool = False  # whether ``layouts`` and ``assets`` are kept from an earlier conversion
     check_unchanged: Callable[[], None] = lambda: None  # raises StorageError if what was read is not one version
+
+
+@dataclass(frozen=True, slots=True)
+class Walked:
+    """Tensors that ``walk`` gives, each time anew."""
+
+    walk: Callable[[], Iterator[TensorSource]]
+
+    def __iter__(self) -> Iterator[TensorSource]:
+        return self.walk()
 
 
 def from_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, Any], assets: Mapping[str, Any]) -> ModelSource:
@@ -87,9 +97,10 @@ def from_arrays(tensors: Mapping[str, Any], metadata: Mapping[str, Any], assets:
         for name in tensors:
             yield ArraySource(*as_words(name, tensors[name]))
 
+    walked = Walked(sources)
     nbytes = sum(count_nbytes(value) for value in tensors.values())
     files = tuple(FileSource(path, partial(_blocks, content)) for path, content in assets.items())
-    return ModelSource(sources(), nbytes, metadata, files)
+    return ModelSource(walked, nbytes, metadata, files)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from mzstore.quantizers.lengths import coded_bits
 # Rows and columns; 0 is all that a chunk has.
 BLOCKS = ((1, 1), (1, 4), (1, 8), (1, 16), (1, 32), (4, 1), (4, 4), (8, 8), (16, 16), (32, 32), (1, 0), (0, 1))
 GROUPS = (2, 4, 8)
+VALUE_SHARE = 2 / 3  # of the bits of a word: about what a value takes
 LEAST_ELEMENTS = 1 << 14  # of a chunk; a table takes some 100 bytes
 JOINED_NBYTES = 16 << 20  # of words, at most
 LEAST_FULL = 0.5  # of a block's values that are not zero: where fewer are, single values are stored
@@ -46,25 +47,26 @@ class Room:
     n_elements: int
 
 
-def find(present: np.ndarray, value_bits: float) -> Structure:
+def find(present: np.ndarray, word_bits: int, *, single: bool = False) -> Structure:
     """The structure in which a chunk takes the fewest bits, counted.
 
-    present     bool, of the chunk's shape: which values are not zero
-    value_bits  about what a value that is stored takes
+    present    bool, of the chunk's shape: which values are not zero
+    word_bits  of a value
+    single     whether no other value may be stored than those that are present
     """
     *_, height, width = (1, *present.shape)
     count = int(np.count_nonzero(present))
     best, least = Structure(), math.inf
-    for rows, cols in BLOCKS:
+    for rows, cols in BLOCKS[:1] if single else BLOCKS:
         block = (rows or height, cols or width)
         if height % block[0] or width % block[1]:
             continue
-        taken = blocks_of(present, block).any(axis=(1, 2))
+        taken: np.ndarray = blocks_of(present, block).any(axis=(1, 2))
         stored = int(np.count_nonzero(taken)) * block[0] * block[1]
         if block != (1, 1) and (not count or count < LEAST_FULL * stored):
             continue
-        for index, bits in _indexes(taken, value_bits * block[0] * block[1]):
-            if bits < least:
+        for index, bits in _indexes(taken, VALUE_SHARE * word_bits * block[0] * block[1]):
+            if bits < least and not (single and index.pattern):
                 best, least = Structure(block, index), bits
     return best
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, BinaryIO, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 import numpy as np
 
@@ -41,6 +41,10 @@ from mzstore.recipe import Recipe, Rule
 from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays, origin
 from mzstore.storage import Options, Retry
 from mzstore.version import __version__
+
+if TYPE_CHECKING:  # what changes values is imported only where that is asked for
+    from mzstore.approximate import Approximation
+    from mzstore.quantize import Lossy
 
 PREFIX_NBYTES = 64 << 10  # two tensors that differ at all mostly differ here
 PENDING_NBYTES = 128 << 20  # of words, which row blocks that are being quantized hold: each some four times more
@@ -128,7 +132,8 @@ def write(
     ):
         workers = stack.enter_context(_threads(threads)) if threads > 1 else None
         hasher = stack.enter_context(_threads(1)) if threads > 1 else None
-        model = _ModelWriter(writer, level, workers, hasher, 2 * threads, done, recipe, importance or {})
+        thresholds = _thresholds(source, recipe, importance or {})
+        model = _ModelWriter(writer, level, workers, hasher, 2 * threads, done, recipe, importance or {}, thresholds)
         try:
             for tensor in source.tensors:
                 model.add(tensor)
@@ -139,6 +144,18 @@ def write(
                 if pool:
                     pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _thresholds(source: ModelSource, recipe: Recipe | None, importance: Importances) -> Mapping[int, float]:
+    """For rules that prune several tensors together: the score from which on values are kept. Reads those tensors once."""
+    if recipe is None or not any(rule.scope == "global" for rule in recipe.rules):
+        return {}
+    from mzstore import approximate, prune
+
+    def reading(tensor: TensorSource) -> prune.Read:
+        return lambda: approximate.matrix_of(tensor, importance.get(tensor.spec.name))
+
+    return prune.thresholds(recipe, ((tensor.spec, reading(tensor)) for tensor in source.tensors))
 
 
 def _check_names(importance: Importances | None, names: Container[str]) -> None:
@@ -207,9 +224,11 @@ class _ModelWriter:
         done: Callable[[int], None],
         recipe: Recipe | None,
         importance: Importances,
+        thresholds: Mapping[int, float],
     ) -> None:
         self._writer, self._level, self._workers, self._hasher = writer, level, workers, hasher
         self._most, self._done, self._recipe, self._importance = most, done, recipe, importance
+        self._thresholds = thresholds  # of rules for several tensors together, by id
         self._pending: deque[tuple[Future[Any], Callable[[Any], None], int]] = deque()
         self._hashing: deque[Future[None]] = deque()
         self._namer = Namer()
@@ -243,7 +262,7 @@ class _ModelWriter:
                     )
                     self._done(spec.nbytes)
                     return
-        written = self._quantized(source, node, rule, importance) if rule and not is_constant(source) else None
+        written = self._approximated(source, node, rule, importance) if rule and not is_constant(source) else None
         if written is None:
             if isinstance(source, StoredTensor) and source.quantized:
                 written = self._copied(source, node)
@@ -267,16 +286,23 @@ class _ModelWriter:
         entry = TensorEntry(source.spec, node, source.sha256, source.stored.part, lossy=source.stored.lossy)
         return _Written(entry, lambda: source.sha256, functools.cache(lambda: _digest(source)))
 
-    def _quantized(self, source: TensorSource, node: str, rule: Rule, importance: Any) -> _Written | None:
-        """None if the rule lets this tensor stay lossless because it cannot be quantized."""
+    def _approximated(self, source: TensorSource, node: str, rule: Rule, importance: Any) -> _Written | None:
+        """None if the rule lets this tensor stay lossless because it cannot be what is asked for."""
+        from mzstore import approximate, targets
         from mzstore.quality import Errors, quality_of
         from mzstore.quantize import Encoded
-        from mzstore.targets import prepare
 
         spec = source.spec
+        spread = self._workers.map if self._workers else map
+        kept: list[dict[str, Any]] | None = None
+        lossy: Approximation | Lossy
         try:
-            spread = self._workers.map if self._workers else map
-            lossy = prepare(source, rule, importance, self._level, spread)
+            if rule.encoding == "quantized":
+                lossy = targets.prepare(source, rule, importance, self._level, spread)
+            else:
+                least = self._thresholds.get(id(rule))
+                lossy = approximate.prepare(source, rule, importance, self._level, spread, least)
+                kept = lossy.kept
         except ValueError:
             if rule.on_error == "lossless":
                 return None
@@ -303,7 +329,7 @@ class _ModelWriter:
             return digest.hexdigest()
 
         def quality(entry: TensorEntry) -> Mapping[str, Any]:
-            return quality_of(entry, asked, errors)
+            return quality_of(entry, asked, errors, kept)
 
         entry = TensorEntry(spec, node, "", part)
         return _Written(entry, finished, functools.cache(lambda: _digest(again)), quality=quality)

@@ -43,7 +43,6 @@ class Sparse:
     index: Index = field(default_factory=Index)
     low: Array | None = None
     block: tuple[int, int] = (1, 1)
-    wanted: DType | None = None  # what a read asks for instead of ``dtype``
     components: tuple[Component, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -195,8 +194,10 @@ class Sparse:
         """[places, rows, columns]: what a chunk of ``words`` has at each of its places."""
         return blocks_of(words, self.block)
 
-    def into(self, dtype: DType) -> "Sparse":
-        return replace(self, wanted=dtype, values=self.values.into(dtype))
+    def into(self, dtype: DType) -> "Sparse | None":
+        if self.grid.chunk_size * dtype.word.itemsize > MAX_CHUNK_NBYTES:
+            return None
+        return replace(self, dtype=dtype, values=self.values.into(dtype))
 
     @property
     def scratch_nbytes(self) -> int:
@@ -207,17 +208,18 @@ class Sparse:
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Fill ``out``: zeros, and the values."""
-        positions, words = self._elements(read, self.wanted or self.dtype, where)
+        positions, words = self._elements(read, self.dtype, where)
         out[...] = 0
         self._place(positions, words, source, out, adds=False)
 
     def put(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Put the values into ``out``, which holds those of the parts before."""
-        self._place(*self._elements(read, self.wanted or self.dtype, where), source, out, adds=False)
+        self._place(*self._elements(read, self.dtype, where), source, out, adds=False)
 
     def add(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Add the values to ``out``, the sum (float32) of those of the parts before."""
-        self._place(*self._elements(read, DTYPES["float32"], where), source, out.view(np.float32), adds=True)
+        positions, words = self._elements(read, DTYPES["float32"], where)
+        self._place(positions, words.view(np.float32), source, out.view(np.float32), adds=True)
 
     def places(self, body: np.ndarray, low: np.ndarray, where: str) -> np.ndarray:
         """int32: the places of a chunk's elements, ascending, out of its bytes; this thread's until the next call.

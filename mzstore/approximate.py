@@ -1,0 +1,364 @@
+"""Approximate: bring a tensor to several parts, or to a sparse or low-rank one, as a rule of a recipe asks.
+
+Each part is fitted to what the others leave of the values: in the first round to what those before it leave, in later rounds to
+what all others do. A fitted part holds its payloads, which are then laid down chunk by chunk; the values that a reader will get,
+for the digest and the errors, are decoded from these as a reader would.
+
+A sparse part whose values are exact replaces those of the parts before it, unless another part is added behind it: then it is added as well.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from mzstore import factorize, prune, sparsity
+from mzstore.documents import parts_of
+from mzstore.dtypes import DTYPES, DType, cast
+from mzstore.encode import Choice, Level, Payload, payloads
+from mzstore.encodings import Coding, Component, Part, SinglePart, chunk_path, first_of, read_chunk
+from mzstore.encodings.combined import Combine, Combined
+from mzstore.encodings.lowrank import FLOATS, LowRank, left_grid, multiply, right_grid
+from mzstore.encodings.nested import Nested
+from mzstore.encodings.planes import Planes
+from mzstore.encodings.quantized import Quantized
+from mzstore.encodings.sparse import Sparse, blocks_of, bytes_array, values_grid
+from mzstore.grid import Grid, choose_chunk_shape
+from mzstore.interleave import Fields
+from mzstore.payload import seal
+from mzstore.quality import Errors
+from mzstore.quantize import Encoded, to_float32
+from mzstore.recipe import GROUPS, Rule
+from mzstore.sources import ArraySource, TensorSource
+from mzstore.targets import Map
+from mzstore.targets import prepare as prepare_quantized
+from mzstore.tensors import TensorSpec
+
+FLOAT32 = DTYPES["float32"]
+CODING = Coding()
+
+
+@dataclass(frozen=True, slots=True)
+class Approximation:
+    """A tensor as parts that are fitted and encoded. ``encode`` is called from threads."""
+
+    spec: TensorSpec
+    part: Part
+    asked: dict[str, Any]
+    kept: list[dict[str, Any]]  # what became of each part
+    _fitted: tuple["_Stored", ...] = field(repr=False)
+
+    def encode(self, words: np.ndarray, start: int, chunks: list[tuple[int, ...]]) -> Encoded:
+        """The ``chunks`` of a row block: ``words``, of the block's shape, ``start`` words into the tensor."""
+        decoded = np.empty(words.shape, words.dtype)
+        found = []
+        for chunk in chunks:
+            own = list(self._payloads(chunk))
+            found += [payload for payload, component in own if first_of(self.part, component, chunk)]
+            box = self.part.grid.box_in_block(chunk)
+            source = tuple(slice(0, cut.stop - cut.start) for cut in box)
+
+            def read(i: int, own: Sequence[tuple[Payload, Component]] = own) -> np.ndarray:
+                payload, component = own[i]
+                return read_chunk(component, memoryview(payload.data), where=self.spec.name)
+
+            target = np.empty(decoded[box].shape, words.dtype)
+            self.part.decode(read, source, target, self.spec.name)
+            decoded[box] = target
+        errors = Errors.between(words, decoded, self.spec.dtype)
+        return Encoded(found, decoded, replace(errors, stored_nbytes=sum(len(payload.data) for payload in found)))
+
+    def _payloads(self, chunk: tuple[int, ...]) -> Iterator[tuple[Payload, Component]]:
+        """Of all components for ``chunk``, in their order."""
+        components = iter(self.part.components)
+        for part, fitted in zip(parts_of(self.part), self._fitted, strict=True):
+            for own, component in zip(part.components, components, strict=False):
+                data = fitted.payloads[own.name, part.component_chunk(own, chunk)]
+                yield Payload(chunk_path(self.part, component, chunk), data, not own.array.zstd), component
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A part, with the payloads of all its chunks by component and position."""
+
+    part: SinglePart
+    payloads: Mapping[tuple[str, tuple[int, ...]], bytes] = field(repr=False)
+
+
+@dataclass(slots=True)
+class _Fit:
+    """One of the parts while they are fitted."""
+
+    rule: Rule
+    combine: Combine | None  # None: it is the first one
+    values: np.ndarray  # float32 [rows, cols]: what it adds; of one that replaces, nothing
+    replaced: np.ndarray | None = None  # bool [rows, cols]: where it replaces the others
+    stored: _Stored | None = None
+    kept: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare(
+    source: TensorSource,
+    rule: Rule,
+    importance: Any = None,
+    level: Level = "balanced",
+    spread: Map = map,
+    least: float | None = None,
+) -> Approximation:
+    """Fit the parts of ``rule`` to ``source``, which is read into memory. Raises ValueError, naming the tensor, for what it
+    cannot do.
+
+    importance  float32[cols] or an array of the tensor's shape: how much the squared error of each value matters
+    spread      ``map``, or that of an executor
+    least       the score from which on values are kept, of a rule that prunes several tensors together
+    """
+    try:
+        return _Fitting(source, rule, importance, level, spread, least).approximation()
+    except ValueError as error:
+        raise ValueError(f"tensor {source.spec.name!r}: {error}") from error
+
+
+class _Fitting:
+    """The parts of one tensor, fitted one after the other."""
+
+    def __init__(
+        self, source: TensorSource, rule: Rule, importance: Any, level: Level, spread: Map, least: float | None
+    ) -> None:
+        self._spec, self._rule, self._level, self._spread, self._least = source.spec, rule, level, spread, least
+        self._importance = importance
+        self._values, self._weights = matrix_of(source, importance)
+        self._shape = self._values.shape
+        self._words = source.read(0, source.spec.size).reshape(self._shape)
+        rules: tuple[Rule, ...] = rule.parts if rule.parts is not None else (rule,)  # type: ignore[assignment]
+        self._fits = [
+            _Fit(own, how, np.zeros(self._shape, np.float32)) for own, how in zip(rules, _combines(rules), strict=True)
+        ]
+        self._grid = Grid(source.spec.shape, self._chunk_shape(rules))
+
+    def approximation(self) -> Approximation:
+        for _ in range(self._rule.rounds or 1):
+            for fit in self._fits:
+                self._fit(fit)
+        stored = tuple(fit.stored for fit in self._fits if fit.stored)
+        part: Part = stored[0].part
+        if len(stored) > 1:
+            part = Combined(tuple(each.part for each in stored), tuple(f.combine for f in self._fits if f.combine))
+        return Approximation(self._spec, part, dict(self._rule.asked), [fit.kept for fit in self._fits], stored)
+
+    def _chunk_shape(self, rules: Sequence[Rule]) -> tuple[int, ...]:
+        """Of all parts: no chunk cuts what shares a scale; those of a sparse tensor may be larger than others."""
+        shape, itemsize = self._spec.shape, max(4, self._spec.dtype.word.itemsize)
+        if len(rules) == 1 and rules[0].encoding == "sparse":
+            (rule,) = rules
+            density = 0.1 if rule.threshold is not None or rule.pattern is not None else prune.share_kept(rule)
+            return sparsity.chunks_for(shape, itemsize, density)
+        chunk = list(choose_chunk_shape(shape, itemsize))
+        for rule in rules:
+            if rule.encoding == "quantized":
+                wide = math.lcm(
+                    rule.dimension or 1, rule.group or GROUPS.get(str(rule.quantizer), 1), (rule.tile or (1, 1))[1]
+                )
+                chunk[-1] = min(shape[-1], -(-chunk[-1] // wide) * wide)
+                if rule.tile is not None and len(chunk) == 2:
+                    chunk[0] = min(shape[0], -(-chunk[0] // rule.tile[0]) * rule.tile[0])
+        return tuple(chunk)
+
+    def _fit(self, fit: _Fit) -> None:
+        others = [other for other in self._fits if other is not fit]
+        target = self._values.copy()
+        for other in others:
+            target -= other.values
+        for other in others:
+            if other.replaced is not None:  # whatever this part gives there
+                target[other.replaced] = fit.values[other.replaced] if fit.rule.encoding == "lowrank" else 0
+        if fit.rule.encoding == "quantized":
+            self._quantize(fit, target)
+        elif fit.rule.encoding == "sparse":
+            self._prune(fit, target)
+        else:
+            self._factorize(fit, target)
+
+    def _quantize(self, fit: _Fit, target: np.ndarray) -> None:
+        stored, values = self._quantized(
+            target.reshape(self._spec.shape), fit.rule, self._importance, self._grid.chunk_shape
+        )
+        assert isinstance(stored.part, Quantized)
+        fit.stored = replace(stored, part=replace(stored.part, dtype=self._spec.dtype))
+        fit.values = values.reshape(self._shape)
+        fit.kept = {"encoding": "quantized"}
+
+    def _factorize(self, fit: _Fit, target: np.ndarray) -> None:
+        weights = self._weights
+        if weights is not None and weights.ndim == 2:
+            raise ValueError("importance of each value: factors take that of columns")
+        left, right = factorize.factors(target, fit.rule, weights)
+        rank, grid = left.shape[1], self._grid
+        parts, values, found = [], [], {}
+        for name, factor, own in (("left", left, left_grid(grid, rank)), ("right", right, right_grid(grid, rank))):
+            stored, decoded = self._nested(factor.reshape(own.shape), fit.rule, own)
+            nested = Nested(name, stored.part)
+            parts.append(nested)
+            values.append(decoded)
+            found |= _renamed(stored, nested)
+        product = np.empty(self._shape, np.float32)
+        multiply(values[0].reshape(-1, rank), values[1], np.float32(1), product)
+        fit.stored = _Stored(LowRank(self._spec.dtype, grid, *parts), found)
+        fit.values = product
+        fit.kept = {"encoding": "lowrank", "rank": rank}
+
+    def _prune(self, fit: _Fit, target: np.ndarray) -> None:
+        mask = prune.kept(target, fit.rule, self._weights, self._least)
+        fit.kept = {"encoding": "sparse"} | prune.describe(mask)
+        fit.replaced, fit.values = None, np.zeros(self._shape, np.float32)
+        exact = fit.rule.quantization is None
+        if exact and (fit.combine == "replace" or np.array_equal(target, self._values)):
+            words, dtype = np.where(mask, self._words, self._words.dtype.type(0)), self._spec.dtype
+        elif exact and self._spec.dtype.name in FLOATS:
+            dtype = self._spec.dtype
+            words = cast(np.where(mask, target, 0).astype(np.float32).view(np.uint32), FLOAT32, dtype)
+        else:
+            words, dtype = np.where(mask, target, np.float32(0)).view(np.uint32), FLOAT32
+        fit.stored, given = self._sparse(fit, mask, words, dtype)
+        if fit.combine == "replace":
+            fit.replaced = mask
+        else:
+            fit.values = given
+
+    def _sparse(self, fit: _Fit, mask: np.ndarray, words: np.ndarray, dtype: DType) -> tuple[_Stored, np.ndarray]:
+        """(the part that has ``words`` of ``dtype`` where ``mask`` is true, what it gives: float32 [rows, cols])."""
+        grid, shape = self._grid, self._spec.shape
+        own_mask, own_words = mask.reshape(shape), words.reshape(shape)
+        chunks = list(grid.chunks())
+
+        def of(array: np.ndarray, chunk: tuple[int, ...]) -> np.ndarray:
+            part = array[grid.box(chunk)]
+            return np.pad(part, [(0, full - n) for full, n in zip(grid.chunk_shape, part.shape, strict=True)])
+
+        single = fit.combine == "replace"  # another value in a block would replace what the parts before give
+        structure = sparsity.find(of(own_mask, chunks[len(chunks) // 2]), dtype.word_bits, single=single)
+        try:
+            room = sparsity.room((of(own_mask, chunk) for chunk in chunks), structure)
+        except ValueError:  # a pattern that the other chunks do not have
+            structure = sparsity.Structure()
+            room = sparsity.room((of(own_mask, chunk) for chunk in chunks), structure)
+        n_values = room.n_elements * math.prod(structure.block)
+        held = np.zeros((len(chunks), n_values), dtype.word)
+        places = []
+        for row, chunk in zip(held, chunks, strict=True):
+            found = structure.places(of(own_mask, chunk))
+            places.append(found)
+            blocks = blocks_of(of(own_words, chunk), structure.block)[found]
+            row[: blocks.size] = blocks.reshape(-1)
+        own = values_grid(grid, n_values)
+        if fit.rule.quantization is None:
+            fields = Fields(dtype.word_bits, 8, rotate=True)
+            stored = _lossless(held.reshape(own.shape), Planes.new(dtype, own, fields))
+            decoded = cast(held, dtype, FLOAT32).view(np.float32)
+        else:
+            stored, decoded = self._nested(held.view(np.float32).reshape(own.shape), fit.rule, own)
+            if fit.combine != "add":
+                assert isinstance(stored.part, Quantized)
+                stored = replace(stored, part=replace(stored.part, dtype=self._spec.dtype))
+        nested = Nested("values", stored.part)
+        low = bytes_array(grid, room.n_elements) if structure.index.low_bits else None
+        positions = bytes_array(grid, room.n_bytes)
+        sparse = Sparse(self._spec.dtype, grid, positions, nested, structure.index, low, structure.block)
+        payloads = _renamed(stored, nested)
+        given = np.zeros(shape, np.float32)
+        for row, chunk, found in zip(decoded.reshape(len(chunks), n_values), chunks, places, strict=True):
+            index = sparse.encode_index(found, CODING)
+            payloads |= {(c.name, (*chunk, 0)): seal(body) for c, body in zip(sparse.components, index, strict=False)}
+            dense = np.zeros(grid.chunk_size, np.float32)
+            at = sparse.positions_of(found)
+            dense[at] = row[: at.size]
+            box = grid.box(chunk)
+            given[box] = dense.reshape(grid.chunk_shape)[tuple(slice(0, s.stop - s.start) for s in box)]
+        return _Stored(sparse, payloads), given.reshape(self._shape)
+
+    def _nested(self, values: np.ndarray, rule: Rule, grid: Grid) -> tuple[_Stored, np.ndarray]:
+        """(the part that holds ``values`` (float32) inside of another one, over ``grid``; what it gives, in float32)."""
+        if rule.quantization is not None:
+            return self._quantized(values, rule.quantization, None, grid.chunk_shape)
+        dtype = DTYPES[rule.factor_dtype or (self._spec.dtype.name if self._spec.dtype.name in FLOATS else "float32")]
+        words = cast(values.view(np.uint32), FLOAT32, dtype)
+        part = Planes.new(dtype, grid, Fields(dtype.word_bits, 8, rotate=True))
+        return _lossless(words, part), cast(words, dtype, FLOAT32).view(np.float32)
+
+    def _quantized(
+        self, values: np.ndarray, rule: Rule, importance: Any, chunk_shape: tuple[int, ...]
+    ) -> tuple[_Stored, np.ndarray]:
+        """(the quantized part of ``values`` (float32), what it gives, in float32)."""
+        words = np.ascontiguousarray(values).view(np.uint32)
+        source = ArraySource(TensorSpec(self._spec.name, FLOAT32, values.shape), words)
+        lossy = prepare_quantized(
+            source, rule, importance, self._level, self._spread, alone=False, chunk_shape=chunk_shape
+        )
+        if not isinstance(lossy.part, Quantized):
+            raise ValueError("values that the codes do not reach: take more levels, or a coarser step")
+        given = np.empty(values.size, np.float32)
+        found: dict[tuple[str, tuple[int, ...]], bytes] = {}
+        for start, shape, chunks in lossy.part.grid.row_blocks():
+            size = math.prod(shape)
+            encoded = lossy.encode(source.read(start, start + size).reshape(shape), start, chunks)
+            given[start : start + size] = encoded.words.reshape(-1).view(np.float32)
+            by_path = {payload.path: payload.data for payload in encoded.payloads}
+            for chunk in chunks:
+                for component in lossy.part.components:
+                    path = chunk_path(lossy.part, component, chunk)
+                    if path in by_path:
+                        found[component.name, lossy.part.component_chunk(component, chunk)] = by_path[path]
+        return _Stored(lossy.part, found), given.reshape(values.shape)
+
+
+def _lossless(words: np.ndarray, part: Planes) -> _Stored:
+    """``part`` with ``words`` in its chunks."""
+    found: dict[tuple[str, tuple[int, ...]], bytes] = {}
+    (component,) = part.components
+    for start, shape, chunks in part.grid.row_blocks():
+        block = words.reshape(-1)[start : start + math.prod(shape)].reshape(shape)
+        for chunk in chunks:
+            (payload,) = payloads(Choice(part, CODING), block, chunk, part.dtype)
+            found[component.name, part.component_chunk(component, chunk)] = payload.data
+    return _Stored(part, found)
+
+
+def _renamed(stored: _Stored, nested: Nested) -> dict[tuple[str, tuple[int, ...]], bytes]:
+    """The payloads of a part inside of another one, by the names that its components have there."""
+    names = {own.name: outer.name for own, outer in zip(stored.part.components, nested.components, strict=True)}
+    return {(names[name], chunk): data for (name, chunk), data in stored.payloads.items()}
+
+
+def _combines(rules: Sequence[Rule]) -> list[Combine | None]:
+    """How each part is combined with those before it. Exact values replace, unless another part is added behind them."""
+    found: list[Combine | None] = []
+    for i, rule in enumerate(rules):
+        exact = rule.encoding == "sparse" and rule.quantization is None
+        adds_behind = any(later.encoding != "sparse" or later.quantization is not None for later in rules[i + 1 :])
+        found.append(None if i == 0 else "replace" if exact and not adds_behind else "add")
+    return found
+
+
+def matrix_of(source: TensorSource, importance: Any) -> tuple[np.ndarray, np.ndarray | None]:
+    """(the values, float32 [rows, cols]; how much their squares matter, float32 [cols] or [rows, cols], or None).
+
+    Raises ValueError for NaN and infinity, and for importance of another shape.
+    """
+    *lead, cols = source.spec.shape
+    values = to_float32(source.read(0, source.spec.size), source.spec.dtype).reshape(math.prod(lead), cols)
+    if not np.isfinite(values).all():
+        raise ValueError("values with NaN or infinity are not approximated: keep it lossless")
+    return values, None if importance is None else _weights(importance, source.spec, (values.shape[0], cols))
+
+
+def _weights(importance: Any, spec: TensorSpec, shape: tuple[int, int]) -> np.ndarray:
+    """float32 [cols] or [rows, cols]."""
+    weights = np.asarray(importance, np.float32)
+    if weights.shape == shape[1:]:
+        return weights
+    if weights.shape != spec.shape:
+        raise ValueError(
+            f"importance of shape {weights.shape}: one for each column or each value of {spec.shape} will do"
+        )
+    return weights.reshape(shape)
