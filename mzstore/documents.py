@@ -42,6 +42,7 @@ MAX_URL_LENGTH = 4096
 ONLY_ARRAY = {"raw": "values", "planes": "planes", "quantized": "codes"}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_NOT_IN_URLS = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,10 +279,10 @@ def _bases(docs: object, *, where: str) -> tuple[str, ...]:
     urls = []
     for doc in docs:
         match doc:
-            case {"url": str(url)} if 0 < len(url) <= MAX_URL_LENGTH and "\0" not in url:
+            case {"url": str(url)} if 0 < len(url) <= MAX_URL_LENGTH and not _NOT_IN_URLS.search(url):
                 urls.append(url)
             case _:
-                text = f"a base has no url, or one of more than {MAX_URL_LENGTH} characters"
+                text = f"a base has no url, or one of more than {MAX_URL_LENGTH} characters, or of what is none"
                 raise FormatError(text, where=where, clause="base-2")
     return tuple(urls)
 
@@ -427,19 +428,31 @@ def _part(
     stored = _stored(spec, doc.get("dtype", spec.dtype.name), where=where)
 
     def nested(inner: object, dtype: DType, shape: tuple[int, ...], own: dict[str, Array]) -> SinglePart:
-        if not isinstance(inner, dict) or inner.get("encoding") not in ONLY_ARRAY:
+        encoding = inner.get("encoding") if isinstance(inner, dict) else None
+        if not isinstance(encoding, str) or encoding not in ONLY_ARRAY:
             raise ValueError(f"{inner!r:.200} is no part that can be inside of another one")
+        assert isinstance(inner, dict)
         name = inner.get("dtype", dtype.name)
         if not isinstance(name, str) or name not in DTYPES:
             raise ValueError(f"dtype {name!r:.100} is unknown")
-        return _single(inner, DTYPES[name], shape, shape, own)
+        alone = "" in own
+        part = _single(inner, DTYPES[name], shape, shape, {ONLY_ARRAY[encoding]: own[""]} if alone else own)
+        if alone != (len(part.components) == 1):
+            raise ValueError("a part inside of another one has an array that is not named as such a part's only one")
+        return part
 
     match doc["encoding"]:
         case "base":
             if arrays:
                 raise ValueError(f"array {min(arrays)!r} of a base")
+            if stored is not spec.dtype:
+                raise ValueError(f"a base of {stored.name} for a tensor of {spec.dtype.name}")
             own = grid or Grid(spec.word_shape, choose_chunk_shape(spec.word_shape, stored.word.itemsize))
-            return Base.from_json(doc, stored, own, n_bases)
+            base = Base.from_json(doc, stored, own, n_bases)
+            check_name(base.tensor)
+            if not _SHA256.fullmatch(base.sha256):
+                raise ValueError(f"'sha256' is {base.sha256!r:.100}, not 64 hexadecimal digits")
+            return base
         case "lowrank":
             return LowRank.from_json(doc, stored, spec.shape, arrays, nested)
         case "sparse":
@@ -450,9 +463,7 @@ def _part(
 def _single(
     doc: dict[str, Any], dtype: DType, shape: tuple[int, ...], word_shape: tuple[int, ...], arrays: dict[str, Array]
 ) -> SinglePart:
-    """A part that has no other inside. ``arrays`` are under their own names, or the only one is under ""."""
-    if "" in arrays:
-        arrays = {ONLY_ARRAY[doc["encoding"]]: arrays[""]}
+    """A part that has no other inside."""
     match doc["encoding"]:
         case "planes":
             return Planes.from_json(doc, dtype, word_shape, arrays)

@@ -39,10 +39,7 @@ def kept(values: np.ndarray, rule: Rule, weights: np.ndarray | None = None, leas
     means = block_means(own, block) if block != (1, 1) else own
     if rule.threshold is not None:
         least = rule.threshold**2
-    if least is not None:
-        mask = means >= np.float32(least)
-    else:
-        mask = _greatest(means, share_kept(rule))
+    mask = _greatest(means, share_kept(rule)) if least is None else means >= np.float32(least)
     if block == (1, 1):
         return mask
     return mask.repeat(block[0], axis=0)[: values.shape[0]].repeat(block[1], axis=1)[:, : values.shape[1]]

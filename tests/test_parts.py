@@ -164,7 +164,7 @@ def test_parts_that_can_give_another_dtype():
     assert into("pairs", "int32").dtype == FLOAT32  # from which it is cast
     both = into("grouped", "float16")
     assert isinstance(both, Combined)
-    assert (both.dtype.name, both.parts[1].dtype.name) == ("float16", "float16")
+    assert [each.dtype.name for each in (both, *both.parts)] == ["float16"] * 3
     dtype, grid = parts["planes"].dtype, parts["planes"].grid
     sparse = Sparse.new(dtype, grid, Index(), 1, raw_values(dtype, grid, 1))
     assert Combined((parts["planes"], sparse), ("replace",)).into(FLOAT32) is None

@@ -15,7 +15,7 @@ from mzstore.encodings import Component, Part, SinglePart
 from mzstore.encodings.base import Base
 from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse
-from mzstore.grid import Grid
+from mzstore.grid import MAX_CHUNK_NBYTES, Grid
 from mzstore.narrow import convert
 from mzstore.workspace import buffer
 
@@ -71,6 +71,8 @@ class Combined:
             raise ValueError("one of several parts is constant")
         if any(part.dtype is not first.dtype for part in more):
             raise ValueError("the parts of a tensor have different dtypes")
+        if isinstance(first, Sparse):
+            first.check_values(adds=False)
         if set(self.combines) & {"xor", "plus"}:
             (how, *others) = self.combines
             if others or more[0].encoding not in ("raw", "planes") or first.encoding not in ("raw", "planes", "base"):
@@ -84,9 +86,15 @@ class Combined:
             if isinstance(part, Sparse):
                 part.check_values(adds=how == "add")
         if self.sums:
-            for part in self.parts:
-                if part.encoding in ("raw", "planes", "base", "sparse") and part.dtype.name not in SUMMED:
-                    raise ValueError(f"values of {part.dtype.name} are not added: {', '.join(SUMMED)} are")
+            self._check_sums()
+
+    def _check_sums(self) -> None:
+        if 4 * self.grid.chunk_size > MAX_CHUNK_NBYTES:
+            raise ValueError(f"sums in chunks of {self.grid.chunk_shape} take more than {MAX_CHUNK_NBYTES} bytes")
+        for part, how in zip(self.parts, ("first", *self.combines), strict=True):
+            exact = part.encoding in ("quantized", "lowrank") or (how == "add" and part.encoding == "sparse")
+            if how != "replace" and not exact and part.dtype.name not in SUMMED:
+                raise ValueError(f"values of {part.dtype.name} are not added: {', '.join(SUMMED)} are")
 
     @property
     def sums(self) -> bool:
@@ -132,16 +140,19 @@ class Combined:
 
     @property
     def scratch_nbytes(self) -> int:
-        own = sum(part.scratch_nbytes for part in self.parts)
+        """Of all parts; the sum, a part of it and what that is in float32; or the words that change others."""
         n = self.grid.chunk_size
-        return own + (8 * n if self.sums else n * self.dtype.word.itemsize)
+        added = len(self._summed)
+        own = sum(part.scratch_nbytes for part in (*self._summed, *self.parts[added:]))
+        return own + (12 * n if self.sums else n * self.dtype.word.itemsize)
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         def of(first: int) -> Callable[[int], np.ndarray]:
             return lambda i: read(first + i)
 
         if self.sums:
-            self._sum(read, source, out, where)
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._sum(read, source, out, where)
         else:
             self.parts[0].decode(read, source, out, where)
         for (part, first), how in zip(self._owners[1:], self.combines, strict=True):
@@ -169,9 +180,9 @@ class Combined:
             if i == 0:
                 convert(words, part.dtype, float32, total)
             else:
-                total.view(np.float32)[...] += cast(words, part.dtype, float32).view(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            out.view(self.dtype.numpy)[...] = total.view(np.float32)
+                values = words if part.dtype is float32 else cast(words, part.dtype, float32)
+                total.view(np.float32)[...] += values.view(np.float32)
+        out.view(self.dtype.numpy)[...] = total.view(np.float32)
 
 
 def base_of(part: Part) -> Base | None:

@@ -19,6 +19,7 @@ from mzstore.grid import MAX_CHUNK_NBYTES, Grid
 from mzstore.workspace import buffer
 
 MAX_RANK = 1 << 16
+MAX_FLOAT32 = float(np.finfo(np.float32).max)
 FLOATS = ("float16", "bfloat16", "float32")  # that a factor may have: float32 holds them exactly
 
 
@@ -47,8 +48,8 @@ class LowRank:
             raise ValueError(f"chunks of {self.grid.chunk_shape} values take more than {MAX_CHUNK_NBYTES} bytes")
         if not 1 <= self.rank <= MAX_RANK:
             raise ValueError(f"rank {self.rank}, where 1 to {MAX_RANK} will do")
-        if not math.isfinite(self.scale) or float(np.float32(self.scale)) != self.scale:
-            raise ValueError(f"scale {self.scale!r} is not a number of float32")
+        if not abs(self.scale) <= MAX_FLOAT32 or float(np.float32(self.scale)) != self.scale:
+            raise ValueError(f"scale {self.scale!r:.100} is not a number of float32")
         for factor, grid in (
             (self.left, left_grid(self.grid, self.rank)),
             (self.right, right_grid(self.grid, self.rank)),
@@ -103,7 +104,7 @@ class LowRank:
         scale = doc.get("scale", 1.0)
         if type(scale) not in (int, float):
             raise ValueError(f"scale {scale!r:.100} is no number")
-        return cls(dtype, grid, left, right, float(scale))
+        return cls(dtype, grid, left, right, scale)
 
     def into(self, dtype: DType) -> "LowRank | None":
         if not dtype.is_float or dtype.bits < 16 or self.grid.chunk_size * dtype.word.itemsize > MAX_CHUNK_NBYTES:
@@ -112,9 +113,12 @@ class LowRank:
 
     @property
     def scratch_nbytes(self) -> int:
-        """Factors, also in float32, and the products."""
-        factors = sum(f.scratch_nbytes + 4 * f.part.grid.chunk_size for f in (self.left, self.right))
-        return factors + 4 * self.grid.chunk_size
+        """Factors, also in float32; the sums, and what NumPy adds to them."""
+        factors = sum(
+            f.scratch_nbytes + (0 if f.dtype is DTYPES["float32"] else 8 * f.part.grid.chunk_size)
+            for f in (self.left, self.right)
+        )
+        return factors + 8 * self.grid.chunk_size
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         float32 = DTYPES["float32"]
@@ -126,7 +130,7 @@ class LowRank:
         shape = (left.shape[0], right.shape[1])
         products = buffer("products", 4 * math.prod(shape)).view(np.float32).reshape(shape)
         multiply(left, right, np.float32(self.scale), products)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             out.view(self.dtype.numpy)[...] = products.reshape(out.shape)
 
 

@@ -103,7 +103,8 @@ class Nested:
 def own_arrays(name: str, arrays: dict[str, Array]) -> dict[str, Array]:
     """Takes those of the member ``name`` out of ``arrays``, under the names that they have in it; a single one is under ""."""
     prefix = f"{name}."
-    found = {key.removeprefix(prefix): arrays.pop(key) for key in list(arrays) if key.startswith(prefix)}
+    names = [key for key in arrays if key.startswith(prefix) and key != prefix]
+    found = {key.removeprefix(prefix): arrays.pop(key) for key in names}
     if name in arrays:
         if found:
             raise ValueError(f"both {name!r} and {prefix + min(found)!r} are arrays")

@@ -26,7 +26,7 @@ LOW_BITS = (
     8,
 )  # of a gap that stand apart; with 8, few gaps are beyond a byte where elements are hundreds of places apart
 MAX_GROUP = 8  # places of a pattern's group; a rank fits a byte
-BLOCK = 1 << 16  # bytes of gaps that NumPy takes at a time: positions take eight times their memory
+BLOCK = 1 << 16  # places, or bytes of gaps, that NumPy takes at a time: positions take eight times the memory of gaps
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,35 +87,32 @@ class Index:
 
         Raises CorruptError for anything else.
         """
-        fast = kernels.pays(4 * room)
+        fast, out = kernels.pays(4 * room), _buffer(room)
         if self.pattern is not None:
-            return self._decode_pattern(body, n, where)
+            return self._decode_pattern(body, n, out, where)
         if self.kind == "bitmap":
-            found, last = self._decode_bitmap(body, n)
+            count, last = self._decode_bitmap(body, out)
         elif fast:
-            out = _buffer(room)
             count, last = kernels.load_sparse().gap_positions(body, low, self.low_bits, out)
-            found = out[: min(count, room)]
         else:
-            found, count, last = self._decode_gaps(body, low, room)
-        count = found.size if self.kind == "bitmap" else count
+            count, last = self._decode_gaps(body, low, out)
         if count > room or last >= n:
             raise CorruptError(
                 f"{count} positions up to {last}, in a chunk of {n} places with room for {room}",
                 where=where,
                 clause="sparse-3",
             )
-        return found
+        return out[:count]
 
-    def _decode_gaps(self, body: np.ndarray, low: np.ndarray, room: int) -> tuple[np.ndarray, int, int]:
-        """(positions, as far as there is room; how many there are; the last one)."""
-        out, passed, count, last = _buffer(room), 0, 0, -1
+    def _decode_gaps(self, body: np.ndarray, low: np.ndarray, out: np.ndarray) -> tuple[int, int]:
+        """(how many positions there are, the last one). Fills ``out``, and stops when it is full or they are beyond int32."""
+        passed, count, last = 0, 0, -1
         for first in range(0, body.size, BLOCK):
             block = body[first : first + BLOCK]
             here = block < NO_ELEMENT
             more = int(np.count_nonzero(here))
-            if count + more > room:
-                return out[:count], count + more, last
+            if count + more > out.size:
+                return count + more, last
             steps = block.astype(np.int64) << self.low_bits
             if self.low_bits:
                 steps[here] += low[count : count + more]
@@ -123,16 +120,26 @@ class Index:
             if more:
                 last = int(ends[here][-1]) - 1
                 if last > np.iinfo(np.int32).max:
-                    return out[:count], count + more, last
+                    return count + more, last
                 out[count : count + more] = ends[here] - 1
             passed, count = int(ends[-1]), count + more
-        return out[:count], count, last
+        return count, last
 
-    def _decode_bitmap(self, body: np.ndarray, n: int) -> tuple[np.ndarray, int]:
-        found = np.flatnonzero(np.unpackbits(body, bitorder="little")).astype(np.int32)
-        return found, int(found[-1]) if found.size else -1
+    def _decode_bitmap(self, body: np.ndarray, out: np.ndarray) -> tuple[int, int]:
+        """As ``_decode_gaps``."""
+        count, last = 0, -1
+        for first in range(0, body.size, BLOCK // 8):
+            found = np.flatnonzero(np.unpackbits(body[first : first + BLOCK // 8], bitorder="little"))
+            if found.size:
+                last = 8 * first + int(found[-1])
+            if count + found.size > out.size:
+                return count + found.size, last
+            out[count : count + found.size] = found + 8 * first
+            count += found.size
+        return count, last
 
-    def _decode_pattern(self, body: np.ndarray, n: int, where: str) -> np.ndarray:
+    def _decode_pattern(self, body: np.ndarray, n: int, out: np.ndarray, where: str) -> np.ndarray:
+        """Fills ``out``, which has room for as many as the pattern has in ``n`` places."""
         assert self.pattern is not None
         table = combinations(self.pattern)
         base, count = table.shape[0], per_byte(self.pattern)
@@ -140,11 +147,15 @@ class Index:
             raise CorruptError(
                 f"{int(body.max())} in the chunk is no {count} combinations of {base}", where=where, clause="sparse-3"
             )
-        ranks = body[:, None].astype(np.int32) // base ** np.arange(count, dtype=np.int32) % base
-        groups = n // self.pattern[1]
-        first = np.arange(0, n, self.pattern[1], dtype=np.int32)
-        found: np.ndarray = (table[ranks.reshape(-1)[:groups]] + first[:, None]).reshape(-1)
-        return found
+        taken, group = self.pattern
+        digits, places = base ** np.arange(count, dtype=np.int32), out.reshape(-1, taken)
+        step = BLOCK // (count * group)
+        for first in range(0, body.size, step):
+            ranks = (body[first : first + step, None] // digits % base).reshape(-1)
+            own = places[first * count : first * count + ranks.size]  # the last byte may have ranks of no group
+            corner = np.arange(own.shape[0], dtype=np.int32) * group + first * count * group
+            np.add(table[ranks[: own.shape[0]]], corner[:, None], out=own)
+        return out
 
 
 def gaps(positions: np.ndarray, low_bits: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -25,14 +25,7 @@ def rows_of(chunk_shape: tuple[int, ...], source: tuple[slice, ...], out: np.nda
     out  of the shape that ``source`` cuts, one axis or more, not empty, words of its last axis side by side
     """
     *lead, _ = chunk_shape
-    # Axes from ``joined`` on are rows of one matrix: all but the first of them whole, and evenly spaced in ``out``.
-    joined = max(0, len(lead) - 1)
-    while (
-        joined > 0
-        and out.shape[joined] == lead[joined]
-        and out.strides[joined - 1] == out.strides[joined] * out.shape[joined]
-    ):
-        joined -= 1
+    joined = _joined(chunk_shape, out)
     below = math.prod(lead[joined:])
     cols = out.shape[-1]
     for place in itertools.product(*(range(n) for n in out.shape[:joined])):
@@ -60,3 +53,21 @@ def rows_of(chunk_shape: tuple[int, ...], source: tuple[slice, ...], out: np.nda
             else np.lib.stride_tricks.as_strided(part, (count, cols), (stride * out.itemsize, out.itemsize))
         )
         yield Rows(first, count, memory, 0, stride, matrix)
+
+
+def n_matrices(chunk_shape: tuple[int, ...], out: np.ndarray) -> int:
+    """How many matrices ``rows_of`` gives."""
+    return math.prod(out.shape[: _joined(chunk_shape, out)])
+
+
+def _joined(chunk_shape: tuple[int, ...], out: np.ndarray) -> int:
+    """The axis from which on axes are rows of one matrix: all but the first of them whole, and evenly spaced in ``out``."""
+    *lead, _ = chunk_shape
+    joined = max(0, len(lead) - 1)
+    while (
+        joined > 0
+        and out.shape[joined] == lead[joined]
+        and out.strides[joined - 1] == out.strides[joined] * out.shape[joined]
+    ):
+        joined -= 1
+    return joined

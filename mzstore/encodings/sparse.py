@@ -12,17 +12,18 @@ import numpy as np
 
 from mzstore import kernels
 from mzstore.arrays import Array, integers
-from mzstore.dtypes import DTYPES, DType
+from mzstore.dtypes import DType
 from mzstore.encodings import Coding, Component, SinglePart
 from mzstore.encodings.nested import Nested, Parse, own_arrays
 from mzstore.encodings.planes import Planes
 from mzstore.encodings.positions import BLOCK, NO_ELEMENT, Index
 from mzstore.encodings.raw import Raw
-from mzstore.encodings.rows import Rows, rows_of
+from mzstore.encodings.rows import Rows, n_matrices, rows_of
 from mzstore.grid import MAX_CHUNK_NBYTES, Grid
 from mzstore.narrow import NARROWER
 from mzstore.payload import compress
 
+MATRICES = 64  # of rows in the caller's memory: for more, searching the places of each takes longer than their indices
 ADDED = ("float16", "bfloat16", "float32")  # what values that are added may be: float32 holds them exactly
 
 
@@ -134,7 +135,7 @@ class Sparse:
         if not isinstance(kind, str):
             raise ValueError(f"index {kind!r:.100} is not a string")
         (low_bits,) = integers([doc.get("low_bits", 0)])
-        pair = None if pattern is None else integers(pattern)
+        pair = integers(pattern) if "pattern" in doc else None
         height, width = _pair(integers(block), "block")
         index = Index(kind, low_bits, None if pair is None else _pair(pair, "pattern"))  # type: ignore[arg-type]
         own = own_arrays("values", rest)
@@ -195,31 +196,38 @@ class Sparse:
         return blocks_of(words, self.block)
 
     def into(self, dtype: DType) -> "Sparse | None":
+        # Of these a word of zeros is the value 0, whatever the part before it gives elsewhere.
+        if any(not kind.is_float or kind.bits < 16 for kind in (self.dtype, dtype)):
+            return None
         if self.grid.chunk_size * dtype.word.itemsize > MAX_CHUNK_NBYTES:
             return None
         return replace(self, dtype=dtype, values=self.values.into(dtype))
 
     @property
     def scratch_nbytes(self) -> int:
-        """Values, also in another dtype; positions, and of a block of gaps what NumPy makes of it."""
-        n = self.n_elements
-        numpy_nbytes = 64 * (min(n, BLOCK) if self.index.kind == "gaps" else self.n_places)
-        return self.values.scratch_nbytes + 8 * self.values.part.grid.chunk_size + 24 * n + numpy_nbytes
+        """Values, also in another dtype; places; of blocks the positions of a row of all; and what NumPy makes of some."""
+        n, room, itemsize = self.n_elements, self.values.part.grid.chunk_size, self.dtype.word.itemsize
+        total = self.values.scratch_nbytes + 4 * n
+        if self.values.dtype is not self.dtype:
+            total += 2 * itemsize * room
+        if self.block != (1, 1):
+            total += 24 * n + (4 + itemsize) * n * self.block[1]
+        return total + (64 + 24 * len(self.grid.shape)) * min(BLOCK, self.grid.chunk_size)
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Fill ``out``: zeros, and the values."""
-        positions, words = self._elements(read, self.dtype, where)
+        places, words = self._elements(read, where)
         out[...] = 0
-        self._place(positions, words, source, out, adds=False)
+        self._place(places, words, source, out, adds=False)
 
     def put(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Put the values into ``out``, which holds those of the parts before."""
-        self._place(*self._elements(read, self.dtype, where), source, out, adds=False)
+        self._place(*self._elements(read, where), source, out, adds=False)
 
     def add(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
-        """Add the values to ``out``, the sum (float32) of those of the parts before."""
-        positions, words = self._elements(read, DTYPES["float32"], where)
-        self._place(positions, words.view(np.float32), source, out.view(np.float32), adds=True)
+        """Add the values, of a part of float32, to ``out``, the sum of those of the parts before."""
+        places, words = self._elements(read, where)
+        self._place(places, words.view(np.float32), source, out.view(np.float32), adds=True)
 
     def places(self, body: np.ndarray, low: np.ndarray, where: str) -> np.ndarray:
         """int32: the places of a chunk's elements, ascending, out of its bytes; this thread's until the next call.
@@ -240,55 +248,81 @@ class Sparse:
         positions: np.ndarray = (corner[:, None] + inner.reshape(-1)).reshape(-1)
         return positions
 
-    def _elements(self, read: Callable[[int], np.ndarray], dtype: DType, where: str) -> tuple[np.ndarray, np.ndarray]:
-        """(places, ascending; words of ``dtype`` [places, rows, columns] of a chunk's elements, all checked)."""
-        positions = self.places(read(0), read(1) if self.low else _NONE, where)
+    def _elements(self, read: Callable[[int], np.ndarray], where: str) -> tuple[np.ndarray, np.ndarray]:
+        """(places, ascending; words [places, rows, columns] of a chunk's elements, all checked)."""
+        places = self.places(read(0), read(1) if self.low else _NONE, where)
         first = 2 if self.low else 1
-        n = positions.size * self.block[0] * self.block[1]
-        source = (*(slice(0, 1) for _ in self.grid.shape), slice(0, n))
-        if n == 0:
-            for i in range(len(self.values.components)):  # which are refused for what is wrong with them all the same
-                read(first + i)
-            return positions, np.empty((0, *self.block), dtype.word)
-        words = self.values.read(lambda i: read(first + i), source, dtype, where)
-        return positions, words.reshape(-1, *self.block)
+        n = places.size * self.block[0] * self.block[1]
+        # One value at least, so that a chunk of them is refused for what is wrong with it though nothing is taken of it.
+        source = (*(slice(0, 1) for _ in self.grid.shape), slice(0, max(1, n)))
+        words = self.values.read(lambda i: read(first + i), source, self.dtype, where)
+        return places, words.reshape(-1)[:n].reshape(-1, *self.block)
 
     def _place(
-        self, positions: np.ndarray, words: np.ndarray, source: tuple[slice, ...], out: np.ndarray, *, adds: bool
+        self, places: np.ndarray, words: np.ndarray, source: tuple[slice, ...], out: np.ndarray, *, adds: bool
     ) -> None:
+        """Put or add ``words`` [places, rows, columns] to ``out``, which is what ``source`` cuts from the chunk."""
         height, width = self.block
         cols = self.grid.chunk_shape[-1]
-        runs = list(rows_of(self.grid.chunk_shape, source, out))
-        every = self.positions_of(positions).reshape(-1, height, width) if self.block != (1, 1) else None
-        for i in range(height):  # the same row of all blocks: its positions ascend
-            places, values = positions, words[:, i, :].reshape(-1)
-            if every is not None:
-                places = every[:, i, :].reshape(-1)
-            for rows in runs:
-                _place_rows(places, values, cols, source[-1], rows, adds=adds)
+        corners = places
+        if self.block != (1, 1):
+            row, col = np.divmod(places, cols // width)
+            corners = row * (height * cols) + col * width
+        many = n_matrices(self.grid.chunk_shape, out) > MATRICES
+        for i in range(height):  # of all blocks the same row: its positions ascend
+            positions, values = corners, words[:, i, :].reshape(-1)
+            if self.block != (1, 1):
+                positions = ((corners + i * cols)[:, None] + np.arange(width, dtype=np.int32)).reshape(-1)
+            if many:
+                _place_anywhere(positions, values, self.grid.chunk_shape, source, out, adds=adds)
+                continue
+            for rows in rows_of(self.grid.chunk_shape, source, out):
+                _place_rows(positions, values, cols, source[-1], rows, adds=adds)
 
 
 def _place_rows(places: np.ndarray, values: np.ndarray, width: int, cols: slice, rows: Rows, *, adds: bool) -> None:
     """Put or add the values at ``places`` of a chunk with rows of ``width`` to the ``rows`` that are wanted."""
-    # Places ascend: those of the rows are side by side.
-    begin, end = np.searchsorted(places, (rows.first * width, (rows.first + rows.height) * width)).tolist()
-    own = places[begin:end]
-    if not own.size:
+    # Places ascend: those of the rows are side by side. Numbers of another type would make NumPy copy them all.
+    ends = np.array([rows.first * width, (rows.first + rows.height) * width], places.dtype)
+    begin, end = np.searchsorted(places, ends).tolist()
+    if begin == end:
         return
     n = cols.stop - cols.start
-    if kernels.pays(4 * own.size):
+    if kernels.pays(4 * (end - begin)):
         kernel = kernels.load_sparse()
         place = kernel.add if adds else kernel.put
-        place(own, values, begin, width, rows.first, rows.height, cols.start, n, rows.memory, rows.start, rows.row)
+        memory = (rows.memory, rows.start, rows.row)
+        place(places[begin:end], values, begin, width, rows.first, rows.height, cols.start, n, *memory)
         return
-    at, column = np.divmod(own, width)
-    inside = (column >= cols.start) & (column < cols.stop)
-    index = (at[inside] - rows.first, column[inside] - cols.start)
-    found = values[begin:end][inside]
+    for first in range(begin, end, BLOCK):
+        last = min(first + BLOCK, end)
+        row, column = np.divmod(places[first:last], width)
+        inside = (column >= cols.start) & (column < cols.stop)
+        index = (row[inside] - rows.first, column[inside] - cols.start)
+        _put(rows.matrix, index, values[first:last][inside], adds=adds)
+
+
+def _place_anywhere(
+    places: np.ndarray,
+    values: np.ndarray,
+    shape: tuple[int, ...],
+    source: tuple[slice, ...],
+    out: np.ndarray,
+    *,
+    adds: bool,
+) -> None:
+    """As ``_place_rows``, for a box that is no few matrices: of axes but the last ones parts are cut."""
+    for first in range(0, places.size, BLOCK):
+        inside, index = within(places[first : first + BLOCK], shape, source)
+        _put(out, index, values[first : first + BLOCK][inside], adds=adds)
+
+
+def _put(out: np.ndarray, index: tuple[np.ndarray, ...], values: np.ndarray, *, adds: bool) -> None:
     if adds:  # no place occurs twice
-        rows.matrix[index] += found
+        with np.errstate(over="ignore", invalid="ignore"):
+            out[index] += values
     else:
-        rows.matrix[index] = found
+        out[index] = values
 
 
 _NONE = np.empty(0, np.uint8)
