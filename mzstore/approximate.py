@@ -195,16 +195,13 @@ class _Fitting:
             raise ValueError("importance of each value: factors take that of columns")
         left, right = factorize.factors(target, fit.rule, weights)
         rank, grid = left.shape[1], self._grid
-        parts, values, found = [], [], {}
-        for name, factor, own in (("left", left, left_grid(grid, rank)), ("right", right, right_grid(grid, rank))):
-            stored, decoded = self._nested(factor.reshape(own.shape), fit.rule, own)
-            nested = Nested(name, stored.part)
-            parts.append(nested)
-            values.append(decoded)
-            found |= _renamed(stored, nested)
+        stored_left, left = self._nested(left.reshape(left_grid(grid, rank).shape), fit.rule, left_grid(grid, rank))
+        stored_right, right = self._nested(right, fit.rule, right_grid(grid, rank))
         product = np.empty(self._shape, np.float32)
-        multiply(values[0].reshape(-1, rank), values[1], np.float32(1), product)
-        fit.stored = _Stored(LowRank(self._spec.dtype, grid, *parts), found)
+        multiply(left.reshape(-1, rank), right, np.float32(1), product)
+        nested_left, nested_right = Nested("left", stored_left.part), Nested("right", stored_right.part)
+        part = LowRank(self._spec.dtype, grid, nested_left, nested_right)
+        fit.stored = _Stored(part, _renamed(stored_left, nested_left) | _renamed(stored_right, nested_right))
         fit.values = product
         fit.kept = {"encoding": "lowrank", "rank": rank}
 

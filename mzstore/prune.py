@@ -23,7 +23,8 @@ def scores(values: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
         found = np.square(values)
         if weights is not None:
             found *= weights
-    return np.minimum(found, np.float32(np.finfo(np.float32).max))
+    bounded: np.ndarray = np.minimum(found, np.float32(np.finfo(np.float32).max))
+    return bounded
 
 
 def kept(values: np.ndarray, rule: Rule, weights: np.ndarray | None = None, least: float | None = None) -> np.ndarray:
@@ -98,7 +99,7 @@ def _greatest(own: np.ndarray, share: float) -> np.ndarray:
     if count == flat.size:
         return np.ones(own.shape, bool)
     least = np.partition(flat, flat.size - count)[flat.size - count]
-    mask = flat > least
+    mask: np.ndarray = flat > least
     equal = np.flatnonzero(flat == least)
     mask[equal[: count - int(np.count_nonzero(mask))]] = True
     return mask.reshape(own.shape)

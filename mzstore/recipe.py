@@ -387,7 +387,7 @@ class Rule:
         if spec.dtype.name not in QUANTIZABLE:
             return f"values of {spec.dtype.name} cannot be {self._done}, only {', '.join(QUANTIZABLE)}"
         if self.encoding == "parts":
-            return next(filter(None, (part.misfit(spec) for part in self.parts)), None)  # type: ignore[union-attr, arg-type]
+            return next(filter(None, (part.misfit(spec) for part in self.parts)), None)  # type: ignore[union-attr]
         if self.encoding == "sparse":
             if self.pattern and columns % int(self.pattern.partition(":")[2]):
                 return f"{columns} values along the last axis are no multiple of the groups of pattern {self.pattern!r}"

@@ -61,7 +61,7 @@ def find(present: np.ndarray, word_bits: int, *, single: bool = False) -> Struct
         block = (rows or height, cols or width)
         if height % block[0] or width % block[1]:
             continue
-        taken: np.ndarray = blocks_of(present, block).any(axis=(1, 2))
+        taken = np.asarray(blocks_of(present, block).any(axis=(1, 2)))
         stored = int(np.count_nonzero(taken)) * block[0] * block[1]
         if block != (1, 1) and (not count or count < LEAST_FULL * stored):
             continue

@@ -8,6 +8,7 @@ import pytest
 ALLOWED = {
     "__init__": "convert diff errors model recipe storage verify version writer",
     "__main__": "cli",
+    "approximate": "documents dtypes encode encodings encodings.combined encodings.lowrank encodings.nested encodings.planes encodings.quantized encodings.sparse factorize grid interleave payload prune quality quantize recipe sources sparsity targets tensors",
     "archive": "errors extents garbage nodes payload stats storage",
     "arrays": "errors grid payload tensors",
     "cache": "forks stats",
@@ -35,6 +36,7 @@ ALLOWED = {
     "encodings/raw": "arrays dtypes encodings grid payload",
     "encodings/sparse": "arrays dtypes encodings encodings.nested encodings.planes encodings.positions encodings.raw encodings.rows grid kernels narrow payload",
     "errors": "",
+    "factorize": "recipe",
     "forks": "",
     "extents": "",
     "fetch": "extents plan stats storage",
@@ -56,6 +58,7 @@ ALLOWED = {
     "nodes": "",
     "payload": "errors grid",
     "progress": "",
+    "prune": "recipe tensors",
     "quality": "documents dtypes grid tensors",
     "quantize": "arrays documents dtypes encode encodings encodings.combined encodings.positions encodings.quantized encodings.sparse grid payload quality quantizers quantizers.decoding quantizers.packing sources tensors",
     "quantizers/__init__": "dtypes",
@@ -90,7 +93,7 @@ ALLOWED = {
     "verify": "archive container decode documents encodings encodings.raw errors formats formats.safetensors frameworks grid kernels model payload plan progress storage",
     "version": "",
     "workspace": "",
-    "writer": "container documents dtypes encode encodings.raw errors model nodes progress quality quantize recipe sources storage targets version",
+    "writer": "approximate container documents dtypes encode encodings.raw errors model nodes progress prune quality quantize recipe sources storage targets version",
 }
 THE_ONLY_DOORS = {
     "numba": {"kernels/planes", "kernels/quantized"},
