@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mzstore import factorize, prune, sparsity
+from mzstore import factorize, prune, sparsity, targets
 from mzstore.documents import parts_of
 from mzstore.dtypes import DTYPES, DType, cast
 from mzstore.encode import Choice, Level, Payload, payloads
@@ -25,19 +25,20 @@ from mzstore.encodings.nested import Nested
 from mzstore.encodings.planes import Planes
 from mzstore.encodings.quantized import Quantized
 from mzstore.encodings.sparse import Sparse, blocks_of, bytes_array, values_grid
+from mzstore.encodings.tucker import Tucker, canonical, expand, factor_grid, factor_name
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.interleave import Fields
 from mzstore.payload import seal
 from mzstore.quality import Errors
 from mzstore.quantize import Encoded, to_float32
-from mzstore.recipe import GROUPS, Rule
+from mzstore.recipe import FACTORIZED, GROUPS, Rule
 from mzstore.sources import ArraySource, TensorSource
 from mzstore.targets import Map
-from mzstore.targets import prepare as prepare_quantized
 from mzstore.tensors import TensorSpec
 
 FLOAT32 = DTYPES["float32"]
 CODING = Coding()
+LEAST_QUANTIZED = 4096  # numbers of a factor: of fewer, what is spent besides the codes is more than they save
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,13 +173,15 @@ class _Fitting:
             target -= other.values
         for other in others:
             if other.replaced is not None:  # whatever this part gives there
-                target[other.replaced] = fit.values[other.replaced] if fit.rule.encoding == "lowrank" else 0
+                target[other.replaced] = fit.values[other.replaced] if fit.rule.encoding in FACTORIZED else 0
         if fit.rule.encoding == "quantized":
             self._quantize(fit, target)
         elif fit.rule.encoding == "sparse":
             self._prune(fit, target)
-        else:
+        elif fit.rule.encoding == "lowrank":
             self._factorize(fit, target)
+        else:
+            self._tucker(fit, target.reshape(self._spec.shape))
 
     def _quantize(self, fit: _Fit, target: np.ndarray) -> None:
         stored, values = self._quantized(
@@ -205,11 +208,47 @@ class _Fitting:
         fit.values = product
         fit.kept = {"encoding": "lowrank", "rank": rank}
 
+    def _tucker(self, fit: _Fit, target: np.ndarray) -> None:
+        if self._weights is not None:
+            raise ValueError(f'importance: encoding = "{fit.rule.encoding}" takes none')
+        grid, core = self._grid, None
+        factors: Sequence[np.ndarray | None]
+        if fit.rule.encoding == "cp":
+            factors = factorize.canonical(target, int(fit.rule.rank or 0))
+            ranks = (int(fit.rule.rank or 0),) * target.ndim
+        else:
+            core, factors = factorize.tucker(target, fit.rule)
+            ranks = core.shape
+        payloads: dict[tuple[str, tuple[int, ...]], bytes] = {}
+
+        def stored(name: str, values: np.ndarray, own: Grid) -> tuple[Nested, np.ndarray]:
+            inner, given = self._nested(values, fit.rule, own)
+            nested = Nested(name, inner.part)
+            payloads.update(_renamed(inner, nested))
+            return nested, given
+
+        found: list[tuple[Nested, np.ndarray] | None] = []
+        for axis, factor in enumerate(factors):
+            own = factor_grid(grid, axis, ranks[axis])
+            if factor is None and grid.chunk_shape[axis] == grid.shape[axis]:
+                found.append(None)
+                continue
+            if factor is None:  # a chunk cannot tell which part of the core would be its own
+                factor = np.eye(grid.shape[axis], dtype=np.float32)
+            found.append(stored(factor_name(axis), factor, own))
+        nested = tuple(None if each is None else each[0] for each in found)
+        given = [None if each is None else each[1] for each in found]
+        held = None if core is None else stored("core", core, Grid(ranks, ranks))
+        part = Tucker(self._spec.dtype, grid, ranks, nested, None if held is None else held[0])
+        values = canonical([each for each in given if each is not None]) if held is None else expand(held[1], given)
+        fit.stored, fit.values = _Stored(part, payloads), values.reshape(self._shape)
+        fit.kept = {"encoding": str(fit.rule.encoding), "ranks": list(ranks)}
+
     def _prune(self, fit: _Fit, target: np.ndarray) -> None:
         mask = prune.kept(target, fit.rule, self._weights, self._least)
         fit.kept = {"encoding": "sparse"} | prune.describe(mask)
         fit.replaced, fit.values = None, np.zeros(self._shape, np.float32)
-        exact = fit.rule.quantization is None
+        exact = fit.rule.quantization is None or int(np.count_nonzero(mask)) < LEAST_QUANTIZED
         if exact and (fit.combine == "replace" or np.array_equal(target, self._values)):
             words, dtype = np.where(mask, self._words, self._words.dtype.type(0)), self._spec.dtype
         elif exact and self._spec.dtype.name in FLOATS:
@@ -217,13 +256,15 @@ class _Fitting:
             words = cast(np.where(mask, target, 0).astype(np.float32).view(np.uint32), FLOAT32, dtype)
         else:
             words, dtype = np.where(mask, target, np.float32(0)).view(np.uint32), FLOAT32
-        fit.stored, given = self._sparse(fit, mask, words, dtype)
+        fit.stored, given = self._sparse(fit, mask, words, dtype, exact=exact)
         if fit.combine == "replace":
             fit.replaced = mask
         else:
             fit.values = given
 
-    def _sparse(self, fit: _Fit, mask: np.ndarray, words: np.ndarray, dtype: DType) -> tuple[_Stored, np.ndarray]:
+    def _sparse(
+        self, fit: _Fit, mask: np.ndarray, words: np.ndarray, dtype: DType, *, exact: bool
+    ) -> tuple[_Stored, np.ndarray]:
         """(the part that has ``words`` of ``dtype`` where ``mask`` is true, what it gives: float32 [rows, cols])."""
         grid, shape = self._grid, self._spec.shape
         own_mask, own_words = mask.reshape(shape), words.reshape(shape)
@@ -249,12 +290,14 @@ class _Fitting:
             blocks = blocks_of(of(own_words, chunk), structure.block)[found]
             row[: blocks.size] = blocks.reshape(-1)
         own = values_grid(grid, n_values)
-        if fit.rule.quantization is None:
+        if exact:
             fields = Fields(dtype.word_bits, 8, rotate=True)
             stored = _lossless(held.reshape(own.shape), Planes.new(dtype, own, fields))
             decoded = cast(held, dtype, FLOAT32).view(np.float32)
         else:
-            stored, decoded = self._nested(held.view(np.float32).reshape(own.shape), fit.rule, own)
+            assert fit.rule.quantization is not None
+            values = held.view(np.float32).reshape(own.shape)
+            stored, decoded = self._quantized(values, fit.rule.quantization, None, own.chunk_shape)
             if fit.combine != "add":
                 assert isinstance(stored.part, Quantized)
                 stored = replace(stored, part=replace(stored.part, dtype=self._spec.dtype))
@@ -276,7 +319,7 @@ class _Fitting:
 
     def _nested(self, values: np.ndarray, rule: Rule, grid: Grid) -> tuple[_Stored, np.ndarray]:
         """(the part that holds ``values`` (float32) inside of another one, over ``grid``; what it gives, in float32)."""
-        if rule.quantization is not None:
+        if rule.quantization is not None and values.size >= LEAST_QUANTIZED:
             return self._quantized(values, rule.quantization, None, grid.chunk_shape)
         dtype = DTYPES[rule.factor_dtype or (self._spec.dtype.name if self._spec.dtype.name in FLOATS else "float32")]
         words = cast(values.view(np.uint32), FLOAT32, dtype)
@@ -289,7 +332,7 @@ class _Fitting:
         """(the quantized part of ``values`` (float32), what it gives, in float32)."""
         words = np.ascontiguousarray(values).view(np.uint32)
         source = ArraySource(TensorSpec(self._spec.name, FLOAT32, values.shape), words)
-        lossy = prepare_quantized(
+        lossy = targets.fitted(
             source, rule, importance, self._level, self._spread, alone=False, chunk_shape=chunk_shape
         )
         if not isinstance(lossy.part, Quantized):

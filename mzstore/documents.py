@@ -20,6 +20,7 @@ from mzstore.encodings.planes import Planes
 from mzstore.encodings.quantized import Quantized
 from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse
+from mzstore.encodings.tucker import Tucker
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.narrow import NARROWER
@@ -27,7 +28,8 @@ from mzstore.nodes import ASSETS, LAYOUTS, RESERVED, is_node_name
 from mzstore.tensors import TensorSpec, check_name
 
 FORMAT = 1
-FEATURES = frozenset({"base", "lowrank", "planes", "quantized", "sparse"})
+FEATURES = frozenset({"base", "lowrank", "planes", "quantized", "sparse", "tucker"})
+ENCODINGS = (*sorted(FEATURES), "raw")
 DOCUMENT = "zarr.json"
 CONVENTION = {
     "uuid": "6f0f3a4e-52d1-4c57-9b0a-1f8c2f6d7e90",
@@ -179,7 +181,9 @@ def _encodings_of(part: SinglePart) -> Iterator[str]:
     if isinstance(part, Sparse):
         yield part.values.part.encoding
     elif isinstance(part, LowRank):
-        yield from (part.left.part.encoding, part.right.part.encoding)
+        yield from (part.left.encoding, part.right.encoding)
+    elif isinstance(part, Tucker):
+        yield from (nested.encoding for nested in part.nested)
 
 
 def dump(doc: Mapping[str, Any]) -> bytes:
@@ -370,11 +374,7 @@ def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], n_bases: i
 
 
 def _is_known(doc: object) -> bool:
-    return (
-        isinstance(doc, dict)
-        and doc.get("encoding") in ("base", "lowrank", "planes", "quantized", "raw", "sparse")
-        and doc.get("combine", "add") in get_args(Combine)
-    )
+    return isinstance(doc, dict) and doc.get("encoding") in ENCODINGS and doc.get("combine", "add") in get_args(Combine)
 
 
 def _only_name(docs: list[dict[str, Any]]) -> str:
@@ -455,6 +455,8 @@ def _part(
             return base
         case "lowrank":
             return LowRank.from_json(doc, stored, spec.shape, arrays, nested)
+        case "tucker":
+            return Tucker.from_json(doc, stored, spec.shape, arrays, nested)
         case "sparse":
             return Sparse.from_json(doc, stored, spec.word_shape, arrays, nested)
     return _single(doc, stored, spec.shape, spec.word_shape, arrays)

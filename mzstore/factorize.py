@@ -1,9 +1,12 @@
-"""Factorize: a matrix as the product of two narrow ones, by a truncated singular value decomposition.
+"""Factorize: a matrix as the product of two narrow ones, a tensor as a core and a factor for each axis, or factors alone.
 
-The product of the first singular vectors is the nearest matrix of its rank (Eckart and Young, 1936). Of large matrices only
+A matrix by a truncated singular value decomposition. The product of the first singular vectors is the nearest matrix of its rank (Eckart and Young, 1936). Of large matrices only
 as many are computed as are wanted, by random projections (Halko, Martinsson and Tropp, "Finding structure with randomness",
-2011), as scikit-learn does it.
+2011), as scikit-learn does it. A tensor by the decomposition of Tucker (1966) or the canonical one (CP; Harshman, 1970), as
+TensorLy finds them.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -86,3 +89,54 @@ def _randomized(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, 
         matrix, rank, n_oversamples=OVERSAMPLES, n_iter=POWER_ITERATIONS, random_state=0
     )
     return found
+
+
+def tucker(values: np.ndarray, rule: Rule) -> tuple[np.ndarray, list[np.ndarray | None]]:
+    """(core, a factor [extent, rank] for each axis, or None where the core keeps it), float32, for ``values`` (float32).
+
+    The factors are orthogonal; of axes that keep their extent there are none. Raises ValueError for ranks above the
+    extents, and ImportError without TensorLy.
+    """
+    decomposition = _tensorly()
+    full = values.astype(np.float64)
+    ranks = rule.ranks or _tucker_ranks(full, float(rule.nmse or 0))
+    if any(rank > extent for rank, extent in zip(ranks, values.shape, strict=True)):
+        raise ValueError(f"ranks = {list(ranks)} of a tensor of {values.shape}")
+    modes = [axis for axis, (rank, extent) in enumerate(zip(ranks, values.shape, strict=True)) if rank < extent]
+    factors: list[np.ndarray | None] = [None] * values.ndim
+    if not modes:
+        return values, factors
+    (core, found), _ = decomposition.partial_tucker(full, [ranks[axis] for axis in modes], modes=modes, init="svd")
+    for axis, factor in zip(modes, found, strict=True):
+        factors[axis] = np.asarray(factor, np.float32)
+    return np.asarray(core, np.float32), factors
+
+
+def canonical(values: np.ndarray, rank: int) -> list[np.ndarray]:
+    """A factor [extent, rank], float32, for each axis of ``values``: their outer products add up to about these.
+
+    Raises ImportError without TensorLy.
+    """
+    weights, factors = _tensorly().parafac(values.astype(np.float64), rank, init="random", random_state=0)
+    first, *others = [np.asarray(factor, np.float64) for factor in factors]
+    return [np.asarray(factor, np.float32) for factor in (first * weights, *others)]
+
+
+def _tucker_ranks(values: np.ndarray, nmse: float) -> tuple[int, ...]:
+    """Ranks of the axes that leave no more than this error: what is cut off each axis adds up to it at most (De Lathauwer,
+    De Moor and Vandewalle, "A multilinear singular value decomposition", 2000)."""
+    allowed = nmse * float(np.square(values).sum()) / values.ndim
+    ranks = []
+    for axis in range(values.ndim):
+        unfolded = np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+        sizes = np.maximum(np.linalg.eigvalsh(unfolded @ unfolded.T), 0)  # squared, ascending
+        ranks.append(max(1, int(np.count_nonzero(np.cumsum(sizes) > allowed))))
+    return tuple(ranks)
+
+
+def _tensorly() -> Any:
+    try:
+        from tensorly import decomposition
+    except ImportError as error:
+        raise ImportError("factors of tensors need TensorLy: pip install 'mzstore[tucker]'") from error
+    return decomposition

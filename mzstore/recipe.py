@@ -67,9 +67,12 @@ ENCODINGS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "sparse": (*KEPT, "block", "scope"),
         "lowrank": ("rank", "energy", "nmse", "factor_dtype"),
+        "tucker": ("ranks", "nmse", "factor_dtype"),
+        "cp": ("rank", "factor_dtype"),
         "parts": ("parts", "rounds"),
     }
 )
+FACTORIZED = ("lowrank", "tucker", "cp")
 _SCALED = ("scales", "group", "tile", "scale_dtype")
 QUANTIZERS: Mapping[str, _Quantizer] = MappingProxyType(
     {
@@ -102,7 +105,7 @@ class Rule:
 
     What is done:
 
-    encoding   "lossless", "quantized", "sparse", "lowrank" or "parts"; it may be left out where what is given below says it
+    encoding   "lossless", "quantized", "sparse", "lowrank", "tucker", "cp" or "parts"; it may be left out where what is given below says it
     on_error   "refuse" (ValueError) or "lossless": for NaN, infinity, a target that is out of reach, groups that do not fit
     quantizer  one of QUANTIZERS; "uniform" if not given
     bits       "uniform": per weight, with all overhead; others: of a code, without that of scales
@@ -121,8 +124,9 @@ class Rule:
     threshold  values of this magnitude and more are kept;  pattern  "2:4": two of every four along the last axis
     block      "4x4": blocks are kept or not, by the mean of their squares; "1x*" are rows, "*x1" columns, "64x*" heads of 64 rows
     scope      "tensor", or "global": ``sparsity`` or ``top`` of all tensors that this rule takes, by one threshold
-    rank       of "lowrank": columns of the left factor
-    energy     the least rank with this part of the sum of squares;  nmse  of "lowrank": the least with this error
+    rank       of "lowrank": columns of the left factor; of "cp": how many outer products are added
+    ranks      of "tucker": extents of the core, one for each axis
+    energy     the least rank with this part of the sum of squares;  nmse  of "lowrank" and "tucker": the least with this error
     factor_dtype  of factors that are not quantized: "float32", "float16" or "bfloat16"
     parts      several encodings, as strings like "sparse top=0.5%" or tables, each for what those before it leave
     rounds     how often the parts are fitted again, each to what all others leave
@@ -167,6 +171,7 @@ class Rule:
     block: str | None = None
     scope: str | None = None
     rank: int | None = None
+    ranks: Sequence[int] | None = None
     energy: float | None = None
     factor_dtype: str | None = None
     parts: "Sequence[Rule | str | Mapping[str, Any]] | None" = None
@@ -192,7 +197,9 @@ class Rule:
     def _encoding(self) -> str:
         """What is meant where ``encoding`` is left out."""
         given = self._given()
-        found = [name for name in ("parts", "sparse", "lowrank") if set(ENCODINGS[name]) - {"nmse"} & set(given)]
+        found = [
+            name for name in ("parts", "sparse", "lowrank", "tucker") if set(ENCODINGS[name]) - {"nmse"} & set(given)
+        ]
         return found[0] if found else "quantized"
 
     def _complete_encoding(self) -> None:
@@ -212,11 +219,11 @@ class Rule:
                 raise ValueError("a pattern is of single values: leave block out")
             if self.scope == "global" and self.sparsity is None and self.top is None:
                 raise ValueError(f'scope = "global" takes sparsity or top, not {asked[0]}')
-        elif encoding == "lowrank":
-            asked = [key for key in ("rank", "energy", "nmse") if getattr(self, key) is not None]
+        elif encoding in FACTORIZED:
+            asked = [key for key in own[:-1] if getattr(self, key) is not None]
             if len(asked) != 1:
                 found = " and ".join(asked) or "none of them"
-                raise ValueError(f'encoding = "lowrank" takes one of rank, energy and nmse, not {found}')
+                raise ValueError(f'encoding = "{encoding}" takes one of {", ".join(own[:-1])}, not {found}')
             if rest and self.factor_dtype is not None:
                 raise ValueError("factors that are quantized have no factor_dtype: leave one of them out")
         else:
@@ -239,7 +246,7 @@ class Rule:
     @property
     def quantization(self) -> "Rule | None":
         """How the values of "sparse" and the factors of "lowrank" are quantized; None: they are not."""
-        if self.encoding not in ("sparse", "lowrank"):
+        if self.encoding not in ("sparse", *FACTORIZED):
             return None
         own = {key: getattr(self, key) for key in self._given() if key not in ENCODINGS[self.encoding]}
         return Rule(encoding="quantized", **own) if own else None
@@ -362,9 +369,16 @@ class Rule:
         """Whether no tensor can fail its conditions."""
         return all(getattr(self, key) is None or (key == "name" and "*" in self.name) for key in CONDITIONS)  # type: ignore[operator]
 
+    def _no_factors(self, spec: TensorSpec) -> str | None:
+        if len(spec.shape) < 2:
+            return "a tensor of one axis has no factors"
+        if self.ranks is not None and len(self.ranks) != len(spec.shape):
+            return f"ranks = {list(self.ranks)} for a tensor of {len(spec.shape)} axes"
+        return None
+
     @property
     def _done(self) -> str:
-        return {"sparse": "pruned", "lowrank": "factorized"}.get(str(self.encoding), "quantized")
+        return "pruned" if self.encoding == "sparse" else "factorized" if self.encoding in FACTORIZED else "quantized"
 
     def matches(self, spec: TensorSpec) -> bool:
         """Whether all conditions hold."""
@@ -392,8 +406,8 @@ class Rule:
             if self.pattern and columns % int(self.pattern.partition(":")[2]):
                 return f"{columns} values along the last axis are no multiple of the groups of pattern {self.pattern!r}"
             return None
-        if self.encoding == "lowrank":
-            return "a tensor of one axis has no factors" if len(spec.shape) < 2 else None
+        if self.encoding in FACTORIZED:
+            return self._no_factors(spec)
         group = self.group or GROUPS.get(str(self.quantizer), 1)
         if columns % group:
             return f"{columns} values along the last axis are no multiple of groups of {group}"
@@ -706,6 +720,7 @@ _CHECKS: Mapping[str, Callable[[str, object], object]] = MappingProxyType(
         "block": _block,
         "scope": _one_of("tensor", "global"),
         "rank": _integer(1, 1 << 16),
+        "ranks": _several(_integer(1, 1 << 16)),
         "energy": _SHARE,
         "factor_dtype": _one_of("float32", "float16", "bfloat16"),
         "parts": _parts,

@@ -27,35 +27,43 @@ LOG_STEPS = 110.0  # beyond these, what steps are multiplied with leaves float32
 
 
 def prepare(
-    source: TensorSource,
-    rule: Rule,
-    importance: Any = None,
-    level: Level = "balanced",
-    spread: Map = map,
-    *,
-    alone: bool = True,
-    chunk_shape: tuple[int, ...] | None = None,
+    source: TensorSource, rule: Rule, importance: Any = None, level: Level = "balanced", spread: Map = map
 ) -> Lossy:
     """Fit the quantizer of ``rule`` to ``source``. Raises ValueError, naming the tensor, for what it cannot do.
 
     importance  float32[cols] or an array of the tensor's shape: how much the squared error of each value matters
     spread      ``map``, or that of an executor: row blocks are tried with it
-    alone       whether outliers may have a part of their own: they may not in one of several parts
+    """
+    try:
+        return fitted(source, rule, importance, level, spread)
+    except ValueError as error:
+        raise ValueError(f"tensor {source.spec.name!r}: {error}") from error
+
+
+def fitted(
+    source: TensorSource,
+    rule: Rule,
+    importance: Any,
+    level: Level,
+    spread: Map,
+    *,
+    alone: bool = True,
+    chunk_shape: tuple[int, ...] | None = None,
+) -> Lossy:
+    """As ``prepare``, for a tensor or for what one of several parts of it has to hold; the error names nothing.
+
+    alone        whether outliers may have a part of their own
     chunk_shape  of the words; None: what suits the codes and scales
     """
-    spec = source.spec
-    try:
-        quantizer = quantizer_for(rule, spec, weighted=importance is not None)
-        if isinstance(quantizer, Uniform) and not alone:
-            quantizer = replace(quantizer, outliers_overhead_bits=math.inf)
-        lossy = fit(source, quantizer, rule.asked, importance, CODINGS[level], chunk_shape)
-        if not isinstance(quantizer, Uniform) or quantizer.target is None or quantizer.target.max_error is not None:
-            return lossy
-        if spec.nbytes > TRIED_NBYTES:  # of so many values, what the sample shows is exact enough
-            return lossy
-        return _reaching(quantizer.target, lossy, source, spread)
-    except ValueError as error:
-        raise ValueError(f"tensor {spec.name!r}: {error}") from error
+    quantizer = quantizer_for(rule, source.spec, weighted=importance is not None)
+    if isinstance(quantizer, Uniform) and not alone:
+        quantizer = replace(quantizer, outliers_overhead_bits=math.inf)
+    lossy = fit(source, quantizer, rule.asked, importance, CODINGS[level], chunk_shape)
+    if not isinstance(quantizer, Uniform) or quantizer.target is None or quantizer.target.max_error is not None:
+        return lossy
+    if source.spec.nbytes > TRIED_NBYTES:  # of so many values, what the sample shows is exact enough
+        return lossy
+    return _reaching(quantizer.target, lossy, source, spread)
 
 
 def _reaching(target: Target, lossy: Lossy, source: TensorSource, spread: Map) -> Lossy:
