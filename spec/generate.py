@@ -75,7 +75,10 @@ def short(
     payloads: dict[str, str] | None = None,
     words: str = "",
     error: str = "",
+    bases: dict[str, Json] | None = None,
+    urls: list[str] | None = None,
 ) -> Json:
+    """``bases`` are vectors by URL, whose models this one refers to by the order in ``urls`` (those of ``bases``)."""
     parts = [part] if part else parts or []
     about = {
         "dtype": dtype,
@@ -89,8 +92,13 @@ def short(
         nodes = {"w": group(about)} | {f"w/{name}": array(*found) for name, found in arrays.items()}
     objects = {f"w/{key}": seal(unhex(body)).hex() for key, body in (bodies or {}).items()}
     objects |= {f"w/{key}": unhex(payload).hex() for key, payload in (payloads or {}).items()}
-    features = sorted({"planes", *(str(part.get("encoding")) for part in parts)} - {"raw"})
-    vector = {"clauses": clauses, "root": root(nodes, features=features), "objects": objects}
+    inner = [part[name] for part in parts for name in ("values", "left", "right") if isinstance(part.get(name), dict)]
+    used = {str(part.get("encoding")) for part in [*parts, *inner]}
+    features = sorted({"planes", *(used & {"base", "lowrank", "quantized", "sparse"})})
+    listed = {"bases": [{"url": url} for url in urls or bases]} if bases else {}
+    vector = {"clauses": clauses, "root": root(nodes, features=features, **listed), "objects": objects}
+    if bases:
+        vector["bases"] = {url: {key: base[key] for key in ("root", "objects")} for url, base in bases.items()}
     if error:
         return vector | {"error": error}
     return vector | {"tensors": {"w": {"dtype": dtype, "shape": shape, "words": unhex(words).hex()}}}
@@ -1097,6 +1105,7 @@ def sparse_vectors() -> Iterator[tuple[str, Json]]:
 
     for name, clause, parts, arrays, more in (
         ("no-values", "sparse-1", [raw, sparse], without("2.values"), {}),
+        ("no-values-though-there-is-room", "sparse-1", [raw, sparse | {"room": 2}], without("2.values"), {}),
         ("no-positions", "sparse-1", [raw, sparse], without("2.positions"), {}),
         ("unknown-component", "sparse-1", [raw, sparse], good | {"2.more": array}, {}),
         ("component-without-its-number", "raw-1", [raw, sparse], good | {"positions": array}, {}),
@@ -1127,11 +1136,901 @@ def sparse_vectors() -> Iterator[tuple[str, Json]]:
         ("of-another-dtype", "narrow-1", [raw, sparse | {"dtype": "int8"}], good, {}),
     ):  # fmt: skip
         more = {"dtype": "uint8", "shape": [4]} | more
-        yield f"sparse/{name}", short([clause], parts=parts, arrays=arrays, error="format", **more)
+        also = {"tensor-4", "tensor-7", "nested-1", "raw-1"} - {clause} if clause == "sparse-1" else set()
+        yield f"sparse/{name}", short([clause, *sorted(also)], parts=parts, arrays=arrays, error="format", **more)
     listed = v(rule, ["00"], ["07"], "07 00 00 00")
     listed["root"]["attributes"]["mzstore"]["features"] = ["planes"]
     del listed["tensors"]
     yield "sparse/feature-not-listed", listed | {"clauses": ["root-3"], "error": "format"}
+
+
+def sparse_alone(
+    clauses: list[str], positions: list[str], values: list[str], words: str = "", *, shape: list[int], chunk: list[int] | None = None,
+    part: Json | None = None, low: list[str] | None = None, dtype: str = "uint8", data_type: str = "uint8",
+    arrays: dict[str, list[Any]] | None = None, bodies: dict[str, str] | None = None, extents: list[int] | None = None, **more: Any,
+) -> Json:  # fmt: skip
+    """A tensor that ``sparse`` is the only part of; a string of positions and of values for each chunk.
+
+    ``arrays`` and ``bodies`` are those of the values where they are no array of ``data_type``; ``extents`` the word shape.
+    """
+    extents = extents or shape
+    chunk = chunk or extents
+    counts = [-(-s // c) for s, c in zip(extents, chunk, strict=True)]
+    ones = [1 for _ in counts]
+    m = len(unhex(positions[0]))
+    said: dict[str, list[Any]] = {"positions": ["uint8", [*counts, m], [*ones, m]]}
+    held = {}
+    if low:
+        n = len(unhex(low[0]))
+        said["low"] = ["uint8", [*counts, n], [*ones, n]]
+    if arrays is None:
+        room = len(unhex(values[0])) // (struct.calcsize(FORMATS[data_type]))
+        said["values"] = [data_type, [*counts, room], [*ones, room]]
+    for i, position in enumerate(itertools.product(*map(range, counts))):
+        key = "/".join(map(str, position))
+        held[f"positions/c/{key}/0"] = positions[i]
+        if low:
+            held[f"low/c/{key}/0"] = low[i]
+        if arrays is None:
+            held[f"values/c/{key}/0"] = values[i]
+    whole = {"encoding": "sparse", "chunk_shape": chunk} | (part or {})
+    return short(
+        clauses, dtype=dtype, shape=shape, part=whole, arrays=said | (arrays or {}), bodies=held | (bodies or {}), words=words, **more
+    )  # fmt: skip
+
+
+FORMATS = {"uint8": "B", "uint16": "H", "uint64": "Q", "float16": "e", "float32": "f", "float64": "d"}
+
+
+def dense(n: int, at: dict[int, int]) -> str:
+    """``n`` bytes 0, but for those ``at`` places."""
+    return bytes(at.get(i, 0) for i in range(n)).hex()
+
+
+def index_vectors() -> Iterator[tuple[str, Json]]:
+    """Positions in every form, in a part that is the first."""
+    v = sparse_alone
+    yield "sparse/first", v(["tensor-4", "sparse-2"], ["01 00"], ["07 08"], "00 07 08 00", shape=[4])
+    yield "sparse/first-with-no-element", v(["sparse-2"], ["ff"], ["07"], "00 00 00 00", shape=[4])
+    yield (
+        "sparse/first-and-room-stated",
+        v(["sparse-1"], ["01 ff"], ["07 08"], "00 07 00 00", shape=[4], part={"room": 2}),
+    )
+    yield "sparse/first-in-chunks", v(
+        ["sparse-1", "grid-1"], ["00 02", "01 00", "01 ff", "ff ff"], ["01 02", "03 09", "05 09", "09 09"],
+        "01 00 00 00 02 09 00 05 00", shape=[3, 3], chunk=[2, 2],
+    )  # fmt: skip
+    yield "sparse/first-of-3-axes", v(
+        ["sparse-1"], ["03 05"], ["07 08"], dense(12, {3: 7, 9: 8}), shape=[2, 3, 2]
+    )  # fmt: skip
+    yield "sparse/first-of-nothing", short(
+        ["sparse-1", "grid-1"], dtype="uint8", shape=[0, 3], part={"encoding": "sparse", "chunk_shape": [1, 3]},
+        arrays={"positions": ["uint8", [0, 1, 1], [1, 1, 1]], "values": ["uint8", [0, 1, 2], [1, 1, 2]]},
+    )  # fmt: skip
+    for dtype, data_type, value in (
+        ("float64", "float64", "000000000000f03f"), ("bfloat16", "uint16", "803f"), ("float16", "float16", "003c"),
+        ("float8_e4m3fn", "uint8", "81"), ("float8_e8m0fnu", "uint8", "7f"), ("bool", "uint8", "02"),
+    ):  # fmt: skip
+        size = len(unhex(value))
+        yield f"sparse/first-of-{dtype}", v(
+            ["sparse-1"], ["01"], [value], "00" * size + value + "00" * size, shape=[3], dtype=dtype, data_type=data_type
+        )  # fmt: skip
+    yield "sparse/first-of-uint4", v(
+        ["sparse-1", "word-3"], ["01"], ["5f"], "00 5f", shape=[3], dtype="uint4", extents=[2]
+    )  # fmt: skip
+    yield "sparse/first-of-complex", v(
+        ["sparse-1", "word-4"], ["02"], ["0000803f"], "00000000 00000000 0000803f 00000000", shape=[2], extents=[2, 2],
+        dtype="complex64", data_type="float32",
+    )  # fmt: skip
+
+    for gap in (0, 255, 256, 300, 511):
+        words = dense(600, {0: 5, gap + 1: 7})
+        yield f"sparse/low-bits-of-a-gap-of-{gap}", v(
+            ["sparse-2"], [f"00 {gap >> 8:02x}"], ["05 07"], words, low=[f"00 {gap & 255:02x}"], part={"low_bits": 8}, shape=[600]
+        )  # fmt: skip
+    yield "sparse/low-bits-left", v(
+        ["sparse-2", "sparse-3"], ["00 ff ff"], ["05 07 09"], dense(600, {3: 5}), low=["03 ff ff"], part={"low_bits": 8}, shape=[600]
+    )  # fmt: skip
+    yield (
+        "sparse/low-bits-0",
+        v(["sparse-1"], ["01"], ["07"], "00 07", shape=[2], part={"low_bits": 0, "index": "gaps"}),
+    )
+
+    for n, bits, values, words in (
+        (8, "81", "07 08", dense(8, {0: 7, 7: 8})), (9, "00 01", "07", dense(9, {8: 7})), (3, "07", "01 02 03", "01 02 03"),
+        (11, "00 00", "07", dense(11, {})), (4, "02", "07 08 09", "00 07 00 00"),
+    ):  # fmt: skip
+        yield f"sparse/bitmap-of-{n}", v(["sparse-4"], [bits], [values], words, shape=[n], part={"index": "bitmap"})
+    for name, clause, n, bits, values in (
+        ("bit-beyond", "sparse-4", 3, "08", "07"), ("last-bit-beyond", "sparse-4", 15, "01 80", "07 08"),
+        ("more-bits-than-room", "sparse-3", 3, "03", "07"),
+    ):  # fmt: skip
+        yield f"sparse/bitmap-with-{name}", v(
+            [clause, "sparse-3"], [bits], [values], shape=[n], part={"index": "bitmap"}, error="corrupt"
+        )  # fmt: skip
+
+    for p, g in ((1, 2), (2, 4), (1, 4), (3, 4), (4, 8), (7, 8), (1, 8), (3, 5), (2, 3)):
+        every = sorted(sum(1 << i for i in places) for places in itertools.combinations(range(g), p))
+        c = len(every)
+        k = max(k for k in range(1, 9) if c**k <= 256)
+        ranks = [(5 * i + c - 1) % c for i in range(k + 1)]
+        taken = [g * group + i for group, rank in enumerate(ranks) for i in range(g) if every[rank] >> i & 1]
+        digits = [*ranks, *[c - 1] * (2 * k - len(ranks))]  # what is left of the last byte may be anything
+        body = [sum(digits[b * k + i] * c**i for i in range(k)) for b in range(2)]
+        yield f"sparse/pattern-{p}-of-{g}", v(
+            ["sparse-5"], [bytes(body).hex()], [bytes(range(1, len(taken) + 1)).hex()],
+            dense(g * (k + 1), {at: i + 1 for i, at in enumerate(taken)}), shape=[g * (k + 1)], part={"index": "pattern", "pattern": [p, g]},
+        )  # fmt: skip
+        if c**k < 256:
+            yield f"sparse/pattern-{p}-of-{g}-and-a-byte-of-none", v(
+                ["sparse-5", "sparse-3"], [bytes([0, c**k]).hex()], [dense(len(taken), {})], shape=[g * (k + 1)],
+                part={"index": "pattern", "pattern": [p, g]}, error="corrupt",
+            )  # fmt: skip
+
+    for name, block, shape, chunk, positions, values, at in (
+        ("1-by-2", [1, 2], [2, 4], [2, 4], ["01 00"], ["01 02 03 04"], {2: 1, 3: 2, 4: 3, 5: 4}),
+        ("2-by-1", [2, 1], [2, 4], [2, 4], ["01 01"], ["01 02 03 04"], {1: 1, 5: 2, 3: 3, 7: 4}),
+        ("2-by-2", [2, 2], [4, 4], [4, 4], ["01 01"], ["01 02 03 04 05 06 07 08"],
+         {2: 1, 3: 2, 6: 3, 7: 4, 10: 5, 11: 6, 14: 7, 15: 8}),
+        ("2-by-2-and-room", [2, 2], [4, 4], [4, 4], ["02 ff"], ["01 02 03 04 05 06 07 08"], {8: 1, 9: 2, 12: 3, 13: 4}),
+        ("1-by-4-of-1-axis", [1, 4], [12], [12], ["01"], ["01 02 03 04"], {4: 1, 5: 2, 6: 3, 7: 4}),
+        ("2-by-2-of-3-axes", [2, 2], [2, 2, 4], [2, 2, 4], ["01 01"], ["01 02 03 04 05 06 07 08"],
+         {2: 1, 3: 2, 6: 3, 7: 4, 10: 5, 11: 6, 14: 7, 15: 8}),
+        ("2-by-2-at-the-edge", [2, 2], [3, 3], [4, 4], ["03"], ["01 02 03 04"], {8: 1}),
+        ("4-by-4-whole", [4, 4], [4, 4], [4, 4], ["00"], [bytes(range(1, 17)).hex()], {i: i + 1 for i in range(16)}),
+    ):  # fmt: skip
+        size = 1
+        for extent in shape:
+            size *= extent
+        yield f"sparse/block-{name}", v(
+            ["sparse-1", "sparse-3"], positions, values, dense(size, at), shape=shape, chunk=chunk, part={"block": block}
+        )  # fmt: skip
+    yield "sparse/block-in-chunks", v(
+        ["sparse-1", "sparse-3"], ["00", "01"], ["01 02", "03 04"], "01 02 00 00 00 00 03 04", shape=[1, 8], chunk=[1, 4], part={"block": [1, 2]}
+    )  # fmt: skip
+    yield "sparse/block-and-bitmap", v(
+        ["sparse-3", "sparse-4"], ["05"], ["01 02 03 04 09 09"], "01 02 00 00 03 04", shape=[1, 6], part={"block": [1, 2], "index": "bitmap"}
+    )  # fmt: skip
+    yield "sparse/block-and-pattern", v(
+        ["sparse-3", "sparse-5"], ["09"], ["01 02 03 04 05 06 07 08"], "01 02 00 00 00 00 03 04" + "05 06 00 00 07 08 00 00", shape=[2, 8],
+        part={"block": [1, 2], "index": "pattern", "pattern": [2, 4]},
+    )  # fmt: skip
+    yield "sparse/block-and-low-bits", v(
+        ["sparse-2", "sparse-3"], ["00 01"], ["01 02 03 04"], dense(800, {2: 1, 3: 2, 2 * 302: 3, 2 * 302 + 1: 4}), low=["01 2c"],
+        shape=[1, 800], part={"block": [1, 2], "low_bits": 8},
+    )  # fmt: skip
+    for name, part, positions, values, low in (
+        ("place-beyond-in-blocks", {"block": [1, 2]}, "02", "01 02", None),
+        ("more-places-than-blocks-of-values", {"block": [1, 2]}, "00 00", "01 02", None),
+        ("place-beyond-by-low-bits", {"low_bits": 8}, "00", "07", "04"),
+        ("place-beyond-by-a-pass-with-low-bits", {"low_bits": 8}, "ff 00", "07 08", "00 00"),
+        ("more-places-than-low-bits", {"low_bits": 8}, "00 00", "07", "00"),
+    ):  # fmt: skip
+        yield f"sparse/{name}", v(
+            ["sparse-3"], [positions], [values], shape=[4], part=part, low=[low] if low else None, error="corrupt"
+        )  # fmt: skip
+
+    # Documents that are refused: shape (4), positions of 2 bytes and room for 2, if nothing else is said.
+    plain: dict[str, list[Any]] = {"positions": ["uint8", [1, 2], [1, 2]], "values": ["uint8", [1, 2], [1, 2]]}
+    one = {"positions": ["uint8", [1, 1], [1, 1]], "values": plain["values"]}
+    lows = ["uint8", [1, 2], [1, 2]]
+    for name, clause, part, arrays, more in (
+        ("index-unknown", "sparse-1", {"index": "runs"}, plain, {}),
+        ("index-null", "sparse-1", {"index": None}, plain, {}),
+        ("index-a-list", "sparse-1", {"index": ["gaps"]}, plain, {}),
+        ("low-bits-4", "sparse-1", {"low_bits": 4}, plain | {"low": lows}, {}),
+        ("low-bits-null", "sparse-1", {"low_bits": None}, plain, {}),
+        ("low-bits-true", "sparse-1", {"low_bits": False}, plain, {}),
+        ("low-bits-negative", "sparse-1", {"low_bits": -8}, plain, {}),
+        ("low-bits-of-a-bitmap", "sparse-1", {"index": "bitmap", "low_bits": 8}, one | {"low": lows}, {}),
+        ("low-bits-without-array", "sparse-1", {"low_bits": 8}, plain, {}),
+        ("array-of-no-low-bits", "sparse-1", {}, plain | {"low": lows}, {}),
+        ("low-bits-of-other-elements", "sparse-1", {"low_bits": 8}, plain | {"low": ["uint8", [1, 3], [1, 3]]}, {}),
+        ("low-bits-of-16-bits", "sparse-1", {"low_bits": 8}, plain | {"low": ["uint16", [1, 2], [1, 2]]}, {}),
+        ("pattern-with-gaps", "sparse-1", {"pattern": [2, 4]}, one, {}),
+        ("pattern-null", "sparse-1", {"pattern": None}, plain, {}),
+        ("pattern-missing", "sparse-1", {"index": "pattern"}, one, {}),
+        ("pattern-of-one-number", "sparse-5", {"index": "pattern", "pattern": [2]}, one, {}),
+        ("pattern-of-three-numbers", "sparse-5", {"index": "pattern", "pattern": [2, 4, 1]}, one, {}),
+        ("pattern-of-all", "sparse-5", {"index": "pattern", "pattern": [4, 4]}, one, {}),
+        ("pattern-of-none", "sparse-5", {"index": "pattern", "pattern": [0, 4]}, one, {}),
+        ("pattern-of-9", "sparse-5", {"index": "pattern", "pattern": [1, 9]}, one, {"shape": [18]}),
+        ("pattern-of-fractions", "sparse-5", {"index": "pattern", "pattern": [2.0, 4]}, one, {}),
+        ("pattern-that-does-not-divide", "sparse-5", {"index": "pattern", "pattern": [2, 3]}, one, {}),
+        ("pattern-and-other-room", "sparse-5", {"index": "pattern", "pattern": [1, 4]}, one, {}),
+        ("pattern-of-too-many-bytes", "sparse-5", {"index": "pattern", "pattern": [2, 4]}, plain, {}),
+        ("bitmap-of-too-many-bytes", "sparse-4", {"index": "bitmap"}, plain, {}),
+        ("block-of-0", "sparse-1", {"block": [0, 1]}, plain, {}),
+        ("block-of-one-number", "sparse-1", {"block": [2]}, plain, {}),
+        ("block-null", "sparse-1", {"block": None}, plain, {}),
+        ("block-without-end", "sparse-1", {"block": [1, 1 << 62]}, plain, {}),
+        ("block-that-does-not-divide", "sparse-1", {"block": [1, 3]}, plain, {}),
+        ("block-of-2-rows-in-1-axis", "sparse-1", {"block": [2, 1]}, plain, {}),
+        ("block-over-the-rows-of-two", "sparse-1", {"block": [2, 1], "chunk_shape": [2, 1, 2]},
+         {"positions": ["uint8", [1, 1, 1, 1], [1, 1, 1, 1]], "values": ["uint8", [1, 1, 1, 2], [1, 1, 1, 2]]}, {"shape": [2, 1, 2]}),
+        ("block-cut-by-room", "sparse-1", {"block": [1, 2], "room": 3}, plain | {"values": ["uint8", [1, 3], [1, 3]]}, {}),
+        ("room-0", "sparse-1", {"room": 0}, plain, {}),
+        ("room-null", "sparse-1", {"room": None}, plain, {}),
+        ("room-of-text", "sparse-1", {"room": "2"}, plain, {}),
+        ("room-too-large", "sparse-1", {"room": 5}, plain | {"values": ["uint8", [1, 5], [1, 5]]}, {}),
+        ("room-without-end", "sparse-1", {"room": 10**400}, plain, {}),
+        ("room-of-another-array", "sparse-1", {"room": 3}, plain, {}),
+        ("room-not-said", "sparse-1", {"values": {"encoding": "raw"}}, plain, {}),
+        ("values-null", "nested-1", {"room": 2, "values": None}, plain, {}),
+        ("values-a-list", "nested-1", {"room": 2, "values": [{"encoding": "raw"}]}, plain, {}),
+        ("values-without-encoding", "nested-1", {"room": 2, "values": {}}, plain, {}),
+        ("values-of-a-list-of-encodings", "nested-1", {"room": 2, "values": {"encoding": ["raw"]}}, plain, {}),
+        ("values-of-an-unknown-encoding", "nested-1", {"room": 2, "values": {"encoding": "trellis"}}, plain, {}),
+        ("values-sparse", "nested-1", {"room": 2, "values": {"encoding": "sparse", "chunk_shape": [1, 2]}},
+         {"positions": plain["positions"], "values.positions": ["uint8", [1, 1, 1], [1, 1, 1]], "values.values": ["uint8", [1, 1, 1], [1, 1, 1]]}, {}),
+        ("values-base", "nested-1", {"room": 2, "values": {"encoding": "base", "base": 0, "tensor": "w", "sha256": "0" * 64}}, plain, {}),
+        ("values-constant", "nested-1", {"room": 2}, plain | {"values": ["uint8", [1, 1], [1, 1]]}, {}),
+        ("values-of-an-unknown-dtype", "nested-1", {"room": 2, "values": {"encoding": "raw", "dtype": "float7"}}, plain, {}),
+        ("values-of-a-dtype-that-is-a-list", "nested-1", {"room": 2, "values": {"encoding": "raw", "dtype": ["uint8"]}}, plain, {}),
+        ("values-of-a-wider-dtype", "sparse-1", {"room": 2, "values": {"encoding": "raw", "dtype": "uint16"}}, plain | {"values": ["uint16", [1, 2], [1, 2]]}, {}),
+        ("values-of-another-dtype", "sparse-1", {"room": 2, "values": {"encoding": "raw", "dtype": "int8"}}, plain | {"values": ["int8", [1, 2], [1, 2]]}, {}),
+        ("values-quantized-in-integers", "sparse-1", {"room": 2, "values": {"encoding": "quantized", "levels": 4, "chunk_shape": [1, 2]}}, plain, {}),
+        ("values-in-two-forms", "nested-1", {}, plain | {"values.codes": plain["values"]}, {}),
+        ("values-under-the-name-of-a-code", "nested-1",
+         {"room": 2, "values": {"encoding": "quantized", "levels": 4, "chunk_shape": [1, 2]}},
+         {"positions": plain["positions"], "values.codes": plain["values"]}, {"dtype": "float32"}),
+        ("values-under-the-name-of-values", "nested-1", {"room": 2}, {"positions": plain["positions"], "values.values": plain["values"]}, {}),
+        ("values-under-a-name-with-a-dot", "nested-1", {"room": 2}, {"positions": plain["positions"], "values.": plain["values"]}, {}),
+        ("values-in-pieces", "sparse-1", {}, plain | {"values": ["uint8", [1, 2], [1, 1]]}, {}),
+        ("values-quantized-in-pieces", "sparse-1", {"room": 2, "values": {"encoding": "quantized", "levels": 4, "chunk_shape": [1, 1]}},
+         plain | {"values": ["uint8", [1, 2], [1, 1]]}, {"dtype": "float32"}),
+        ("first-is-combined", "tensor-7", {"combine": "replace"}, plain, {}),
+        ("unknown-array", "sparse-1", {}, plain | {"more": lows}, {}),
+    ):  # fmt: skip
+        whole = {"encoding": "sparse", "chunk_shape": more.get("shape", [4])} | part
+        also = {"sparse-1", "nested-1", "raw-1", "quantized-1", "sparse-4", "sparse-5", "tensor-7"} - {clause}
+        more = {"dtype": "uint8", "shape": [4]} | more
+        yield f"sparse/{name}", short([clause, *sorted(also)], part=whole, arrays=arrays, error="format", **more)
+
+
+def values_vectors() -> Iterator[tuple[str, Json]]:
+    """Values of ``sparse`` in every encoding and narrower dtype."""
+    v = sparse_alone
+    for dtype, data_type, stored, words in (
+        ("bfloat16", "uint16", "c03f 01ff", "00000000 0000c03f 000001ff 00000000"),
+        ("float16", "float16", "003c 0080", "00000000 0000803f 00000080 00000000"),
+    ):
+        yield f"sparse/values-of-{dtype}", v(
+            ["sparse-1", "narrow-1", "narrow-2"], ["01 00"], [], words, shape=[4], dtype="float32",
+            part={"room": 2, "values": {"encoding": "raw", "dtype": dtype}}, arrays={"values": [data_type, [1, 2], [1, 2]]},
+            bodies={"values/c/0/0": stored},
+        )  # fmt: skip
+    yield "sparse/narrow-as-a-whole", v(
+        ["sparse-1", "narrow-1"], ["02"], ["c03f"], "00000000 00000000 0000c03f", shape=[3], dtype="float32", data_type="uint16",
+        part={"dtype": "bfloat16"},
+    )  # fmt: skip
+    yield "sparse/values-in-planes", v(
+        ["nested-1", "planes-3"], ["00 01 00"], [], "803f 0000 00c0 003f", shape=[4], dtype="bfloat16",
+        part={"room": 3, "values": {"encoding": "planes", "rotate": True}}, arrays={"values": ["uint8", [2, 1, 3], [2, 1, 3]]},
+        bodies={"values/c/0/0/0": "7f 80 7e 00 01 00"},
+    )  # fmt: skip
+    yield "sparse/values-in-planes-with-symbols", v(
+        ["nested-1", "planes-4"], ["00 01 00"], [], "803f 0000 00c0 003f", shape=[4], dtype="bfloat16",
+        part={"room": 3, "values": {"encoding": "planes", "rotate": True, "top_bits": 9, "symbols": [[252, 1], [254, 1], [256, 1]]}},
+        arrays={"values": ["uint8", [2, 1, 3], [2, 1, 3]]}, bodies={"values/c/0/0/0": "01 02 00 00 01 00"},
+    )  # fmt: skip
+    yield "sparse/values-in-planes-with-ranks", v(
+        ["nested-1", "planes-5", "planes-6"], ["00 01 00"], [], "803f 0000 00c0 003f", shape=[4], dtype="bfloat16",
+        part={"room": 3, "values": {"encoding": "planes", "rotate": True, "ranks": 126, "chunk_shape": [1, 3]}},
+        arrays={"values": ["uint8", [1, 1, 13], [1, 1, 13]]}, bodies={"values/c/0/0/0": "f1 00 00 01 00 80010000 ffffffff"},
+    )  # fmt: skip
+    codes: Json = {
+        "encoding": "quantized",
+        "levels": 16,
+        "chunk_shape": [1, 3],
+        "per_byte": 2,
+        "zero_point": 8,
+        "scales": [0.5],
+    }
+    one: dict[str, list[Any]] = {"values": ["uint8", [2, 2], [1, 2]]}
+    yield "sparse/values-of-codes-in-chunks", v(
+        ["nested-1", "quantized-2"], ["00 01 ff", "01 ff ff"], [], words_of("bfloat16", [1, 0, -0.5, 0, 0, 0.5]), shape=[6], chunk=[4],
+        dtype="bfloat16", part={"room": 3, "values": codes}, arrays=one, bodies={"values/c/0/0": "7a 08", "values/c/1/0": "89 08"},
+    )  # fmt: skip
+    book = codes | {
+        "levels": 3,
+        "per_byte": 1,
+        "zero_point": 0,
+        "scales": [{"block": [1, 4], "dtype": "float16"}],
+        "chunk_shape": [1, 4],
+    }
+    three: dict[str, list[Any]] = {
+        "values.codes": ["uint8", [1, 4], [1, 4]], "values.scale": ["float16", [1, 1], [1, 1]], "values.codebook": ["float32", [3], [3]],
+    }  # fmt: skip
+    yield "sparse/values-of-codes-in-several-arrays", v(
+        ["nested-1", "quantized-4"], ["00 01"], [], words_of("float32", [-6, 0, 1.5, 0]), shape=[4], chunk=[4], dtype="float32",
+        part={"room": 4, "values": book}, arrays=three,
+        bodies={"values.codes/c/0/0": "00 02 01 01", "values.scale/c/0/0": numbers("float16", [3.0]),
+                "values.codebook/c/0": numbers("float32", [-2, 0, 0.5])},
+    )  # fmt: skip
+    yield "sparse/values-of-neighbours-in-blocks", v(
+        ["nested-1", "quantized-4"], ["01"], [], words_of("float32", [0, 0, 3, 4, 0, 0, 1, 2]), shape=[2, 4], dtype="float32",
+        part={"room": 4, "block": [2, 2], "values": {"encoding": "quantized", "levels": 2, "chunk_shape": [1, 1, 4]}},
+        arrays={"values.codes": ["uint8", [1, 1, 2], [1, 1, 2]], "values.codebook": ["float32", [2, 2], [2, 2]]},
+        bodies={"values.codes/c/0/0/0": "01 00", "values.codebook/c/0/0": numbers("float32", [1, 2, 3, 4])},
+    )  # fmt: skip
+    # Rounded to bfloat16 first, which binary32 then holds: 1.00390625 lies half way between two numbers.
+    halves = [single(x) for x in (1.00390625, 1.01171875)]
+    yield "sparse/values-of-codes-rounded-to-a-narrower-dtype", v(
+        ["nested-1", "narrow-2", "quantized-8"], ["00 00"], [], words_of("float32", [1.0, 1.015625]), shape=[2], dtype="float32",
+        part={"room": 2, "values": {"encoding": "quantized", "levels": 2, "chunk_shape": [1, 2], "codebook": halves, "dtype": "bfloat16"}},
+        arrays={"values": ["uint8", [1, 2], [1, 2]]}, bodies={"values/c/0/0": "00 01"},
+    )  # fmt: skip
+    few: Json = {"encoding": "quantized", "levels": 3, "chunk_shape": [1, 2]}
+    for name, clause, positions, values, scale in (
+        ("code-of-nothing-behind-the-last-place", "quantized-5", "00 ff", "00 03", None),
+        ("code-of-nothing-though-no-place-is-taken", "quantized-5", "ff ff", "00 03", None),
+        ("scale-of-values-not-finite", "quantized-7", "00 00", "00 01", "007c"),
+    ):
+        part = few | ({"scales": [{"block": [1, 2], "dtype": "float16"}]} if scale else {})
+        own: dict[str, list[Any]] = {"values": ["uint8", [1, 2], [1, 2]]}
+        bodies = {"values/c/0/0": values}
+        if scale:
+            own = {"values.codes": own["values"], "values.scale": ["float16", [1, 1], [1, 1]]}
+            bodies = {"values.codes/c/0/0": values, "values.scale/c/0/0": scale}
+        yield f"sparse/{name}", v(
+            [clause, "nested-1"], [positions], [], shape=[4], dtype="float32", part={"room": 2, "values": part}, arrays=own, bodies=bodies,
+            error="corrupt",
+        )  # fmt: skip
+    yield "sparse/values-missing", v(
+        ["payload-4"], ["ff ff"], [], shape=[4], dtype="float32", part={"room": 2, "values": few},
+        arrays={"values": ["uint8", [1, 2], [1, 2]]}, error="corrupt",
+    )  # fmt: skip
+    yield (
+        "sparse/low-bits-missing",
+        short(["payload-4"], dtype="uint8", shape=[4], part={"encoding": "sparse", "chunk_shape": [4], "low_bits": 8},
+              arrays={name: ["uint8", [1, 2], [1, 2]] for name in ("positions", "low", "values")},
+              bodies={"positions/c/0/0": "00 00", "values/c/0/0": "00 00"}, error="corrupt"),
+    )  # fmt: skip
+    listed = v(["root-3"], ["00 01 00"], [], "803f 0000 00c0 003f", shape=[4], dtype="bfloat16",
+               part={"room": 3, "values": {"encoding": "planes", "rotate": True}}, arrays={"values": ["uint8", [2, 1, 3], [2, 1, 3]]},
+               bodies={"values/c/0/0/0": "7f 80 7e 00 01 00"})  # fmt: skip
+    listed["root"]["attributes"]["mzstore"]["features"] = ["sparse"]
+    del listed["tensors"]
+    yield "sparse/feature-of-values-not-listed", listed | {"clauses": ["root-3", "nested-1"], "error": "format"}
+
+
+def multiplied(left: list[list[float]], right: list[list[float]], scale: float = 1.0) -> list[float]:
+    """The products of two matrices of binary32, each operation rounded to it; the sum of two such numbers in binary64, rounded
+    again, is that of binary32."""
+    found = []
+    for row in left:
+        for column in zip(*right, strict=True):
+            total = single(row[0] * column[0])
+            for a, b in zip(row[1:], column[1:], strict=True):
+                total = single(total + single(a * b))
+            found.append(single(total * scale))
+    return found
+
+
+def lowrank_vectors() -> Iterator[tuple[str, Json]]:
+    raw: Json = {"encoding": "raw"}
+
+    def v(
+        clauses: list[str], left: list[list[float]], right: list[list[float]], *, scale: float | None = None, dtype: str = "float32",
+        shape: list[int] | None = None, kinds: tuple[str, str] = ("float32", "float32"), **more: Any,
+    ) -> Json:  # fmt: skip
+        rows, rank, cols = len(left), len(left[0]), len(right[0])
+        shape = shape or [rows, cols]
+        part = {"encoding": "lowrank", "chunk_shape": shape, "rank": rank}
+        for name, kind in zip(("left", "right"), kinds, strict=True):
+            part[name] = raw if kind == "float32" else raw | {"dtype": kind}
+        lead = shape[:-1]
+        words = words_of(dtype, multiplied(left, right, 1.0 if scale is None else scale))
+        disk = {"bfloat16": "uint16"}
+        return short(
+            clauses, dtype=dtype, shape=shape, part=part | ({} if scale is None else {"scale": scale}) | more.pop("part", {}),
+            arrays={"left": [disk.get(kinds[0], kinds[0]), [*lead, rank], [*lead, rank]],
+                    "right": [disk.get(kinds[1], kinds[1]), [rank, cols], [rank, cols]]},
+            bodies={"/".join(["left/c", *("0" for _ in lead), "0"]): numbers(kinds[0], [x for row in left for x in row]),
+                    "right/c/0/0": numbers(kinds[1], [x for row in right for x in row])},
+            words=words, **more,
+        )  # fmt: skip
+
+    def factor(rows: int, cols: int, by: float) -> list[list[float]]:
+        return [[single(((7 * i + 3 * j) % 11 - 5.3) * by) for j in range(cols)] for i in range(rows)]
+
+    rule = ["lowrank-2"]
+    left, right = factor(3, 6, 0.1), factor(6, 4, 1 / 3)
+    yield "lowrank/rank-6", v(rule, left, right)
+    yield "lowrank/rank-6-of-bfloat16", v(rule, left, right, dtype="bfloat16")
+    yield "lowrank/rank-6-of-float16", v(rule, left, right, dtype="float16")
+    yield "lowrank/rank-6-of-float64", v(rule, left, right, dtype="float64")
+    yield "lowrank/scaled", v(rule, left, right, scale=single(-0.7))
+    yield "lowrank/scale-an-integer", v(["lowrank-1"], left, right, scale=3)
+    yield "lowrank/scale-0", v(rule, [[1.0, -1.0]], [[2.0], [3.0]], scale=0.0)
+    yield "lowrank/order-of-sums", v(
+        rule, [[single(1e8), 1.0, single(-1e8)], [1.0, single(1e8), single(-1e8)]], [[1.0], [1.0], [1.0]]
+    )  # fmt: skip
+    # (1 + 2^-12)^2 - (1 + 2^-11): a fused product would leave 2^-24.
+    near, below = 1 + 2.0**-12, -(1 + 2.0**-11)
+    yield "lowrank/not-fused", v(rule, [[1.0, near]], [[below], [near]])
+    yield "lowrank/subnormal", v(rule, [[single(1e-30), single(3e-23)]], [[single(1e-12)], [single(7e-20)]])
+    yield "lowrank/too-large-for-float16", v(
+        rule, [[300.0], [-300.0]], [[300.0, 218.25]], dtype="float16"
+    )  # fmt: skip
+    yield "lowrank/rounded-to-even", v(rule, [[1.00390625], [1.01171875]], [[1.0, -1.0]], dtype="bfloat16")
+    yield "lowrank/factors-of-16-bits", v(
+        ["lowrank-1", "nested-1"], [[1.5, -2.0], [0.25, 3.0]], [[1.0, 0.5, -4.0], [2.0, 0.125, 1.0]], kinds=("bfloat16", "float16")
+    )  # fmt: skip
+    yield "lowrank/of-3-axes", v(["lowrank-1"], factor(6, 2, 0.5), factor(2, 4, 0.25), shape=[2, 3, 4])
+    yield "lowrank/of-4-axes", v(["lowrank-1"], factor(6, 2, 0.5), factor(2, 2, 0.25), shape=[3, 1, 2, 2])
+    yield "lowrank/one-row", v(["lowrank-1"], factor(1, 3, 0.5), factor(3, 5, 0.25))
+    yield "lowrank/narrow", short(
+        ["lowrank-2", "narrow-1", "narrow-2"], dtype="float32", shape=[1, 2],
+        part={"encoding": "lowrank", "chunk_shape": [1, 2], "rank": 1, "left": raw, "right": raw, "dtype": "bfloat16"},
+        arrays={"left": ["float32", [1, 1], [1, 1]], "right": ["float32", [1, 2], [1, 2]]},
+        bodies={"left/c/0/0": numbers("float32", [1.0]), "right/c/0/0": numbers("float32", [1.01171875, -3.0])},
+        words=words_of("float32", [1.015625, -3.0]),
+    )  # fmt: skip
+    left, right = factor(5, 2, 0.5), factor(2, 3, 0.25)
+    bodies = {
+        f"left/c/{i}/0": numbers(
+            "float32", [x for row in left[2 * i : 2 * i + 2] for x in row] + [9.0] * (2 * (i == 2))
+        )
+        for i in range(3)
+    }
+    bodies |= {
+        "right/c/0/0": numbers("float32", [*right[0][:2], *right[1][:2]]),
+        "right/c/0/1": numbers("float32", [right[0][2], 9.0, right[1][2], 9.0]),
+    }
+    yield "lowrank/in-chunks", short(
+        ["lowrank-1", "lowrank-2", "grid-1"], dtype="float32", shape=[5, 3],
+        part={"encoding": "lowrank", "chunk_shape": [2, 2], "rank": 2, "left": raw, "right": raw},
+        arrays={"left": ["float32", [5, 2], [2, 2]], "right": ["float32", [2, 3], [2, 2]]}, bodies=bodies,
+        words=words_of("float32", multiplied(left, right)),
+    )  # fmt: skip
+    codes = [[3, 0], [1, 2]]
+    steps = [single(0.1), single(0.3)]
+    across = [[single(1.1), -2.0, 0.5], [single(0.7), 3.0, -1.0]]
+    yield (
+        "lowrank/factors-of-codes",
+        short(["nested-1", "lowrank-2", "quantized-8"], dtype="bfloat16", shape=[2, 3],
+              part={"encoding": "lowrank", "chunk_shape": [2, 3], "rank": 2,
+                    "left": {"encoding": "quantized", "levels": 4, "per_byte": 4, "chunk_shape": [2, 2], "zero_point": 1,
+                             "scales": [{"block": [1, 2], "dtype": "float32"}]},
+                    "right": {"encoding": "planes", "rotate": False}},
+              arrays={"left.codes": ["uint8", [2, 1], [2, 1]], "left.scale": ["float32", [2, 1], [2, 1]],
+                      "right": ["uint8", [4, 2, 3], [4, 2, 3]]},
+              bodies={"left.codes/c/0/0": packed(codes, 4), "left.scale/c/0/0": numbers("float32", steps),
+                      "right/c/0/0/0": bytes(struct.pack("<f", x)[3 - plane] for plane in range(4) for row in across for x in row).hex()},
+              words=words_of("bfloat16", multiplied([[product(code - 1, steps[i]) for code in row] for i, row in enumerate(codes)], across))),
+    )  # fmt: skip
+    halves = [single(x) for x in (1.00390625, 1.01171875)]
+    yield (
+        "lowrank/codes-rounded-to-the-dtype-of-the-factor",
+        short(["nested-1", "lowrank-2"], dtype="float32", shape=[1, 2],
+              part={"encoding": "lowrank", "chunk_shape": [1, 2], "rank": 1, "left": raw,
+                    "right": {"encoding": "quantized", "levels": 2, "chunk_shape": [1, 2], "codebook": halves, "dtype": "bfloat16"}},
+              arrays={"left": ["float32", [1, 1], [1, 1]], "right": ["uint8", [1, 2], [1, 2]]},
+              bodies={"left/c/0/0": numbers("float32", [3.0]), "right/c/0/0": "00 01"}, words=words_of("float32", [3.0, single(3 * 1.015625)])),
+    )  # fmt: skip
+
+    # What is refused: shape (2, 3), rank 1.
+    arrays: dict[str, list[Any]] = {"left": ["float32", [2, 1], [2, 1]], "right": ["float32", [1, 3], [1, 3]]}
+    good: Json = {"encoding": "lowrank", "chunk_shape": [2, 3], "rank": 1, "left": raw, "right": raw}
+    codes_: Json = {"encoding": "quantized", "levels": 4, "chunk_shape": [2, 1]}
+    for name, clause, part, own, more in (
+        ("of-integers", "lowrank-1", {}, {}, {"dtype": "int32"}),
+        ("of-float8", "lowrank-1", {}, {}, {"dtype": "float8_e5m2"}),
+        ("of-complex", "lowrank-1", {}, {}, {"dtype": "complex64"}),
+        ("of-one-axis", "lowrank-1", {"chunk_shape": [3]}, {}, {"shape": [3]}),
+        ("of-a-scalar", "lowrank-1", {"chunk_shape": []}, {}, {"shape": []}),
+        ("of-nothing", "lowrank-1", {"chunk_shape": [1, 3]}, {"left": ["float32", [0, 1], [1, 1]]}, {"shape": [0, 3]}),
+        ("no-chunk-shape", "lowrank-1", {"chunk_shape": None}, {}, {}),
+        ("chunks-of-0", "lowrank-1", {"chunk_shape": [2, 0]}, {}, {}),
+        ("chunks-of-fewer-axes", "lowrank-1", {"chunk_shape": [2]}, {}, {}),
+        ("chunks-too-large", "lowrank-1", {"chunk_shape": [1 << 12, 1 << 13]},
+         {"left": ["float32", [2, 1], [1 << 12, 1]], "right": ["float32", [1, 3], [1, 1 << 13]]}, {"dtype": "bfloat16"}),
+        ("left-chunks-too-large", "lowrank-1", {"chunk_shape": [1 << 9, 3], "rank": 1 << 16, "left": raw | {"dtype": "float16"}},
+         {"left": ["float16", [2, 1 << 16], [1 << 9, 1 << 16]], "right": ["float32", [1 << 16, 3], [1 << 16, 3]]}, {}),
+        ("rank-0", "lowrank-1", {"rank": 0}, {}, {}),
+        ("rank-null", "lowrank-1", {"rank": None}, {}, {}),
+        ("rank-true", "lowrank-1", {"rank": True}, {}, {}),
+        ("rank-of-fractions", "lowrank-1", {"rank": 1.0}, {}, {}),
+        ("rank-65537", "lowrank-1", {"rank": 65537}, {"left": ["float32", [2, 65537], [2, 65537]], "right": ["float32", [65537, 3], [65537, 3]]}, {}),
+        ("rank-without-end", "lowrank-1", {"rank": 10**400}, {}, {}),
+        ("rank-of-other-factors", "lowrank-1", {"rank": 2}, {}, {}),
+        ("no-left", "nested-1", {"left": None}, {}, {}),
+        ("right-a-list", "nested-1", {"right": [raw]}, {}, {}),
+        ("left-sparse", "nested-1", {"left": {"encoding": "sparse", "chunk_shape": [2, 1]}}, {}, {}),
+        ("left-lowrank", "nested-1", {"left": good}, {}, {}),
+        ("left-of-float64", "lowrank-1", {"left": raw | {"dtype": "float64"}}, {"left": ["float64", [2, 1], [2, 1]]}, {}),
+        ("left-of-integers", "lowrank-1", {"left": raw | {"dtype": "int32"}}, {"left": ["int32", [2, 1], [2, 1]]}, {}),
+        ("left-of-codes-in-float64", "lowrank-1", {"left": codes_ | {"dtype": "float64"}}, {"left": ["uint8", [2, 1], [2, 1]]}, {}),
+        ("left-of-another-shape", "lowrank-1", {}, {"left": ["float32", [3, 1], [3, 1]]}, {}),
+        ("left-in-other-chunks", "lowrank-1", {}, {"left": ["float32", [2, 1], [1, 1]]}, {}),
+        ("right-in-other-chunks", "lowrank-1", {}, {"right": ["float32", [1, 3], [1, 2]]}, {}),
+        ("right-constant", "nested-1", {}, {"right": ["float32", [1, 1], [1, 1]]}, {}),
+        ("unknown-array", "lowrank-1", {}, {"more": ["float32", [1, 3], [1, 3]]}, {}),
+        ("scale-null", "lowrank-1", {"scale": None}, {}, {}),
+        ("scale-true", "lowrank-1", {"scale": True}, {}, {}),
+        ("scale-of-text", "lowrank-1", {"scale": "1"}, {}, {}),
+        ("scale-of-64-bits", "lowrank-1", {"scale": 0.1}, {}, {}),
+        ("scale-too-large", "lowrank-1", {"scale": 1e39}, {}, {}),
+        ("scale-too-large-an-integer", "lowrank-1", {"scale": 10**400}, {}, {}),
+        ("scale-an-integer-of-25-bits", "lowrank-1", {"scale": (1 << 24) + 1}, {}, {}),
+        ("scale-an-integer-near-one-of-binary32", "lowrank-1", {"scale": (1 << 60) + 1}, {}, {}),
+    ):  # fmt: skip
+        also = sorted({"lowrank-1", "nested-1", "raw-1", "quantized-1", "array-2"} - {clause})
+        more = {"dtype": "float32", "shape": [2, 3]} | more
+        yield f"lowrank/{name}", short([clause, *also], part=good | part, arrays=arrays | own, error="format", **more)
+    for name, clause, part, own, bodies in (
+        ("left-missing", "payload-4", {}, {}, {"right/c/0/0": numbers("float32", [1, 2, 3])}),
+        ("right-missing", "payload-4", {}, {}, {"left/c/0/0": numbers("float32", [1, 2])}),
+        ("code-of-nothing", "quantized-5", {"left": codes_}, {"left": ["uint8", [2, 1], [2, 1]]},
+         {"left/c/0/0": "00 04", "right/c/0/0": numbers("float32", [1, 2, 3])}),
+    ):  # fmt: skip
+        yield f"lowrank/{name}", short(
+            [clause], dtype="float32", shape=[2, 3], part=good | part, arrays=arrays | own, bodies=bodies, error="corrupt"
+        )  # fmt: skip
+
+
+def combined_vectors() -> Iterator[tuple[str, Json]]:
+    raw: Json = {"encoding": "raw"}
+
+    def words_by(
+        how: str,
+        dtype: str,
+        data_type: str,
+        shape: list[int],
+        first: str,
+        second: str,
+        words: str,
+        extents: list[int] | None = None,
+    ) -> Json:
+        extents = extents or shape
+        key = "/".join("0" for _ in extents)
+        key = f"c/{key}" if key else "c"
+        return short(
+            ["tensor-7"], dtype=dtype, shape=shape, parts=[raw, raw | {"combine": how}], words=words,
+            arrays={"values": [data_type, extents, extents], "2.values": [data_type, extents, extents]},
+            bodies={f"values/{key}": first, f"2.values/{key}": second},
+        )  # fmt: skip
+
+    yield "combined/xor", words_by("xor", "uint8", "uint8", [3], "0f f0 ff", "01 ff ff", "0e 0f 00")
+    yield "combined/plus", words_by("plus", "uint8", "uint8", [3], "0f f0 ff", "01 20 ff", "10 10 fe")
+    yield "combined/plus-of-16-bits", words_by("plus", "bfloat16", "uint16", [2], "ffff 803f", "0100 ff00", "0000 7f40")
+    yield (
+        "combined/plus-of-64-bits",
+        words_by("plus", "float64", "float64", [1], "ffffffffffffffff", "0200000000000000", "0100000000000000"),
+    )
+    yield (
+        "combined/xor-of-int64",
+        words_by("xor", "int64", "int64", [1], "ffffffffffffffff", "0f00000000000000", "f0ffffffffffffff"),
+    )
+    yield (
+        "combined/xor-of-complex",
+        words_by(
+            "xor", "complex64", "float32", [1], "0000803f 000000c0", "00000080 ff000000", "000080bf ff0000c0", [1, 2]
+        ),
+    )
+    yield "combined/plus-of-uint4", words_by("plus", "uint4", "uint8", [3], "ff 0f", "01 01", "00 10", [2])
+    yield "combined/xor-of-a-scalar", words_by("xor", "float16", "float16", [], "003c", "0080", "00bc")
+    yield "combined/xor-of-planes", short(
+        ["tensor-7"], dtype="bfloat16", shape=[3], parts=[{"encoding": "planes", "rotate": True}, {"encoding": "planes", "rotate": False, "combine": "xor"}],
+        arrays={"planes": ["uint8", [2, 3], [2, 3]], "2.planes": ["uint8", [2, 3], [2, 3]]},
+        bodies={"planes/c/0/0": "7f 80 7e 00 01 00", "2.planes/c/0/0": "00 80 ff 01 00 ff"}, words="813f 0040 ffc0",
+    )  # fmt: skip
+    yield "combined/plus-in-chunks", short(
+        ["tensor-7", "grid-1"], dtype="uint8", shape=[3], parts=[raw, raw | {"combine": "plus"}],
+        arrays={"values": ["uint8", [3], [2]], "2.values": ["uint8", [3], [2]]},
+        bodies={"values/c/0": "01 02", "values/c/1": "03 ff", "2.values/c/0": "ff ff", "2.values/c/1": "01 ff"}, words="00 01 04",
+    )  # fmt: skip
+
+    def sums(
+        clauses: list[str], dtype: str, shape: list[int], parts: list[tuple[Json, dict[str, tuple[str, list[int], str]]]], values: list[float],
+        words: str = "",
+    ) -> Json:  # fmt: skip
+        """Parts of one chunk, each with its arrays: (data type, shape, body)."""
+        docs, arrays, bodies = [], {}, {}
+        for i, (doc, own) in enumerate(parts):
+            docs.append(doc)
+            for name, (data_type, extents, body) in own.items():
+                key = f"{i + 1}.{name}" if i else name
+                arrays[key] = [data_type, extents, extents]
+                bodies["/".join([f"{key}/c", *("0" for _ in extents)])] = body
+        return short(
+            clauses, dtype=dtype, shape=shape, parts=docs, arrays=arrays, bodies=bodies, words=words or words_of(dtype, values)
+        )  # fmt: skip
+
+    add = {"combine": "add"}
+    eighth = single(1 / 8)
+
+    def codes(data: str, n: int, **more: Any) -> tuple[Json, dict[str, tuple[str, list[int], str]]]:
+        doc = {"encoding": "quantized", "levels": 256, "chunk_shape": [1, n]} | more
+        return doc, {"codes": ("uint8", [1, n], data)}
+
+    def sparse(
+        positions: str, kind: str, data: str, count: int, **more: Any
+    ) -> tuple[Json, dict[str, tuple[str, list[int], str]]]:
+        doc = {"encoding": "sparse", "chunk_shape": [1, 3]} | more
+        m = len(unhex(positions))
+        disk = "uint16" if kind == "bfloat16" else kind
+        return doc, {"positions": ("uint8", [1, 1, m], positions), "values": (disk, [1, 1, count], data)}
+
+    rule = ["tensor-7", "tensor-8"]
+    # 256 + 1 is no number of bfloat16, 257 + 1 is; each by itself would be rounded to 256.
+    yield "combined/sum-is-rounded-once", sums(
+        rule, "bfloat16", [1, 2],
+        [codes("01 02", 2, scales=[257.0]), codes("01 03", 2, **add), codes("00 01", 2, **add)], [258, 518],
+    )  # fmt: skip
+    yield "combined/sum-of-raw", sums(
+        rule, "bfloat16", [1, 2], [(raw, {"values": ("uint16", [1, 2], "803f 00c0")}), (raw | add, {"values": ("uint16", [1, 2], "803b 0041")})],
+        [1 + 2.0**-8, 6.0],
+    )  # fmt: skip
+    yield "combined/sum-of-planes-and-codes", sums(
+        rule, "float16", [1, 2], [({"encoding": "planes", "rotate": False}, {"planes": ("uint8", [2, 1, 2], "3c c0 00 00")}), codes("05 06", 2, scales=[eighth], **add)],
+        [1.625, -1.25],
+    )  # fmt: skip
+    yield "combined/sum-in-the-order-of-parts", sums(
+        rule, "float32", [1, 1],
+        [(raw, {"values": ("float32", [1, 1], numbers("float32", [single(1e8)]))}), (raw | add, {"values": ("float32", [1, 1], numbers("float32", [3.0]))}),
+         (raw | add, {"values": ("float32", [1, 1], numbers("float32", [-single(1e8)]))})], [single(single(1e8 + 3) - 1e8)],
+    )  # fmt: skip
+    yield "combined/sum-too-large-for-float16", sums(
+        rule, "float16", [1, 2],
+        [(raw, {"values": ("float16", [1, 2], numbers("float16", [65504.0, -65504.0]))}), (raw | add, {"values": ("float16", [1, 2], numbers("float16", [16.0, -15.0]))})],
+        [65520.0, -65504.0], words="007c fffb",
+    )  # fmt: skip
+    yield "combined/sum-with-sparse", sums(
+        [*rule, "sparse-1"], "bfloat16", [1, 3], [codes("01 02 03", 3), sparse("01 00", "bfloat16", "803f 00c0", 2, **add)], [1, 3, 1]
+    )  # fmt: skip
+    yield "combined/sum-with-sparse-of-another-dtype", sums(
+        [*rule, "sparse-1"], "bfloat16", [1, 3],
+        [codes("80 02 03", 3), sparse("00 00", "float32", numbers("float32", [0.5 + 2.0**-20, single(0.1)]), 2, room=2, values=raw | {"dtype": "float32"}, **add)],
+        [single(128.5 + 2.0**-20), single(2 + single(0.1)), 3],
+    )  # fmt: skip
+    quantized_values = {"encoding": "quantized", "levels": 4, "chunk_shape": [1, 1, 2], "scales": [257.0]}
+    yield "combined/sum-with-sparse-codes-that-are-not-rounded", sums(
+        [*rule, "nested-1"], "bfloat16", [1, 3], [codes("01 02 03", 3), sparse("00 00", "uint8", "01 02", 2, room=2, values=quantized_values, **add)], [258, 516, 3]
+    )  # fmt: skip
+    yield "combined/sum-with-sparse-first", sums(
+        rule, "bfloat16", [1, 3], [sparse("01", "uint8", "01", 1, room=1, values=quantized_values | {"chunk_shape": [1, 1, 1]}), codes("01 01 01", 3, **add)], [1, 258, 1]
+    )  # fmt: skip
+    lowrank = {"encoding": "lowrank", "chunk_shape": [1, 3], "rank": 1, "left": raw, "right": raw}
+    factors = {
+        "left": ("float32", [1, 1], numbers("float32", [single(0.1)])),
+        "right": ("float32", [1, 3], numbers("float32", [3.0, -7.0, 1.0])),
+    }
+    thirds = [single(single(0.1) * x) for x in (3.0, -7.0, 1.0)]
+    yield "combined/lowrank-and-codes", sums(
+        rule, "bfloat16", [1, 3], [(lowrank, factors), codes("05 06 07", 3, scales=[single(0.01)], **add)],
+        [single(thirds[i] + product(5 + i, single(0.01))) for i in range(3)],
+    )  # fmt: skip
+    yield "combined/codes-lowrank-and-sparse", sums(
+        rule, "float32", [1, 3], [codes("05 06 07", 3, scales=[single(0.01)]), (lowrank | add, factors), sparse("02", "float32", numbers("float32", [100.0]), 1)],
+        [*(single(product(5 + i, single(0.01)) + thirds[i]) for i in range(2)), 100.0],
+    )  # fmt: skip
+    yield "combined/four-parts", sums(
+        rule, "float64", [1, 3],
+        [codes("05 06 07", 3, scales=[single(0.01)]), (lowrank | add, factors),
+         sparse("01", "float32", numbers("float32", [single(0.3)]), 1, room=1, values=raw | {"dtype": "float32"}, **add),
+         sparse("02", "float64", struct.pack("<d", 1 / 3).hex(), 1)], [],
+        words="".join(struct.pack("<d", x).hex() for x in (
+            single(product(5, single(0.01)) + thirds[0]), single(single(product(6, single(0.01)) + thirds[1]) + single(0.3)), 1 / 3)),
+    )  # fmt: skip
+    yield "combined/lowrank-replaced-in-places", sums(
+        ["tensor-7"], "bfloat16", [1, 3], [(lowrank, factors), sparse("00", "bfloat16", "0041", 1, combine="replace")], [8.0, thirds[1], thirds[2]]
+    )  # fmt: skip
+    yield "combined/sparse-replaces-sparse", sums(
+        ["tensor-7"], "bfloat16", [1, 3], [sparse("00 01", "bfloat16", "803f 0040", 2), sparse("02", "bfloat16", "0041", 1)], [1.0, 0.0, 8.0]
+    )  # fmt: skip
+
+    # What is refused: (1, 3) of bfloat16.
+    values: dict[str, list[Any]] = {"values": ["uint16", [1, 3], [1, 3]]}
+    second: dict[str, list[Any]] = {"2.values": ["uint16", [1, 3], [1, 3]]}
+    places: dict[str, list[Any]] = {
+        "2.positions": ["uint8", [1, 1, 1], [1, 1, 1]],
+        "2.values": ["uint16", [1, 1, 1], [1, 1, 1]],
+    }
+    thin: Json = {"encoding": "sparse", "chunk_shape": [1, 3]}
+
+    def third(arrays: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        return {f"3.{name[2:]}": array for name, array in arrays.items()}
+
+    base: Json = {"encoding": "base", "base": 0, "tensor": "w", "sha256": "0" * 64}
+    code: Json = {"encoding": "quantized", "levels": 256, "chunk_shape": [1, 3]}
+    code_array: list[Any] = ["uint8", [1, 3], [1, 3]]
+    narrow = {"dtype": "bfloat16"}
+    wide: dict[str, list[Any]] = {"values": ["float32", [1, 3], [1, 3]], "2.values": ["float32", [1, 3], [1, 3]]}
+    for name, clause, parts, arrays, more in (
+        ("way-not-said", "tensor-7", [raw, raw], values | second, {}),
+        ("replaced-by-raw", "tensor-7", [raw, raw | {"combine": "replace"}], values | second, {}),
+        ("xor-with-sparse", "tensor-7", [raw, thin | {"combine": "xor"}], values | places, {}),
+        ("xor-behind-codes", "tensor-7", [code, raw | {"combine": "xor"}], {"codes": code_array} | second, {}),
+        ("xor-with-codes", "tensor-7", [raw, code | {"combine": "xor"}], values | {"2.codes": code_array}, {}),
+        ("xor-and-xor", "tensor-7", [raw, raw | {"combine": "xor"}, raw | {"combine": "xor"}], values | second | third(second), {}),
+        ("xor-and-replaced", "tensor-7", [raw, raw | {"combine": "xor"}, thin], values | second | third(places), {}),
+        ("added-and-xor", "tensor-7", [raw, raw | {"combine": "add"}, raw | {"combine": "xor"}], values | second | third(second), {}),
+        ("added-behind-replaced", "tensor-7", [raw, thin, raw | {"combine": "add"}], values | places | third(second), {}),
+        ("first-added", "tensor-7", [raw | {"combine": "add"}, thin], values | places, {}),
+        ("base-second", "tensor-7", [raw, base | {"combine": "add"}, thin], values | third(places), {"bases": True}),
+        ("constant-added", "tensor-7", [raw, raw | {"combine": "add"}], values | {"2.values": ["uint16", [1, 1], [1, 1]]}, {}),
+        ("other-chunks", "tensor-7", [raw, raw | {"combine": "add"}], values | {"2.values": ["uint16", [1, 3], [1, 2]]}, {}),
+        ("narrow-first", "tensor-7", [raw | narrow, raw | {"combine": "add"}], values | {"2.values": wide["2.values"]}, {"dtype": "float32"}),
+        ("narrow-second", "tensor-7", [raw, raw | narrow | {"combine": "xor"}], {"values": wide["values"]} | second, {"dtype": "float32"}),
+        ("sum-of-integers", "tensor-8", [raw, raw | {"combine": "add"}], {name: ["int16", *rest] for name, (_, *rest) in (values | second).items()}, {"dtype": "int16"}),
+        ("sum-of-float64", "tensor-8", [raw, raw | {"combine": "add"}], {name: ["float64", *rest] for name, (_, *rest) in (values | second).items()}, {"dtype": "float64"}),
+        ("sum-of-float64-in-sparse", "tensor-8", [thin, code | {"combine": "add"}],
+         {"positions": places["2.positions"], "values": ["float64", [1, 1, 1], [1, 1, 1]], "2.codes": code_array}, {"dtype": "float64"}),
+        ("sum-with-float64-in-sparse", "sparse-1", [code, thin | {"combine": "add"}],
+         {"codes": code_array, "2.positions": places["2.positions"], "2.values": ["float64", [1, 1, 1], [1, 1, 1]]}, {"dtype": "float64"}),
+        ("sum-with-integers-in-sparse", "sparse-1", [raw, thin | {"combine": "add", "room": 1, "values": raw | {"dtype": "int16"}}],
+         values | {"2.positions": places["2.positions"], "2.values": ["int16", [1, 1, 1], [1, 1, 1]]}, {}),
+        ("sparse-first-of-another-dtype", "sparse-1", [thin | {"room": 1, "values": raw | {"dtype": "float16"}}, thin],
+         {"positions": places["2.positions"], "values": ["float16", [1, 1, 1], [1, 1, 1]]} | places, {}),
+        ("sum-in-chunks-too-large", "tensor-8", [code | {"chunk_shape": [1, 1 << 25]}, code | {"chunk_shape": [1, 1 << 25], "combine": "add"}],
+         {"codes": ["uint8", [1, 3], [1, 1 << 25]], "2.codes": ["uint8", [1, 3], [1, 1 << 25]]}, {}),
+        ("component-with-a-dot-only", "raw-1", [raw, raw | {"combine": "add"}], values | {"2.": second["2.values"]}, {}),
+    ):  # fmt: skip
+        also = sorted({"tensor-7", "tensor-8", "raw-1"} - {clause})
+        more = {"dtype": "bfloat16", "shape": [1, 3]} | more
+        if more.pop("bases", None):
+            more["bases"] = {
+                "base": short([], dtype="bfloat16", shape=[1, 3], part=raw, arrays={"": ["uint16", [1, 3], [1, 3]]})
+            }
+        yield f"combined/{name}", short([clause, *also], parts=parts, arrays=arrays, error="format", **more)
+    yield "combined/second-position-beyond", short(
+        ["sparse-3"], dtype="bfloat16", shape=[1, 3], parts=[raw, thin], arrays=values | places,
+        bodies={"values/c/0/0": "0000 0000 0000", "2.positions/c/0/0/0": "03", "2.values/c/0/0/0": "0000"}, error="corrupt",
+    )  # fmt: skip
+    yield "combined/second-missing", short(
+        ["payload-4"], dtype="bfloat16", shape=[1, 3], parts=[raw, raw | {"combine": "add"}], arrays=values | second,
+        bodies={"values/c/0/0": "0000 0000 0000"}, error="corrupt",
+    )  # fmt: skip
+
+
+def base_vectors() -> Iterator[tuple[str, Json]]:
+    raw: Json = {"encoding": "raw"}
+    digest = hashlib.sha256(unhex(ONE)).hexdigest()
+    below = short(
+        [],
+        dtype="bfloat16",
+        shape=[3],
+        part=raw,
+        arrays={"": ["uint16", [3], [2]]},
+        bodies={"c/0": "803f 00c0", "c/1": "003f 0000"},
+        words=ONE,
+    )
+    base: Json = {"encoding": "base", "base": 0, "tensor": "w", "sha256": digest}
+
+    def v(
+        clauses: list[str],
+        part: Json | None = None,
+        more: list[Json] | None = None,
+        *,
+        bases: dict[str, Json] | None = None,
+        **rest: Any,
+    ) -> Json:
+        rest = {"dtype": "bfloat16", "shape": [3], "arrays": {}} | rest
+        parts = [base | (part or {}), *(more or [])]
+        return short(clauses, parts=parts, bases={"base": below} if bases is None else bases, **rest)
+
+    yield "base/alone", v(["base-1", "base-2", "base-3", "tensor-4"], words=ONE)
+    one: dict[str, list[Any]] = {"": ["uint16", [3], [3]]}
+    yield "base/xor", v(
+        ["base-1", "tensor-4", "tensor-7"], more=[raw | {"combine": "xor"}], arrays=one, bodies={"c/0": "0100 0080 0000"}, words="813f 0040 003f"
+    )  # fmt: skip
+    yield "base/plus", v(
+        ["base-1", "tensor-7"], more=[{"encoding": "planes", "rotate": False, "combine": "plus"}], arrays={"": ["uint8", [2, 3], [2, 3]]},
+        bodies={"c/0/0": "00 40 00 01 00 ff"}, words="813f 0000 ff3f",
+    )  # fmt: skip
+    yield "base/added", v(
+        ["tensor-8"], more=[{"encoding": "quantized", "levels": 4, "chunk_shape": [3], "combine": "add"}], arrays={"": ["uint8", [3], [3]]},
+        bodies={"c/0": "00 01 03"}, words=words_of("bfloat16", [1, -1, 3.5]),
+    )  # fmt: skip
+    yield "base/replaced", v(
+        ["tensor-7"], more=[{"encoding": "sparse", "chunk_shape": [3]}], arrays={"2.positions": ["uint8", [1, 1], [1, 1]], "2.values": ["uint16", [1, 1], [1, 1]]},
+        bodies={"2.positions/c/0/0": "01", "2.values/c/0/0": "0041"}, words="803f 0041 003f",
+    )  # fmt: skip
+    matrix = short(
+        [],
+        dtype="bfloat16",
+        shape=[1, 3],
+        part=raw,
+        arrays={"": ["uint16", [1, 3], [1, 3]]},
+        bodies={"c/0/0": ONE},
+        words=ONE,
+    )
+    left, right = [[2.0]], [[1.0, single(0.3), -4.0]]
+    yield "base/adapter", v(
+        ["tensor-8", "lowrank-2"], shape=[1, 3], bases={"base": matrix},
+        more=[{"encoding": "lowrank", "chunk_shape": [1, 2], "rank": 1, "scale": 0.5, "left": raw, "right": raw, "combine": "add"}],
+        arrays={"2.left": ["float32", [1, 1], [1, 1]], "2.right": ["float32", [1, 3], [1, 2]]},
+        bodies={"2.left/c/0/0": numbers("float32", [2.0]), "2.right/c/0/0": numbers("float32", right[0][:2]), "2.right/c/0/1": numbers("float32", [-4.0, 9.0])},
+        words=words_of("bfloat16", [single(a + b) for a, b in zip((1, -2, 0.5), multiplied(left, right, 0.5), strict=True)]),
+    )  # fmt: skip
+    empty = short([], dtype="uint8", shape=[0, 2], part=raw, arrays={"": ["uint8", [0, 2], [1, 2]]})
+    yield (
+        "base/of-nothing",
+        v(["base-1"], {"sha256": hashlib.sha256(b"").hexdigest()}, bases={"base": empty}, dtype="uint8", shape=[0, 2]),
+    )
+    scalar = short(
+        [], dtype="uint8", shape=[], part=raw, arrays={"": ["uint8", [], []]}, bodies={"c": "07"}, words="07"
+    )
+    yield (
+        "base/scalar",
+        v(
+            ["base-1"],
+            {"sha256": hashlib.sha256(b"\7").hexdigest()},
+            bases={"base": scalar},
+            dtype="uint8",
+            shape=[],
+            words="07",
+        ),
+    )
+    narrow = short(
+        [],
+        dtype="float32",
+        shape=[2],
+        part=raw | {"dtype": "bfloat16"},
+        arrays={"": ["uint16", [2], [2]]},
+        bodies={"c/0": "803f 00c0"},
+        words="0000803f 000000c0",
+    )
+    wide = hashlib.sha256(unhex("0000803f 000000c0")).hexdigest()
+    yield (
+        "base/narrow-there",
+        v(["base-3"], {"sha256": wide}, bases={"base": narrow}, dtype="float32", shape=[2], words="0000803f 000000c0"),
+    )
+    tied = copy.deepcopy(below)
+    nodes = tied["root"]["consolidated_metadata"]["metadata"]
+    about = nodes["w"]["attributes"]["mzstore"]
+    nodes["v"] = group({key: about[key] for key in ("dtype", "shape", "sha256")} | {"name": "an other", "same_as": "w"})
+    yield "base/same-there", v(["base-3"], {"tensor": "an other"}, bases={"base": tied}, words=ONE)
+    yield "base/second-of-two", v(["base-1"], {"base": 1}, bases={"other": scalar, "base": below}, words=ONE)
+    missing = v(["base-3"], {"base": 1}, bases={"base": below}, urls=["nowhere", "base"], words=ONE)
+    yield "base/one-that-nothing-needs-is-missing", missing
+    yield "base/in-a-folder", v(["base-2"], bases={"folder/base": below}, words=ONE)
+    again = v([], words=ONE)
+    yield "base/of-a-base", v(["base-3"], bases={"tuned": again} | again["bases"], urls=["tuned"], words=ONE)
+
+    def chain(n: int) -> dict[str, Json]:
+        """``n`` models, each but the last with the next one as its base."""
+        models = {str(i): v([], bases={str(i + 1): below}, urls=[str(i + 1)], words=ONE) for i in range(1, n)}
+        return models | {str(n): below}
+
+    yield "base/16-behind-another", v(["base-3"], bases=chain(16), urls=["1"], words=ONE)
+    yield "base/17-behind-another", v(["base-3"], bases=chain(17), urls=["1"], error="format")
+    yield "base/its-own", v(["base-3"], bases={"base": v([], bases={"base": below}, words=ONE)}, error="format")
+
+    for name, part, change in (
+        ("no-such-tensor", {"tensor": "v"}, {}),
+        ("other-values", {"sha256": hashlib.sha256(b"").hexdigest()}, {}),
+        ("other-dtype", {}, {"dtype": "float16"}),
+        ("other-shape", {}, {"shape": [3, 1]}),
+    ):
+        yield f"base/{name}", v(["base-3"], part, error="corrupt", **change)
+    array_ = {"arrays": one, "more": [raw | {"combine": "xor"}]}
+    for name, part, more in (
+        ("index-beyond", {"base": 1}, {}), ("index-negative", {"base": -1}, {}), ("index-null", {"base": None}, {}), ("index-true", {"base": True}, {}),
+        ("tensor-null", {"tensor": None}, {}), ("tensor-too-long", {"tensor": "a" * 4097}, {}), ("sha256-null", {"sha256": None}, {}),
+        ("sha256-too-short", {"sha256": digest[1:]}, {}), ("sha256-in-capitals", {"sha256": digest.upper()}, {}),
+        ("dtype-of-the-part", {"dtype": "bfloat16"}, {"dtype": "float32"}), ("components", {}, {"arrays": {"a": one[""], "b": one[""]}}),
+    ):  # fmt: skip
+        yield f"base/{name}", v(["base-1", "tensor-4"], part, error="format", **more)
+    yield (
+        "base/narrow-with-a-change",
+        v(["tensor-7", "base-1", "raw-1"], {"dtype": "bfloat16"}, dtype="float32", error="format", **array_),
+    )
+    for name, bases in (
+        ("null", None), ("an-object", {}), ("257", [{"url": "base"}] * 257), ("text", ["base"]), ("without-url", [{}]), ("url-null", [{"url": None}]),
+        ("url-empty", [{"url": ""}]), ("url-too-long", [{"url": "a" * 4097}]), ("url-with-a-zero", [{"url": "a\0"}]), ("url-with-a-surrogate", [{"url": "\ud800"}]),
+    ):  # fmt: skip
+        wrong = v(["base-2", "base-1"], words=ONE)
+        wrong["root"]["attributes"]["mzstore"]["bases"] = bases
+        del wrong["tensors"]
+        yield f"base/bases-{name}", wrong | {"error": "format"}
+    listed = v([], words=ONE)
+    listed["root"]["attributes"]["mzstore"]["features"] = ["planes"]
+    del listed["tensors"]
+    yield "base/feature-not-listed", listed | {"clauses": ["root-3"], "error": "format"}
 
 
 # Sections 6 and 9: faults of documents. Each changes one thing in a good model.
@@ -1329,12 +2228,19 @@ def tensor_vectors() -> Iterator[tuple[str, Json]]:
         ("too-large-though-empty", "tensor-3", "format", (*w, "shape"), [0, 2**63]),
         ("no-parts", "tensor-4", "unsupported", (*w, "parts"), ABSENT),
         ("parts-are-empty", "tensor-4", "unsupported", (*w, "parts"), []),
-        ("two-parts", "tensor-4", "unsupported", (*w, "parts"), [raw, raw]),
+        ("two-parts-of-one-array", "tensor-4", "format", (*w, "parts"), [raw, raw]),
         ("part-is-text", "tensor-4", "unsupported", (*w, "parts"), ["raw"]),
         ("parts-are-an-object", "tensor-4", "unsupported", (*w, "parts"), raw),
         ("unknown-encoding", "tensor-4", "unsupported", (*w, "parts"), [{"encoding": "trellis"}]),
-        ("sparse-first", "tensor-4", "unsupported", (*w, "parts"), [{"encoding": "sparse", "chunk_shape": [3]}]),
-        ("planes-second", "tensor-4", "unsupported", (*w, "parts"), [raw, {"encoding": "planes", "rotate": True}]),
+        ("sparse-in-one-array", "tensor-4", "format", (*w, "parts"), [{"encoding": "sparse", "chunk_shape": [3]}]),
+        ("lowrank-in-one-array", "tensor-4", "format", (*w, "parts"), [{"encoding": "lowrank", "chunk_shape": [3], "rank": 1}]),
+        ("base-in-an-array", "tensor-4", "format", (*w, "parts"), [{"encoding": "base", "base": 0, "tensor": "w", "sha256": "0" * 64}]),
+        ("planes-second-in-one-array", "tensor-4", "format", (*w, "parts"), [raw, {"encoding": "planes", "rotate": True, "combine": "xor"}]),
+        ("combined-in-an-unknown-way", "tensor-4", "unsupported", (*w, "parts"), [raw, raw | {"combine": "times"}]),
+        ("combined-in-no-way", "tensor-4", "unsupported", (*w, "parts"), [raw, raw | {"combine": None}]),
+        ("combined-in-a-list-of-ways", "tensor-4", "unsupported", (*w, "parts"), [raw, raw | {"combine": ["add"]}]),
+        ("first-part-combined", "tensor-7", "format", (*w, "parts"), [raw | {"combine": "add"}]),
+        ("encoding-is-a-list", "tensor-4", "unsupported", (*w, "parts"), [{"encoding": ["raw"]}]),
         ("five-parts", "tensor-4", "unsupported", (*w, "parts"), [raw, *[{"encoding": "sparse", "chunk_shape": [3]}] * 4]),
         ("lossy", "tensor-6", "", (*w, "lossy"), {"asked": {"bits": 4}}),
         ("lossy-is-text", "tensor-6", "format", (*w, "lossy"), "yes"),
@@ -1352,7 +2258,9 @@ def tensor_vectors() -> Iterator[tuple[str, Json]]:
         ("reference-with-arrays", "tensor-5", "format", ("node", "again/planes"), array("uint8", [3], [3])),
         ("reference-in-an-array", "tensor-5", "format", (*w, "same_as"), "r"),
     ):  # fmt: skip
-        yield f"tensor/{name}", changed([clause], error, put(path, value))
+        own = {"base-in-an-array": ["base-1"], "two-parts-of-one-array": ["raw-1"], "planes-second-in-one-array": ["planes-1"],
+               "sparse-in-one-array": ["sparse-1"], "lowrank-in-one-array": ["lowrank-1"]}  # fmt: skip
+        yield f"tensor/{name}", changed([clause, *own.get(name, [])], error, put(path, value))
 
     def chain(doc: Json, nodes: Json, objects: dict[str, str]) -> None:
         nodes["third"] = copy.deepcopy(nodes["again"])
@@ -1665,7 +2573,7 @@ def zip_vectors() -> Iterator[tuple[str, Json]]:
 
 SOURCES = (
     from_page, word_vectors, grid_vectors, payload_vectors, raw_vectors, planes_vectors, narrow_vectors, quantized_vectors,
-    sparse_vectors, document_vectors,
+    sparse_vectors, index_vectors, values_vectors, lowrank_vectors, combined_vectors, base_vectors, document_vectors,
     root_vectors, node_vectors, tensor_vectors, array_vectors, asset_vectors, zip_vectors,
 )  # fmt: skip
 

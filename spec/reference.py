@@ -15,8 +15,8 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +69,32 @@ class Model:
     layouts: Mapping[str, bytes]
 
 
-def read(source: bytes | str | Path | Mapping[str, bytes]) -> Model:
-    """All of the model in an archive (a path, or its bytes) or a tree (a directory, or its objects by key)."""
+Source = bytes | str | Path | Mapping[str, bytes]
+Find = Callable[[str], Source]
+
+
+def read(source: Source, find: Find | None = None, depth: int = 0) -> Model:
+    """All of the model in an archive (a path, or its bytes) or a tree (a directory, or its objects by key).
+
+    find   where the base with a URL is, in the same terms; without it, URLs are paths
+    depth  how many models refer to this one, one behind another
+    """
     if isinstance(source, bytes):
-        return read_model(open_archive(source))
+        return read_model(open_archive(source), lambda url: read(need_find(find)(url), find, depth + 1), depth)
     if isinstance(source, Mapping):
-        return read_model({key: Object(data, True) for key, data in source.items()})
+        objects = {key: Object(data, True) for key, data in source.items()}
+        return read_model(objects, lambda url: read(need_find(find)(url), find, depth + 1), depth)
     path = Path(source)
-    return read_model(open_tree(path) if path.is_dir() else open_archive(path.read_bytes()))
+    # > A path that is not absolute begins where the referring model lies: in the directory that holds the archive or tree.
+    beside = find or (lambda url: path.absolute().parent / url)
+    found = open_tree(path) if path.is_dir() else open_archive(path.read_bytes())
+    return read_model(found, lambda url: read(beside(url), find, depth + 1), depth)
+
+
+def need_find(find: Find | None) -> Find:
+    if find is None:
+        raise ValueError("a model in memory refers to another one, and it is not said where that is")
+    return find
 
 
 # Section 4: dtypes and words.
@@ -300,7 +318,10 @@ def is_integers(value: object) -> bool:
 # Section 6.2: root.
 
 
-def read_model(objects: Mapping[str, Object]) -> Model:
+Bases = Callable[[int], Model]  # by index in `bases`
+
+
+def read_model(objects: Mapping[str, Object], open_base: Callable[[str], Model], depth: int) -> Model:
     # > A model has a root document. It is a group.
     need("zarr.json" in objects, "root-1", "no root document")
     root = load(objects["zarr.json"].data)
@@ -308,10 +329,11 @@ def read_model(objects: Mapping[str, Object]) -> Model:
     # > `format` is an integer >= 1. A reader refuses as unsupported a number that is higher than it knows
     need(is_integer(about.get("format")) and about["format"] >= 1, "root-2", "no format number")
     need(about["format"] == 1, "root-2", f"format {about['format']}", UnsupportedRefused)
-    # > `features` is a list of strings. In format 1 the features are `planes`, `quantized` and `sparse`.
+    # > `features` is a list of strings. In format 1 the features are `base`, `lowrank`, `planes`, `quantized` and `sparse`.
     features = about.get("features")
     need(isinstance(features, list) and all(isinstance(f, str) for f in features), "root-3", "no list of features")
-    need(set(features) <= {"planes", "quantized", "sparse"}, "root-3", f"features {features}", UnsupportedRefused)
+    known = {"base", "lowrank", "planes", "quantized", "sparse"}
+    need(set(features) <= known, "root-3", f"features {features}", UnsupportedRefused)
     # > `consolidated_metadata` is an object with `kind` equal to `inline`, `must_understand` false, and `metadata`: an object
     # > from the key of every node but the root to its document.
     inline = root.get("consolidated_metadata")
@@ -320,9 +342,11 @@ def read_model(objects: Mapping[str, Object]) -> Model:
     # > `metadata`, if present, is an object.
     need(isinstance(about.get("metadata", {}), dict), "root-5", "metadata are no object")
 
-    nodes = read_nodes(inline["metadata"])
-    used = {part.doc["encoding"] for node in nodes.values() for part in node.parts} - {"raw"}
-    # > Every encoding in use but `raw` is listed.
+    urls = read_urls(about.get("bases", []))
+    nodes = read_nodes(inline["metadata"], len(urls))
+    parts = [part for node in nodes.values() for part in node.parts]
+    used = {part.doc["encoding"] for outer in parts for part in (outer, *outer.inner.values())} - {"raw"}
+    # > Every encoding in use but `raw` is listed, also those inside of another [nested-1].
     need(used <= set(features), "root-3", "an encoding in use is not listed")
     assets = read_files(about.get("assets", []), "assets")
     layouts = read_files(about.get("layouts", []), "layouts")
@@ -332,12 +356,18 @@ def read_model(objects: Mapping[str, Object]) -> Model:
         need(f"{key}/zarr.json" in objects, "document-4", f"the document of {key!r} is missing", CorruptRefused)
         same = canonical(load(objects[f"{key}/zarr.json"].data)) == canonical(doc)
         need(same, "document-4", f"two documents of {key!r}", CorruptRefused)
+
+    def base(index: int) -> Model:
+        # > A model may have bases in turn, at most 16 one behind another; a reader refuses more, and a model that is its own base, as format.
+        need(depth < 16, "base-3", "bases without end")
+        return open_base(urls[index])
+
     tensors = {}
     for node in nodes.values():
-        base = node
+        stored = node
         if node.same_as:
-            base = next(other for other in nodes.values() if other.key == node.same_as)
-        tensors[node.name] = Tensor(node.dtype, node.shape, read_words(objects, base))
+            stored = next(other for other in nodes.values() if other.key == node.same_as)
+        tensors[node.name] = Tensor(node.dtype, node.shape, read_words(objects, stored, base))
     return Model(tensors, about.get("metadata", {}), read_assets(objects, assets), read_layouts(objects, layouts))
 
 
@@ -345,10 +375,21 @@ def canonical(doc: object) -> str:
     return json.dumps(doc, sort_keys=True)
 
 
+def read_urls(bases: object) -> list[str]:
+    # > `bases` in the root document is a list of at most 256 objects with a `url`, a string of 1 to 4,096 Unicode scalar values, none of them U+0000.
+    need(isinstance(bases, list) and len(bases) <= 256, "base-2", "no list of bases")
+    assert isinstance(bases, list)
+    for base in bases:
+        url = base.get("url") if isinstance(base, dict) else None
+        need(isinstance(url, str) and 1 <= len(url) <= 4096, "base-2", "a base without a url")
+        need("\0" not in url and not has_surrogate(url), "base-2", "a wrong url")
+    return [base["url"] for base in bases]
+
+
 # Section 6.3: nodes.
 
 
-def read_nodes(docs: dict[str, Any]) -> dict[str, "Node"]:
+def read_nodes(docs: dict[str, Any], n_bases: int) -> dict[str, "Node"]:
     # > The key of a node is one segment, or two joined by `/` (a component below its tensor), each as in [key-1]. The first is not `zarr.json`,
     # > `assets` or `layouts` in any case of letters.
     for key in docs:
@@ -364,7 +405,7 @@ def read_nodes(docs: dict[str, Any]) -> dict[str, "Node"]:
         need(node in docs, "node-2", f"{key!r} lies below nothing")
         if not component:
             below = {name[len(key) + 1 :]: d for name, d in docs.items() if name.startswith(f"{key}/")}
-            tensor = read_node(key, doc, below)
+            tensor = read_node(key, doc, below, n_bases)
             # > No two tensors have the same name.
             need(tensor.name not in nodes, "tensor-1", f"two tensors {tensor.name!r}")
             nodes[tensor.name] = tensor
@@ -386,7 +427,12 @@ def read_nodes(docs: dict[str, Any]) -> dict[str, "Node"]:
 class Part:
     doc: dict[str, Any]
     dtype: str  # of its words
-    arrays: Mapping[str, "Array"]  # by component
+    arrays: dict[str, "Array"]  # by component
+    inner: dict[str, "Part"] = field(default_factory=dict)  # nested parts, by member
+
+    @property
+    def encoding(self) -> str:
+        return self.doc["encoding"]
 
 
 @dataclass(frozen=True)
@@ -400,17 +446,22 @@ class Node:
     same_as: str | None = None
 
 
-def read_node(key: str, doc: Any, below: dict[str, Any]) -> Node:
+def is_name(name: object) -> bool:
+    # > The name is any string of Unicode scalar values of at most 4,096 bytes in UTF-8.
+    return isinstance(name, str) and not has_surrogate(name) and len(name.encode()) <= 4096
+
+
+def is_sha256(sha256: object) -> bool:
+    # > `sha256` is 64 digits out of `0-9a-f`.
+    return isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256) is not None
+
+
+def read_node(key: str, doc: Any, below: dict[str, Any], n_bases: int) -> Node:
     need(isinstance(doc, dict), "document-2", f"the document of {key!r} is no object")
     is_array = doc.get("node_type") == "array"
     about = attributes(doc, "array" if is_array else "group")
-    # > The name is any string of Unicode scalar values of at most 4,096 bytes in UTF-8.
-    name = about.get("name", key)
-    need(isinstance(name, str) and not has_surrogate(name), "tensor-1", "a wrong name")
-    need(len(name.encode()) <= 4096, "tensor-1", "a name too long")
-    # > `sha256` is 64 digits out of `0-9a-f`.
-    sha256 = about.get("sha256")
-    need(isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256), "tensor-1", "a wrong sha256")
+    name, sha256 = about.get("name", key), about.get("sha256")
+    need(is_name(name) and is_sha256(sha256), "tensor-1", "a wrong name, or a wrong sha256")
     # > `dtype` is one of [word-1]; a reader refuses another as unsupported.
     dtype = about.get("dtype")
     need(isinstance(dtype, str) and dtype in DTYPES, "tensor-2", f"dtype {dtype!r}", UnsupportedRefused)
@@ -427,50 +478,102 @@ def read_node(key: str, doc: Any, below: dict[str, Any]) -> Node:
         return Node(key, name, dtype, tuple(shape), sha256, same_as=same_as)
     # > `lossy`, if present, is an object.
     need(isinstance(about.get("lossy", {}), dict), "tensor-6", "'lossy' is no object")
-    # > `parts` is a list of 1 to 4 objects. The `encoding` of the first is `raw`, `planes` or `quantized`, that of every other is `sparse`; a reader refuses anything else as unsupported.
+    # > `parts` is a list of 1 to 4 objects. The `encoding` of each is one of section 8, and `combine`, if present, is `replace`, `add`, `xor` or `plus`; a reader refuses anything else as unsupported.
     parts = about.get("parts")
     known = isinstance(parts, list) and 1 <= len(parts) <= 4 and all(isinstance(part, dict) for part in parts)
-    known = known and parts[0].get("encoding") in ("raw", "planes", "quantized")
-    known = known and all(part.get("encoding") == "sparse" for part in parts[1:])
+    encodings, ways = ("raw", "planes", "quantized", "sparse", "lowrank", "base"), ("replace", "add", "xor", "plus")
+    known = known and all(part.get("encoding") in encodings for part in parts)
+    known = known and all(part.get("combine", "add") in ways for part in parts)
     need(known, "tensor-4", "unknown parts", UnsupportedRefused)
     # > If the parts make one component, the tensor's node is that array, and nothing lies below it. If they make several, the node is a
-    # > group, and the components lie below it under their names.
-    need(not below if is_array else len(below) > 1, "tensor-4", "neither one array nor a group of several")
+    # > group, and the components lie below it under their names. If they make none, which is so for `base` alone, the node is a group with nothing below it.
     if is_array:
-        arrays = {ONLY_COMPONENT[parts[0]["encoding"]]: read_array(key, doc)}
+        need(not below, "tensor-4", "an array with something below it")
+        arrays = {f"{number(i)}{only}": read_array(key, doc) for i, only in only_component(parts)}
     else:
+        alone = len(parts) == 1 and parts[0]["encoding"] == "base"
+        need(not below if alone else len(below) > 1, "tensor-4", "a group of nothing, or of one array")
         arrays = {component: read_array(f"{key}/{component}", child) for component, child in below.items()}
-    return Node(key, name, dtype, tuple(shape), sha256, read_parts(parts, dtype, words, arrays))
+    return Node(key, name, dtype, tuple(shape), sha256, read_parts(parts, dtype, words, arrays, n_bases))
 
 
 ONLY_COMPONENT = {"raw": "values", "planes": "planes", "quantized": "codes"}
 
 
+def only_component(docs: list[dict[str, Any]]) -> list[tuple[int, str]]:
+    """(which part it is of, its name): the component that parts make if they make one."""
+    found = [(i, ONLY_COMPONENT[doc["encoding"]]) for i, doc in enumerate(docs) if doc["encoding"] in ONLY_COMPONENT]
+    need(len(found) == 1, "tensor-4", "one array for several components")
+    return found
+
+
+def number(i: int) -> str:
+    """What stands in front of the components of the part with this index."""
+    # > The components of the first part have the names that section 8 gives them; those of the second part have `2.` in front of
+    # > them, those of the third `3.`, and so on.
+    return f"{i + 1}." if i else ""
+
+
 def read_parts(
-    docs: list[dict[str, Any]], dtype: str, shape: tuple[int, ...], arrays: dict[str, "Array"]
+    docs: list[dict[str, Any]], dtype: str, shape: tuple[int, ...], arrays: dict[str, "Array"], n_bases: int
 ) -> tuple[Part, ...]:
-    checks = {"raw": check_raw, "planes": check_planes, "quantized": check_quantized, "sparse": check_sparse}
-    parts, chunks = [], set()
+    parts: list[Part] = []
     for i, doc in reversed(list(enumerate(docs))):
-        # > The components of the first part have the names that section 8 gives them; those of the second part have `2.` in front of
-        # > them, those of the third `3.`, and so on.
-        front = f"{i + 1}." if i else ""
-        own = {name: arrays.pop(name) for name in list(arrays) if name.startswith(front)}
+        own = {name: arrays.pop(name) for name in list(arrays) if name.startswith(number(i))}
         # > The member
         # > may also repeat the tensor's own dtype. A reader refuses any other as format.
         stored = doc.get("dtype", dtype)
         narrower = dtype == "float32" and stored in ("bfloat16", "float16")
         need(stored == dtype or narrower, "narrow-1", f"{dtype} stored as {stored!r}")
-        part = Part(doc, stored, {name.removeprefix(front): array for name, array in own.items()})
-        checks[doc["encoding"]](part, shape)
-        # > Where there are several parts, they have the same chunk shape of the words, none has a dtype other than the tensor's [narrow-1], and the first one is not constant [raw-2].
-        need(len(docs) == 1 or stored == dtype, "tensor-7", "another dtype, and several parts")
-        constant = doc["encoding"] == "raw" and is_constant(part.arrays["values"], shape)
-        need(len(docs) == 1 or not constant, "tensor-7", "a constant, and several parts")
-        chunks.add(chunk_of(part))
+        part = Part(doc, stored, {name.removeprefix(number(i)): array for name, array in own.items()})
+        if doc["encoding"] == "base":
+            check_base(part, dtype, n_bases)
+        else:
+            CHECKS[doc["encoding"]](part, shape)
         parts.insert(0, part)
-    need(len(chunks) == 1, "tensor-7", "parts of different chunks")
+    check_combination(parts, dtype, shape)
     return tuple(parts)
+
+
+def way_of(part: Part) -> str | None:
+    # > For each other part `combine` says how it changes what the parts before it give; without it that is `replace` for `sparse`, and others have it.
+    return part.doc.get("combine", "replace" if part.encoding == "sparse" else None)
+
+
+def check_combination(parts: list[Part], dtype: str, shape: tuple[int, ...]) -> None:
+    first, *more = parts
+    # > Only the first may be `base`, and the first has no `combine`.
+    need("combine" not in first.doc, "tensor-7", "a first part that is combined with nothing")
+    need(all(part.encoding != "base" for part in more), "tensor-7", "a base that is not first")
+    ways = [way_of(part) for part in more]
+    need(None not in ways, "tensor-7", "it is not said how a part is combined")
+    for part, way in zip(parts, ["first", *ways], strict=True):
+        if part.encoding == "sparse":
+            check_values(part, adds=way == "add")
+    if not more:
+        return
+    # > Where there are several parts, they have the same chunk shape of the words, none has a dtype other than the tensor's [narrow-1], and none is constant [raw-2].
+    need(len({chunk_of(part) for part in parts if part.encoding != "base"}) == 1, "tensor-7", "different chunks")
+    need(all(part.dtype == dtype for part in parts), "tensor-7", "another dtype, and several parts")
+    constant = any(part.encoding == "raw" and is_constant(part.arrays["values"], shape) for part in parts)
+    need(not constant, "tensor-7", "a constant, and several parts")
+    if set(ways) & {"xor", "plus"}:
+        # > *Words*: two parts, `combine` is `xor` or `plus`, the first is `raw`, `planes` or `base`, the second `raw` or `planes`.
+        good = len(parts) == 2 and first.encoding in ("raw", "planes", "base") and more[0].encoding in ("raw", "planes")
+        need(good, "tensor-7", "other parts than two of words")
+        return
+    # > *Values*: parts with `add` come first, then parts with `replace`, which are `sparse`.
+    need(ways == sorted(ways), "tensor-7", "a part is added behind one that replaces")  # in the order of their letters
+    good = all(part.encoding == "sparse" for part, way in zip(more, ways, strict=True) if way == "replace")
+    need(good, "tensor-7", "a part that replaces all")
+    if "add" in ways:
+        # > *Sums*: where a part has `add`, values are binary32, of which those of a chunk take at most 2^26 bytes.
+        need(4 * math.prod(chunk_of(parts[-1])) <= 1 << 26, "tensor-8", "chunks too large to be added")
+        for part, way in zip(parts, ["first", *ways], strict=True):
+            # > the words of `raw`, `planes` and `base`, and those of `sparse` if it is the first part, are of `float16`, `bfloat16` or `float32`
+            exact = part.encoding in ("quantized", "lowrank") or (part.encoding, way) == ("sparse", "add")
+            exact = exact or way == "replace" or dtype in ("float16", "bfloat16", "float32")
+            need(exact, "tensor-8", f"values of {dtype} are not added")
 
 
 def chunk_of(part: Part) -> tuple[int, ...]:
@@ -707,21 +810,112 @@ def read_frame(frame: bytes, nbytes: int) -> bytes:
 # Section 8: encodings.
 
 
-def read_words(objects: Mapping[str, Object], node: Node) -> np.ndarray:
+def read_words(objects: Mapping[str, Object], node: Node, base: Bases) -> np.ndarray:
     """All words of a tensor that is stored, checked against its digest."""
-    readers = {"raw": read_raw, "planes": read_planes, "quantized": read_quantized}
     shape = word_shape(node.dtype, node.shape)
-    # > The first part gives words, and each other one, in order, replaces some of them.
+    # > The first part gives words, and each other one, in order, changes them [tensor-7].
     first, *more = node.parts
-    words = readers[first.doc["encoding"]](objects, first, shape, np.dtype(f"<u{DTYPES[first.dtype][0] // 8}"))
-    for part in more:
-        replace(objects, part, words)
+    ways = [way_of(part) for part in more]
+    if "add" in ways:
+        words = to_words(read_sum(objects, node, [first, *more[: ways.count("add")]], base), node.dtype)
+    else:
+        words = read_part(objects, first, node, base)
+    for part, way in zip(more, ways, strict=True):
+        if way == "replace":
+            taken, found = read_sparse(objects, part, shape)
+            words[taken] = found[taken]
+        elif way == "xor":
+            # > combined with those of the second by exclusive or, or by addition modulo 2 to the power of
+            # > the word size.
+            words = words ^ read_part(objects, part, node, base)
+        elif way == "plus":
+            words = words + read_part(objects, part, node, base)
     if first.dtype != node.dtype:
         words = widen(words, first.dtype)
     # > `sha256` of a tensor is the SHA-256 of all its words, of the tensor's own dtype, in row-major order without padding.
     digest = hashlib.sha256(words.tobytes()).hexdigest()
     need(digest == node.sha256, "digest-2", f"the digest of {node.name!r} does not hold", CorruptRefused)
     return words
+
+
+def word_of(dtype: str) -> np.dtype:
+    return np.dtype(f"<u{DTYPES[dtype][0] // 8}")
+
+
+def read_part(objects: Mapping[str, Object], part: Part, node: Node, base: Bases) -> np.ndarray:
+    """The words of a part by itself, of its dtype."""
+    shape = word_shape(node.dtype, node.shape)
+    if part.encoding == "base":
+        return read_base(part, node, base)
+    if part.encoding == "sparse":
+        taken, found = read_sparse(objects, part, shape)
+        # > As the first part it gives words that are 0 at all others
+        return np.where(taken, found, 0).astype(found.dtype)
+    if part.encoding == "lowrank":
+        return to_words(multiply(objects, part, shape), part.dtype)
+    return READERS[part.encoding](objects, part, shape, word_of(part.dtype))
+
+
+def read_sum(objects: Mapping[str, Object], node: Node, parts: list[Part], base: Bases) -> np.ndarray:
+    """The sum of parts in binary32, not yet rounded to the dtype of the tensor."""
+    shape = word_shape(node.dtype, node.shape)
+    total: Any = None
+    for part in parts:
+        taken: Any = ...
+        # > what `quantized` and `lowrank`
+        # > compute, also where it is the values of `sparse`, is not rounded to a dtype [quantized-8], [lowrank-2]. The factors of `lowrank` are what they are without `add`.
+        if part.encoding == "quantized":
+            values = quantized_values(objects, part, shape)
+        elif part.encoding == "lowrank":
+            values = multiply(objects, part, shape)
+        elif part.encoding == "sparse":
+            taken, values = read_sparse(objects, part, shape, exact=True)
+            values = np.where(taken, values, np.float32(0))
+        else:
+            values = binary32(read_part(objects, part, node, base), part.dtype)
+        if total is None:
+            total = values
+            continue
+        # > To the values of the first part those of the second are added, then those of the third, and so on, each sum rounded to binary32, to nearest, ties to even. `sparse` adds at its positions alone.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total[taken] = total[taken] + values[taken]
+    return total
+
+
+def binary32(words: np.ndarray, dtype: str) -> np.ndarray:
+    """Words of ``dtype`` as the values that they are."""
+    return (words if dtype == "float32" else widen(words, dtype)).view("<f4").copy()
+
+
+def check_inner(part: Part, name: str, dtype: str, shape: tuple[int, ...], chunk: tuple[int, ...], clause: str) -> None:
+    """The member ``name`` of ``part``: a part of its own, over an array of ``shape`` in chunks of ``chunk``."""
+    doc = part.doc.get(name, {"encoding": "raw"} if name == "values" else None)
+    # > *Nested parts*: some encodings have members that are parts themselves: of `raw`, `planes` or `quantized`, not constant [raw-2]
+    good = isinstance(doc, dict) and doc.get("encoding") in ("raw", "planes", "quantized")
+    need(good, "nested-1", f"{name!r} is no part that may be inside of another one")
+    # > The member's `dtype`, if present, is the dtype of the nested part
+    # > in place of that one, where the encoding allows it.
+    own = doc.get("dtype", dtype)
+    need(isinstance(own, str) and own in DTYPES, "nested-1", f"an unknown dtype of {name!r}")
+    # > If a nested part makes one component, that has the name of the member; if it makes several, they have the name of the member, a dot, and their own names.
+    front = f"{name}."
+    arrays = {key[len(front) :]: part.arrays[key] for key in part.arrays if key.startswith(front) and key != front}
+    need(not (arrays and name in part.arrays) and len(arrays) != 1, "nested-1", f"components of {name!r}")
+    if name in part.arrays:
+        arrays = {ONLY_COMPONENT[doc["encoding"]]: part.arrays[name]}
+    inner = Part(doc, own, arrays)
+    CHECKS[inner.encoding](inner, shape)
+    constant = inner.encoding == "raw" and is_constant(arrays["values"], shape)
+    need(not constant, "nested-1", f"{name!r} is constant")
+    need(chunk_of(inner) == chunk, clause, f"{name!r} in other chunks")
+    part.inner[name] = inner
+
+
+def check_components(part: Part, own: set[str], clause: str) -> None:
+    """There are ``own`` components and those of nested parts, and no other."""
+    for name, inner in part.inner.items():
+        own |= {name} if len(inner.arrays) == 1 else {f"{name}.{component}" for component in inner.arrays}
+    need(set(part.arrays) == own, clause, f"components {sorted(part.arrays)}")
 
 
 def box(position: tuple[int, ...], chunk: tuple[int, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
@@ -1017,23 +1211,28 @@ def blocks(block: Any, shape: tuple[int, ...], chunk: tuple[int, ...]) -> tuple[
 
 
 def read_quantized(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...], word: np.dtype) -> np.ndarray:
+    return to_words(quantized_values(objects, part, shape), part.dtype)
+
+
+def quantized_values(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...]) -> np.ndarray:
+    """In binary32, not yet rounded to the dtype of the part."""
     chunk = chunk_of(part)
-    words = np.empty(shape, word)
+    found = np.empty(shape, "<f4")
     for position in positions(tuple(ceil(s, c) for s, c in zip(shape, chunk, strict=True))):
         values = read_entries(objects, part, shape, position)
         for i, scale in enumerate(part.doc.get("scales", [])):
             # > a value is its entry times the first scale, times the second, and so on from left to right. Each product is rounded to binary32
             if isinstance(scale, dict):
-                found = read_blocks(objects, part.arrays[scale_name(i)], scale["block"], shape, chunk, position)
-                factor = widen(found, scale["dtype"]).view("<f4") if scale["dtype"] != "float32" else found.view("<f4")
+                own = read_blocks(objects, part.arrays[scale_name(i)], scale["block"], shape, chunk, position)
+                factor = binary32(own, scale["dtype"])
                 # > A reader refuses as corrupt a chunk of scales or of a codebook that holds an infinity or a NaN, wherever in it.
                 need(np.isfinite(factor).all(), "quantized-7", "a scale that is not finite", CorruptRefused)
             else:
                 factor = np.float32(scale)
             with np.errstate(over="ignore", invalid="ignore"):
                 values = values * factor
-        put(words, position, to_words(values, part.dtype))
-    return words
+        put(found, position, values)
+    return found
 
 
 def read_entries(
@@ -1119,41 +1318,229 @@ def to_words(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def check_sparse(part: Part, shape: tuple[int, ...]) -> None:
-    # > The word shape has an axis, `chunk_shape` has an extent >= 1 for each axis of it, and the words of a chunk take at most 2^26 bytes. The components are as in the table, with or without `zstd`; `m` and `v` are 1 to `n`.
+    # > The word shape has an axis, `chunk_shape` has an extent >= 1 for each axis of it, and the words of a chunk take at most 2^26 bytes.
     need(shape, "sparse-1", "a scalar")
     chunk = check_chunk_shape(part, shape, "sparse-1")
-    need(set(part.arrays) == {"positions", "values"}, "sparse-1", "other components")
+    block = part.doc.get("block", [1, 1])
+    need(is_integers(block) and len(block) == 2 and min(block) >= 1, "sparse-1", "a wrong block")
+    h, w = block
+    # > The last extent of `chunk_shape` is a multiple of `w`, the one before it, or 1 if there is none, a multiple of `h`.
+    need(chunk[-1] % w == 0 and (1, *chunk)[-2] % h == 0, "sparse-1", "blocks that are cut")
     counts = tuple(ceil(s, c) for s, c in zip(shape, chunk, strict=True))
-    for name, data_type in (("positions", "uint8"), ("values", DTYPES[part.dtype][1])):
+    ones, n, v = tuple(1 for _ in counts), math.prod(chunk) // (h * w), room_of(part)
+    # > `v` is a multiple of `h * w`, and 1 to `n * h * w`.
+    need(1 <= v <= n * h * w and v % (h * w) == 0, "sparse-1", "room for nothing, or too much")
+    check_inner(part, "values", part.dtype, (*counts, v), (*ones, v), "sparse-1")
+    low_bits, m = check_index(part, n, v // (h * w))
+    check_components(part, {"positions", "low"} if low_bits else {"positions"}, "sparse-1")
+    # > The components are as in the table, with or without `zstd`
+    for name, extent in (("positions", m), *([("low", v // (h * w))] if low_bits else [])):
         array = part.arrays[name]
-        room = array.shape[-1] if array.shape else 0
-        need(1 <= room <= math.prod(chunk), "sparse-1", "room for nothing, or too much")
-        expected = (data_type, (*counts, room), (*(1 for _ in counts), room))
+        expected = ("uint8", (*counts, extent), (*ones, extent))
         need((array.data_type, array.shape, array.chunk) == expected, "sparse-1", f"{name!r} does not fit")
 
 
-def replace(objects: Mapping[str, Object], part: Part, words: np.ndarray) -> None:
-    chunk = chunk_of(part)
-    for position in positions(tuple(ceil(s, c) for s, c in zip(words.shape, chunk, strict=True))):
-        # > Chunk `(i0, i1, ...)` of the words is chunk `(i0, i1, ..., 0)` of both.
-        steps = read_chunk(objects, part.arrays["positions"], (*position, 0)).reshape(-1)
-        values = read_chunk(objects, part.arrays["values"], (*position, 0)).reshape(-1)
-        new, replaced = np.zeros(math.prod(chunk), words.dtype), np.zeros(math.prod(chunk), bool)
-        at = count = 0
-        for step in steps.tolist():
-            # > 255 passes 255 words, and a smaller one passes that many, replaces the word that comes then, and passes it as well.
-            at += step
+def room_of(part: Part) -> int:
+    # > `room` may be absent only if the member `values` is.
+    need("room" in part.doc or "values" not in part.doc, "sparse-1", "no room")
+    if "room" in part.doc:
+        need(is_integer(part.doc["room"]), "sparse-1", "a wrong room")
+        return part.doc["room"]
+    array = part.arrays.get("values")
+    need(array and array.shape, "sparse-1", "no values")
+    assert array is not None
+    return array.shape[-1]
+
+
+def check_index(part: Part, n: int, elements: int) -> tuple[int, int]:
+    """(low bits, bytes of the positions of a chunk)."""
+    doc = part.doc
+    index, low_bits = doc.get("index", "gaps"), doc.get("low_bits", 0)
+    # > `low_bits` is 0 but with `gaps`, and there is a `pattern` with `pattern` only.
+    need(index in ("gaps", "bitmap", "pattern"), "sparse-1", "an unknown index")
+    need(is_integer(low_bits) and low_bits in (0, 8), "sparse-1", "wrong low bits")
+    need(low_bits == 0 or index == "gaps", "sparse-1", "low bits of no gaps")
+    need(("pattern" in doc) == (index == "pattern"), "sparse-1", "a pattern, or none")
+    if index == "bitmap":
+        # > *Bitmap*: `m` is `ceil(n / 8)`
+        return 0, ceil(n, 8)
+    if index == "pattern":
+        # > *Pattern*: `1 <= p < g <= 8`, `n` is a multiple of `g`, and `v` is `n / g * p * h * w`.
+        pattern = doc["pattern"]
+        need(is_integers(pattern) and len(pattern) == 2, "sparse-5", "a wrong pattern")
+        p, g = pattern
+        need(1 <= p < g <= 8, "sparse-5", "a wrong pattern")
+        need(n % g == 0 and elements == n // g * p, "sparse-5", "a pattern that does not fit")
+        return 0, ceil(n // g, ranks_in_a_byte(p, g))
+    # > `m` is 1 to `n` with `gaps`, and what the other indexes need [sparse-4], [sparse-5].
+    array = part.arrays.get("positions")
+    m = array.shape[-1] if array and array.shape else 0
+    need(1 <= m <= n, "sparse-1", "room for no position, or for too many")
+    return low_bits, m
+
+
+def ranks_in_a_byte(p: int, g: int) -> int:
+    # > There are `c` of them, and `k` ranks share a byte, where `k` is the largest number of 1 to 8 with
+    # > `c^k <= 256`
+    return max(k for k in range(1, 9) if math.comb(g, p) ** k <= 256)
+
+
+def check_values(part: Part, adds: bool) -> None:
+    # > The values have the dtype of the part, or one
+    # > that [narrow-1] allows for it; if the part is added, `float16`, `bfloat16` or `float32`.
+    allowed = {part.dtype} | ({"bfloat16", "float16"} if part.dtype == "float32" else set())
+    allowed = {"float16", "bfloat16", "float32"} if adds else allowed
+    need(part.inner["values"].dtype in allowed, "sparse-1", "values of another dtype")
+
+
+def read_sparse(
+    objects: Mapping[str, Object], part: Part, shape: tuple[int, ...], exact: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """(whether a position is taken; the word there, or if ``exact`` its value in binary32, not rounded): both of ``shape``."""
+    chunk, inner = chunk_of(part), part.inner["values"]
+    counts = tuple(ceil(s, c) for s, c in zip(shape, chunk, strict=True))
+    values = read_values(objects, part, (*counts, room_of(part)), exact)
+    taken, found = np.zeros(shape, bool), np.zeros(shape, values.dtype)
+    h, w = part.doc.get("block", [1, 1])
+    across = chunk[-1] // w  # blocks side by side
+    for position in positions(counts):
+        places = read_places(objects, part, position, math.prod(chunk) // (h * w))
+        # > A reader refuses as corrupt a place that the chunk does not have, more places than there is room for
+        need(len(places) * h * w <= values.shape[-1], "sparse-3", "more places than values", CorruptRefused)
+        own, here = np.zeros(math.prod(chunk), values.dtype), np.zeros(math.prod(chunk), bool)
+        for i, place in enumerate(places):
+            # > The first place that is taken holds the first element, the next `h * w` values of the chunk of `values` the second one, and so on; the values of an element are in row-major order.
+            for row, col in itertools.product(range(h), range(w)):
+                # > A *place* is where an element may be: a block of `h * w` words of the chunk, taken as a matrix whose columns are the last axis and whose rows are all others.
+                # > The blocks lie side by side from the first row and column on; their places are counted in row-major order.
+                at = (place // across * h + row) * chunk[-1] + place % across * w + col
+                own[at], here[at] = values[position][(i * h + row) * w + col], True
+        put(taken, position, here.reshape(chunk))
+        put(found, position, own.reshape(chunk))
+    assert inner.dtype == part.dtype or exact or part.dtype == "float32"
+    return taken, found
+
+
+def read_values(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...], exact: bool) -> np.ndarray:
+    inner = part.inner["values"]
+    if exact and inner.encoding == "quantized":
+        return quantized_values(objects, inner, shape)
+    words = READERS[inner.encoding](objects, inner, shape, word_of(inner.dtype))
+    if exact:
+        return binary32(words, inner.dtype)
+    return words if inner.dtype == part.dtype else widen(words, inner.dtype)
+
+
+def read_places(objects: Mapping[str, Object], part: Part, position: tuple[int, ...], n: int) -> list[int]:
+    """The places that are taken in one chunk of ``n`` of them, ascending."""
+    # > Chunk `(i0, i1, ...)` of the words is chunk `(i0, i1, ..., 0)` of `positions`, `low` and `values`.
+    body = read_chunk(objects, part.arrays["positions"], (*position, 0)).reshape(-1).tolist()
+    index, low_bits = part.doc.get("index", "gaps"), part.doc.get("low_bits", 0)
+    if index == "bitmap":
+        # > place `i` is taken if bit `i % 8` of byte `i / 8`, rounded down, is set. Bits from `n` on are not set; a reader refuses them as corrupt.
+        places = [i for i in range(8 * len(body)) if body[i // 8] >> i % 8 & 1]
+    elif index == "pattern":
+        places = read_ranks_of_places(body, *part.doc["pattern"], n)
+    else:
+        places, passed = [], 0
+        low = read_chunk(objects, part.arrays["low"], (*position, 0)).reshape(-1).tolist() if low_bits else []
+        for step in body:
+            # > Of the bytes of `positions`, in order, 255 passes `255 << low_bits` places. A smaller one, `b`, passes `(b << low_bits) + l` places, takes the place that comes then, and passes it as well; `l` is 0, or with low bits the next byte of `low`.
+            passed += step << low_bits
             if step < 255:
-                # > A reader refuses as corrupt a position at which the chunk has no word, and more positions than `v`.
-                good = at < new.size and count < values.size
-                need(good, "sparse-3", "a position of nothing", CorruptRefused)
-                # > The first word that is replaced
-                # > becomes the first word of `values`, the second the second, and so on.
-                new[at], replaced[at] = values[count], True
-                at, count = at + 1, count + 1
-        where = box(position, chunk, words.shape)
-        inside = tuple(slice(0, cut.stop - cut.start) for cut in where)
-        words[where] = np.where(replaced.reshape(chunk)[inside], new.reshape(chunk)[inside], words[where])
+                need(not low_bits or len(places) < len(low), "sparse-3", "more places than room", CorruptRefused)
+                passed += low[len(places)] if low_bits else 0
+                places.append(passed)
+                passed += 1
+    need(not places or places[-1] < n, "sparse-3" if index != "bitmap" else "sparse-4", "no such place", CorruptRefused)
+    return places
+
+
+def read_ranks_of_places(body: list[int], p: int, g: int, n: int) -> list[int]:
+    # > The combinations of `p` out of `g` places have ranks from 0 on, in ascending order of the numbers that have the bits of these places.
+    combinations = [bits for bits in range(1 << g) if bits.bit_count() == p]
+    c, k = len(combinations), ranks_in_a_byte(p, g)
+    places = []
+    for group in range(n // g):
+        # > `rank 0 + rank 1 * c + rank 2 * c^2 + ...`. Every `g` places in turn have a rank
+        rank = body[group // k] // c ** (group % k) % c
+        places += [group * g + i for i in range(g) if combinations[rank] >> i & 1]
+    # > A byte is below `c^k`.
+    need(max(body) < c**k, "sparse-5", "a byte that holds no combinations", CorruptRefused)
+    return places
+
+
+# Section 8.6: lowrank.
+
+
+def check_lowrank(part: Part, shape: tuple[int, ...]) -> None:
+    # > The dtype of the part is `float16`, `bfloat16`, `float32` or `float64`, those of the factors are one of the first three. The tensor has two axes or more, and no extent of 0.
+    need(part.dtype in ("float16", "bfloat16", "float32", "float64"), "lowrank-1", "no floats")
+    need(len(shape) >= 2 and 0 not in shape, "lowrank-1", "no matrix")
+    chunk = check_chunk_shape(part, shape, "lowrank-1")
+    # > `rank` is 1 to 65,536. `scale` is a number that binary32 holds exactly.
+    r, scale = part.doc.get("rank"), part.doc.get("scale", 1)
+    need(is_integer(r) and 1 <= r <= 65536, "lowrank-1", "a wrong rank")
+    need(is_binary32(scale), "lowrank-1", "a scale that is no number of binary32")
+    # > the words of a chunk, and as many numbers of 4 bytes, take at most 2^26 bytes, and so do the numbers of a chunk of
+    # > each factor.
+    for count in (math.prod(chunk), math.prod(chunk[:-1]) * r, r * chunk[-1]):
+        need(4 * count <= 1 << 26, "lowrank-1", "chunks too large")
+    check_inner(part, "left", "float32", (*shape[:-1], r), (*chunk[:-1], r), "lowrank-1")
+    check_inner(part, "right", "float32", (r, shape[-1]), (r, chunk[-1]), "lowrank-1")
+    for name in ("left", "right"):
+        good = part.inner[name].dtype in ("float16", "bfloat16", "float32")
+        need(good, "lowrank-1", "a factor of another dtype")
+    check_components(part, set(), "lowrank-1")
+
+
+def multiply(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...]) -> np.ndarray:
+    """In binary32, not yet rounded to the dtype of the part."""
+    # > where the factors are binary32 of the same values
+    factors = []
+    for name, own in (("left", (*shape[:-1], part.doc["rank"])), ("right", (part.doc["rank"], shape[-1]))):
+        inner = part.inner[name]
+        words = READERS[inner.encoding](objects, inner, own, word_of(inner.dtype))
+        factors.append(binary32(words, inner.dtype).reshape(-1, own[-1]))
+    left, right = factors
+    # > products are added from left to right, each product and each sum is rounded to binary32, to nearest, ties to even, with subnormal numbers, and none are
+    # > fused.
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = left[:, :1] * right[:1]
+        for k in range(1, part.doc["rank"]):
+            product = left[:, k : k + 1] * right[k : k + 1]
+            total = total + product
+        return (total * np.float32(part.doc.get("scale", 1))).reshape(shape)
+
+
+# Section 8.7: base.
+
+
+def check_base(part: Part, dtype: str, n_bases: int) -> None:
+    # > `base` is the index of an entry of `bases`; `tensor` and `sha256` are as a name and a `sha256` in [tensor-1]. The dtype of the part is the tensor's. `base` has no components
+    need(is_integer(part.doc.get("base")) and 0 <= part.doc["base"] < n_bases, "base-1", "no such base")
+    need(is_name(part.doc.get("tensor")) and is_sha256(part.doc.get("sha256")), "base-1", "no tensor, or no sha256")
+    need(part.dtype == dtype and not part.arrays, "base-1", "another dtype, or components")
+
+
+def read_base(part: Part, node: Node, base: Bases) -> np.ndarray:
+    # > The words are those of the tensor of this name in that model, which has the same dtype, shape and `sha256`; a reader that finds another refuses as corrupt
+    found = base(part.doc["base"]).tensors.get(part.doc["tensor"])
+    need(found and (found.dtype, found.shape) == (node.dtype, node.shape), "base-3", "another tensor", CorruptRefused)
+    assert found is not None
+    digest = hashlib.sha256(found.words.tobytes()).hexdigest()
+    need(digest == part.doc["sha256"], "base-3", "a base with other values", CorruptRefused)
+    return found.words
+
+
+CHECKS = {
+    "raw": check_raw,
+    "planes": check_planes,
+    "quantized": check_quantized,
+    "sparse": check_sparse,
+    "lowrank": check_lowrank,
+}
+READERS = {"raw": read_raw, "planes": read_planes, "quantized": read_quantized}
 
 
 def main() -> None:
