@@ -335,8 +335,7 @@ class _Fitting:
         lossy = targets.fitted(
             source, rule, importance, self._level, self._spread, alone=False, chunk_shape=chunk_shape
         )
-        if not isinstance(lossy.part, Quantized):
-            raise ValueError("values that the codes do not reach: take more levels, or a coarser step")
+        assert isinstance(lossy.part, Quantized)
         given = np.empty(values.size, np.float32)
         found: dict[tuple[str, tuple[int, ...]], bytes] = {}
         for start, shape, chunks in lossy.part.grid.row_blocks():

@@ -71,12 +71,13 @@ class Lossy:
     _decoder: Decoder = field(repr=False)
     _coding: Coding
     _chunk_shape: tuple[int, ...] | None = None  # that is wanted
+    _alone: bool = True  # whether outliers have a part of their own; else codes saturate
     # Row blocks that are done, by their start.
     trial: Mapping[int, "Encoded"] = field(repr=False, default_factory=dict)
 
     def bound(self, source: TensorSource, fitted: Fitted) -> "Lossy":
         """The same for other codes of ``source``."""
-        return _bound(source, fitted, self.asked, self._importance, self._coding, self._chunk_shape)
+        return _bound(source, fitted, self.asked, self._importance, self._coding, self._chunk_shape, self._alone)
 
     def encode(self, words: np.ndarray, start: int, chunks: list[tuple[int, ...]]) -> "Encoded":
         """The ``chunks`` of a row block: ``words``, of the block's shape, ``start`` words into the tensor."""
@@ -92,6 +93,8 @@ class Lossy:
         first_row = start // cols
         values = to_float32(words, self.spec.dtype).reshape(-1, cols)
         codes = self.fitted.encode(values, first_row, _rows_of(self._importance, first_row, values.shape))
+        if not self._alone:
+            codes = replace(codes, outliers=None)
         found = []
         for chunk in chunks:
             bodies: list[bytes | memoryview] = []
@@ -190,16 +193,19 @@ def fit(
     importance: Any,
     coding: Coding,
     chunk_shape: tuple[int, ...] | None = None,
+    *,
+    alone: bool = True,
 ) -> Lossy:
     """``quantizer``, fitted to ``source``. Raises ValueError for what it cannot do.
 
     asked        what the recipe said, for the tensor's attributes
     importance   None, float32[cols] or an array of the tensor's shape: how much the squared error of each value matters
     chunk_shape  of the words; None: what suits the codes and scales
+    alone        whether outliers have a part of their own; else codes saturate, and other parts may put that right
     """
     matrix = SourceMatrix(source)
     weights, given = _importance(importance, source.spec, matrix.shape)
-    return _bound(source, quantizer.fit(matrix, given), dict(asked), weights, coding, chunk_shape)
+    return _bound(source, quantizer.fit(matrix, given), dict(asked), weights, coding, chunk_shape, alone)
 
 
 def _bound(
@@ -209,6 +215,7 @@ def _bound(
     weights: np.ndarray | None,
     coding: Coding,
     chunk_shape: tuple[int, ...] | None,
+    alone: bool,
 ) -> Lossy:
     spec, scheme = source.spec, fitted.scheme
     n = per_byte(scheme.levels) if scheme.levels <= 256 and scheme.dimension == 1 else 1
@@ -218,10 +225,10 @@ def _bound(
     unit = math.lcm(n, 8 if low_bits else 1)
     grid = Grid(spec.shape, chunk_shape or _chunk_shape(spec, scheme, unit))
     part = _part(spec, scheme, grid, n, low_bits)
-    sparse = _sparse(source, fitted, grid, weights)
+    sparse = _sparse(source, fitted, grid, weights) if alone else None
     decoder = Decoder(scheme, 1, spec.dtype.name)
     whole: Quantized | Combined = Combined((part, sparse), ("replace",)) if sparse else part
-    return Lossy(spec, whole, asked, fitted, weights, decoder, coding, chunk_shape)
+    return Lossy(spec, whole, asked, fitted, weights, decoder, coding, chunk_shape, alone)
 
 
 def outlier_positions(

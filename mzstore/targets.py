@@ -52,13 +52,13 @@ def fitted(
 ) -> Lossy:
     """As ``prepare``, for a tensor or for what one of several parts of it has to hold; the error names nothing.
 
-    alone        whether outliers may have a part of their own
+    alone        whether outliers may have a part of their own; else codes saturate
     chunk_shape  of the words; None: what suits the codes and scales
     """
     quantizer = quantizer_for(rule, source.spec, weighted=importance is not None)
     if isinstance(quantizer, Uniform) and not alone:
         quantizer = replace(quantizer, outliers_overhead_bits=math.inf)
-    lossy = fit(source, quantizer, rule.asked, importance, CODINGS[level], chunk_shape)
+    lossy = fit(source, quantizer, rule.asked, importance, CODINGS[level], chunk_shape, alone=alone)
     if not isinstance(quantizer, Uniform) or quantizer.target is None or quantizer.target.max_error is not None:
         return lossy
     if source.spec.nbytes > TRIED_NBYTES:  # of so many values, what the sample shows is exact enough
