@@ -3,7 +3,9 @@
 The format is in FORMAT.md; ``save``, ``open`` and ``convert`` are all that most users need.
 """
 
+from mzstore.attach import attach
 from mzstore.convert import convert
+from mzstore.deltas import delta, merge
 from mzstore.diff import diff
 from mzstore.errors import CorruptError, FormatError, MzError, StorageError, UnsupportedError
 from mzstore.model import Model, Tensor, open  # noqa: A004  mzstore.open is what users type
@@ -25,8 +27,11 @@ __all__ = [
     "Tensor",
     "UnsupportedError",
     "__version__",
+    "attach",
     "convert",
+    "delta",
     "diff",
+    "merge",
     "open",
     "save",
     "verify",

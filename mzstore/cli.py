@@ -39,6 +39,19 @@ Location = Annotated[str, typer.Argument(metavar="URL", help="Archive or tree: a
 Threads = Annotated[int | None, typer.Option(min=1, help="One for each processor if not given.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and no line when all is well.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Moved = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--base", metavar="URL=LOCATION", help="Where a model is that this one refers to; may be given again."
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="What OUT has for its base, instead of the path or URL at which it is now."),
+]
+LevelName = Annotated[
+    str, typer.Option("--level", metavar="fast|balanced|max", help="The fastest to decode, or the smallest.")
+]
 
 
 def main() -> None:
@@ -116,15 +129,14 @@ def convert(
             help="By name of tensor, how much errors matter in each column, or of each value: .safetensors or .npz.",
         ),
     ] = None,
-    level: Annotated[
-        str, typer.Option(metavar="fast|balanced|max", help="The fastest to decode, or the smallest.")
-    ] = "balanced",
+    level: LevelName = "balanced",
     to: Annotated[
         str | None,
         typer.Option(
             metavar="archive|tree|safetensors|directory", help="What to write; by the name of DST if not given."
         ),
     ] = None,
+    base: Moved = None,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -149,6 +161,7 @@ def convert(
             to=to,  # type: ignore[arg-type]
             threads=threads,
             show_progress=_shown(quiet),
+            bases=_moved(base),
         )
     if not quiet:
         before, after = _nbytes(source), _nbytes(target)
@@ -182,7 +195,9 @@ def inspect(location: Location, as_json: Json = False) -> None:
 
 
 @_command()
-def verify(location: Location, threads: Threads = None, quiet: Quiet = False, as_json: Json = False) -> None:
+def verify(
+    location: Location, base: Moved = None, threads: Threads = None, quiet: Quiet = False, as_json: Json = False
+) -> None:
     """Check everything, and name all that is broken.
 
     That is headers, checksums, documents, every chunk, the digest of every tensor, assets. Ends with status 1 if
@@ -190,7 +205,7 @@ def verify(location: Location, threads: Threads = None, quiet: Quiet = False, as
     """
     from mzstore.verify import verify
 
-    report = verify(location, threads=threads, show_progress=_shown(quiet or as_json))
+    report = verify(location, threads=threads, show_progress=_shown(quiet or as_json), bases=_moved(base))
     if as_json:
         _print_json(report.to_json())
     elif report.ok and not quiet:
@@ -212,6 +227,7 @@ def get(
         str | None,
         typer.Option("--output", "-o", metavar="FILE.npy", help="Where to save the values; '-' is standard output."),
     ] = None,
+    base: Moved = None,
 ) -> None:
     """Show or save a tensor, or a slice of it.
 
@@ -223,7 +239,7 @@ def get(
     from mzstore.get import find, preview, write_npy
     from mzstore.model import check_threads
 
-    with mzstore.open(location) as model:
+    with mzstore.open(location, bases=_moved(base)) as model:
         tensor, index = find(model, name)
         if output is None:
             width = os.get_terminal_size().columns if sys.stdout.isatty() else 80
@@ -250,6 +266,7 @@ def plan(
             metavar="AXIS|GLOB=AXIS", help="On which axis shards are cut; may be given again. 0 if not given."
         ),
     ] = None,
+    base: Moved = None,
     as_json: Json = False,
 ) -> None:
     """Show what a load would read from remote storage.
@@ -263,7 +280,7 @@ def plan(
     cut = parse_shard(shard) if shard else None
     if axis and not cut:
         raise ValueError("--axis says how --shard cuts; give both, or neither")
-    with mzstore.open(location) as model:
+    with mzstore.open(location, bases=_moved(base)) as model:
         chosen = find_all(model, names) if names else None
         found = model.plan(chosen, shard=cut, axis=parse_axis(axis) if axis else 0)
     if as_json:
@@ -276,6 +293,7 @@ def plan(
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A model in any format that convert reads.")],
     b: Annotated[str, typer.Argument(metavar="B")],
+    base: Moved = None,
     threads: Threads = None,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -287,13 +305,142 @@ def diff(
     """
     from mzstore.diff import diff, render
 
-    difference = diff(a, b, threads=threads, show_progress=_shown(quiet or as_json))
+    difference = diff(a, b, threads=threads, show_progress=_shown(quiet or as_json), bases=_moved(base))
     if as_json:
         _print_json(difference.to_json())
     elif not (quiet and difference.equal):
         _print(render(difference))
     if not difference.equal:
         raise typer.Exit(DIFFERENT)
+
+
+@_command()
+def attach(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Archive or tree.")],
+    adapter: Annotated[
+        str,
+        typer.Argument(metavar="ADAPTER", help="The directory of a LoRA adapter of PEFT, or its .safetensors file."),
+    ],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="A path or a URL.")],
+    alpha: Annotated[
+        float | None, typer.Option(metavar="A", help="Of a .safetensors file: the scale is A / rank.")
+    ] = None,
+    prefix: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT", help="What stands before the names of BASE in ADAPTER; base_model.model. if not given."
+        ),
+    ] = None,
+    base_url: BaseUrl = None,
+    level: LevelName = "balanced",
+    moved: Moved = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Attach a LoRA adapter to a model.
+
+    OUT has the adapter, and refers to BASE, which is not copied, for all other values.
+    """
+    from mzstore.attach import attach
+
+    attach(
+        base,
+        adapter,
+        target,
+        alpha=alpha,
+        prefix=prefix,
+        base_url=base_url,
+        level=level,  # type: ignore[arg-type]
+        threads=threads,
+        show_progress=_shown(quiet),
+        bases=_moved(moved),
+    )
+    _print_referring(target, quiet)
+
+
+@_command()
+def delta(
+    base: Annotated[str, typer.Argument(metavar="BASE", help="Archive or tree.")],
+    tuned: Annotated[str, typer.Argument(metavar="TUNED", help="A model in any format that convert reads.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="A path or a URL.")],
+    base_url: BaseUrl = None,
+    level: LevelName = "balanced",
+    moved: Moved = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Store a model as its differences from another one.
+
+    OUT has what TUNED changes, bit for bit, and refers to BASE, which is not copied, for all other values.
+    """
+    from mzstore.deltas import delta
+
+    delta(
+        base,
+        tuned,
+        target,
+        base_url=base_url,
+        level=level,  # type: ignore[arg-type]
+        threads=threads,
+        show_progress=_shown(quiet),
+        bases=_moved(moved),
+    )
+    _print_referring(target, quiet)
+
+
+@_command()
+def merge(
+    source: Annotated[str, typer.Argument(metavar="MODEL", help="Archive or tree that refers to others.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="A path or a URL.")],
+    level: LevelName = "balanced",
+    base: Moved = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a model whole that refers to others.
+
+    OUT has all values, the same bit for bit, and needs no other model.
+    """
+    from mzstore.deltas import merge
+
+    merge(
+        source,
+        target,
+        level=level,  # type: ignore[arg-type]
+        threads=threads,
+        show_progress=_shown(quiet),
+        bases=_moved(base),
+    )
+    if not quiet:
+        print(f"{shown(target)}: {size(_nbytes(target))}")
+
+
+def _print_referring(target: str, quiet: bool) -> None:
+    """What became of a model that refers to another one."""
+    import mzstore
+    from mzstore.inspect import summarize
+
+    if quiet:
+        return
+    with mzstore.open(target) as model:
+        own, values = summarize(model).container_nbytes, model.nbytes
+        untouched = sum(tensor.encoding == "base" for tensor in model.values())
+        urls = ", ".join(map(shown, model.base_urls))
+    print(
+        f"{shown(target)}: {size(own)}, {ratio(own, values)} of {size(values)}; "
+        f"{count(untouched, 'tensor')} as in {urls}, {len(model) - untouched} others"
+    )
+
+
+def _moved(given: list[str] | None) -> dict[str, str] | None:
+    """What ``--base`` says, for ``bases``."""
+    found = {}
+    for text in given or ():
+        url, equals, location = text.partition("=")
+        if not url or not equals or not location:
+            raise ValueError(f"--base {text!r}: URL=LOCATION will do, the URL as the model has it")
+        found[url] = location
+    return found or None
 
 
 def _recipe(lossless: bool, file: str | None, **targets: float | None) -> "Recipe | None":

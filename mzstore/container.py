@@ -70,9 +70,11 @@ class Writer(Protocol):
     def finish(self) -> None: ...
 
 
-def open_reader(location: Location, options: Options = None, operation: Operation | None = None) -> Reader:
+def open_reader(
+    location: Location, options: Options = None, operation: Operation | None = None, stats: Stats | None = None
+) -> Reader:
     """The container at ``location``. Raises FormatError if there is none, StorageError if it cannot be read."""
-    stats, operation = Stats(), operation or Retry().start()
+    stats, operation = stats or Stats(), operation or Retry().start()
     found = open_location(location, options, operation=operation, stats=stats, ahead=TAIL_NBYTES)
     return TreeReader(found, stats, DOCUMENT) if isinstance(found, Folder) else ArchiveReader(found, stats, operation)
 

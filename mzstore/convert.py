@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from mzstore import kernels
+from mzstore.bases import BaseLocations
 from mzstore.documents import DOCUMENT, check_relative
 from mzstore.encode import Level
 from mzstore.formats import open_source, safetensors
@@ -42,6 +43,7 @@ def convert(
     storage_options: Options = None,
     target_options: Options = None,
     retry: Retry | None = None,
+    bases: BaseLocations | None = None,
 ) -> None:
     """Write the model at ``source`` (see ``formats.open_source``) to ``target``, bit for bit if there is no recipe.
 
@@ -53,13 +55,14 @@ def convert(
 
     storage_options  for the fsspec filesystem of a ``source`` that is a URL; ``target_options``: of ``target``
     retry            how long remote storage is waited for, and how often it is asked, at either end; None: ``Retry()``
+    bases            where to find the models that ``source`` refers to, see ``open``: what is written has their values
 
     Raises ValueError for what the target cannot hold, and the errors of ``open`` and ``save``.
     """
     if to is not None and to not in get_args(To):
         raise ValueError(f"target kind {to!r} is none of {', '.join(get_args(To))}")
     threads = check_threads(threads)
-    with open_source(source, storage_options, retry=retry, threads=threads) as model:
+    with open_source(source, storage_options, retry=retry, threads=threads, bases=bases) as model:
         kernels.expect(model.nbytes)
         to = to or _kind(target, model)
         if to not in ("archive", "tree") and (recipe is not None or importance):

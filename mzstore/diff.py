@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from mzstore import kernels
+from mzstore.bases import BaseLocations
 from mzstore.formats import open_source
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.model import StoredTensor, check_threads
@@ -170,12 +171,17 @@ def diff(
     threads: int | None = None,
     show_progress: bool | None = None,
     storage_options: Options = None,
+    bases: BaseLocations | None = None,
 ) -> Difference:
     """Compare two models in any format that ``convert`` reads. Equal digests are believed: ``verify`` checks them.
+    ``bases``: where to find the models that they refer to, see ``open``.
 
     Raises what ``open`` raises, and CorruptError where values that have to be compared cannot be decoded.
     """
-    with open_source(a, storage_options) as source_a, open_source(b, storage_options) as source_b:
+    with (
+        open_source(a, storage_options, bases=bases) as source_a,
+        open_source(b, storage_options, bases=bases) as source_b,
+    ):
         found = _diff(source_a, source_b, check_threads(threads), show_progress)
         source_a.check_unchanged()
         source_b.check_unchanged()

@@ -84,7 +84,7 @@ class TensorEntry:
     def chunk_keys(self) -> Iterator[str]:
         """Keys of all chunks that this tensor has in the container, in the order in which they are written."""
         part = self.part
-        if part is None:
+        if part is None or not part.components:
             return
         constant = isinstance(part, Raw) and part.constant
         for chunk in [(0,) * len(part.grid.shape)] if constant else part.grid.chunks():
@@ -126,6 +126,14 @@ class ModelDocument:
     layouts: Sequence[Layout] = ()
     writer: str = ""
     bases: Sequence[str] = ()  # URLs of other models, which parts refer to by their index
+    _by_node: Mapping[str, TensorEntry] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_by_node", {entry.node: entry for entry in self.tensors.values()})
+
+    def stored(self, entry: TensorEntry) -> TensorEntry:
+        """The tensor that has the values of ``entry``: itself, or the one that it refers to."""
+        return entry if entry.part else self._by_node[entry.same_as]
 
     def documents(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """(key of the node, document) of every node; the root, whose key is "", is the last."""

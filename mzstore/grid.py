@@ -104,6 +104,12 @@ class Piece(NamedTuple):  # one is made for every chunk that is read
     target: tuple[slice, ...]
 
 
+def whole_piece(grid: Grid, chunk: tuple[int, ...]) -> Piece:
+    """All of ``chunk``, into its place in the row block that it lies in."""
+    source = tuple(slice(0, cut.stop - cut.start, 1) for cut in grid.box(chunk))
+    return Piece(chunk, source, grid.box_in_block(chunk))
+
+
 def pieces(grid: Grid, spans: tuple[Span, ...]) -> Iterator[Piece]:
     """The chunks that hold a position of ``spans``, and no other, in row-major order."""
     # One after the other, because documents may claim a number of chunks that no list could hold.

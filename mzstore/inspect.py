@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mzstore.archive import ArchiveReader
 from mzstore.documents import DOCUMENT, FORMAT, TensorEntry, parts_of
+from mzstore.encodings.base import Base
 from mzstore.encodings.planes import Planes
 from mzstore.encodings.quantized import Blocked, Quantized
 from mzstore.encodings.raw import Raw
@@ -145,6 +146,7 @@ class Summary:
     metadata: Mapping[str, Any]
     assets: tuple[tuple[str, int], ...]  # path, size
     layouts: tuple[str, ...]  # paths of the files that the model was converted from
+    bases: tuple[str, ...]  # models that it refers to, as it has them
     container_nbytes: int
 
     @property
@@ -182,6 +184,7 @@ class Summary:
             "metadata": dict(self.metadata),
             "assets": [{"path": path, "nbytes": nbytes} for path, nbytes in self.assets],
             "layouts": list(self.layouts),
+            "bases": list(self.bases),
             "tensors": [tensor.to_json() for tensor in self.tensors],
         }
 
@@ -222,6 +225,7 @@ def summarize(model: Model) -> Summary:
         model.metadata,
         tuple((asset.path, asset.nbytes) for asset in document.assets),
         tuple(layout.path for layout in document.layouts),
+        tuple(document.bases),
         archive.blob.nbytes if archive else sum(sizes.values()),
     )
 
@@ -232,6 +236,7 @@ def _details(entry: TensorEntry) -> dict[str, Any]:
     stored_dtype  the narrower dtype that holds all values exactly; absent if it is the tensor's own
     zstd          raw: whether the chunks are compressed
     constant      raw: whether one word stands for all
+    base, tensor  base: which of the model's bases, and the tensor there
     top_bits      planes: bits of a word that are coded together, its exponent and perhaps more
     symbols       planes: how many values of these occur; absent if they are coded as they are
     ranks         planes: whether these values are packed in pairs, as ranks
@@ -252,6 +257,8 @@ def _details(entry: TensorEntry) -> dict[str, Any]:
         details["stored_dtype"] = part.dtype.name
     if isinstance(part, Raw):
         details |= {"zstd": part.array.zstd, "constant": part.constant}
+    elif isinstance(part, Base):
+        details |= {"base": part.base, "tensor": part.tensor}
     elif isinstance(part, Planes):
         details |= {"top_bits": part.fields.top_bits, "ranks": part.ranks is not None}
         if part.symbols is not None:
@@ -309,6 +316,7 @@ def render(summary: Summary, width: int | None) -> "Iterator[RenderableType]":
         ("metadata", [f"{shown(str(key))}: {_brief(value)}" for key, value in summary.metadata.items()]),
         ("assets", [f"{shown(path)}  {size(nbytes)}" for path, nbytes in summary.assets]),
         ("converted from", [shown(path) for path in summary.layouts]),
+        ("bases", [shown(url) for url in summary.bases]),
     ):
         if lines:
             yield Text(f"{label}:", style="bold")

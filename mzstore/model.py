@@ -3,7 +3,6 @@
 import copy
 import difflib
 import fnmatch
-import itertools
 import math
 import os
 import threading
@@ -15,18 +14,19 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from mzstore import dtypes, frameworks, kernels
+from mzstore.bases import BaseLocations, Bases, Family, Opened, Place, Wanted, fill, plan
 from mzstore.cache import TensorCache
 from mzstore.components import ComponentView, components
 from mzstore.container import Objects, Reader, open_reader, read_model
-from mzstore.decode import bound, run
+from mzstore.decode import bound
 from mzstore.documents import Asset, ModelDocument, TensorEntry, parts_of
 from mzstore.encodings import chunk_path, first_of
+from mzstore.encodings.combined import base_of
 from mzstore.encodings.quantized import Quantized
-from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError
 from mzstore.frameworks import Framework
 from mzstore.payload import unseal
-from mzstore.plan import Job, Plan, jobs, make, missing_chunk
+from mzstore.plan import Plan, missing_chunk
 from mzstore.progress import progress
 from mzstore.selection import Index, Selection, Span, all_of, resolve
 from mzstore.shards import Axis, axis_of, shard_slices
@@ -39,7 +39,12 @@ if TYPE_CHECKING:
 
 
 def open(  # noqa: A001  what a user types is mzstore.open
-    location: Location, *, storage_options: Options = None, retry: Retry | None = None, cache_bytes: int = 0
+    location: Location,
+    *,
+    storage_options: Options = None,
+    retry: Retry | None = None,
+    cache_bytes: int = 0,
+    bases: BaseLocations | None = None,
 ) -> "Model":
     """Open a model for reading: an archive or a tree, at a path or any fsspec URL, or an archive's bytes.
 
@@ -47,6 +52,9 @@ def open(  # noqa: A001  what a user types is mzstore.open
     retry            how long remote storage is waited for, and how often it is asked; None: ``Retry()``
     cache_bytes      tensors that are read whole are kept in so much memory, decoded, and leave when it is full, the least
                      recently used first; parts of them are then taken from there
+    bases            where to find the models that this one refers to, if not where it says: by the URL that it has for one
+                     (see ``Model.base_urls``), a location, or an open model, which its owner closes. Without: what
+                     ``bases.locate`` allows a file to say
 
     Reads the documents only: of a remote archive its tail, in one request. Raises FormatError, UnsupportedError,
     CorruptError or StorageError.
@@ -54,7 +62,8 @@ def open(  # noqa: A001  what a user types is mzstore.open
     operation = (retry or Retry()).start()  # one deadline for all of it
     reader = open_reader(location, storage_options, operation)
     try:
-        return Model(reader, read_model(reader, operation), _Opening(location, storage_options, retry, cache_bytes))
+        opening = _Opening(location, storage_options, retry, cache_bytes, bases)
+        return Model(reader, read_model(reader, operation), opening)
     except BaseException:
         reader.close()
         raise
@@ -68,6 +77,7 @@ class _Opening:
     options: Options
     retry: Retry | None
     cache_nbytes: int
+    bases: BaseLocations | None
 
 
 def default_threads() -> int:
@@ -137,6 +147,13 @@ class Tensor:
         return None if self._stored.lossy is None else copy.deepcopy(dict(self._stored.lossy))
 
     @property
+    def base(self) -> tuple[str, str] | None:
+        """(URL of the model, as ``Model.base_urls`` has it; name there) of the tensor whose values it begins with, if they are
+        not its own."""
+        part = base_of(self._stored.part) if self._stored.part else None
+        return (self._model.document.bases[part.base], part.tensor) if part else None
+
+    @property
     def sha256(self) -> str:
         """Digest of the values, little endian, in row-major order."""
         return self._entry.sha256
@@ -198,7 +215,7 @@ class Tensor:
         and its values are (codes - zero_point) or codebook[codes], times each scale, from left to right in float32, rounded
         to the dtype, and then the outliers put in. Blocks at the far edges may be smaller. A tensor that is stored ``raw``
         has ``values``, in the dtype that they are stored in (one value if all are the same), ``planes`` has ``planes``:
-        bytes, as FORMAT.md says.
+        bytes, as FORMAT.md says. The values of another model that a tensor begins with are no array of this one: see ``base``.
         """
         frameworks.check_framework(framework)
         return components(self._stored, lambda entry: Tensor(self._model, entry, entry), framework)
@@ -258,7 +275,7 @@ class Tensor:
         whole = words.shape == self._entry.spec.word_shape
         cached = self._model._cached(self, threads, make=whole)
         if cached is None:
-            run(self._model.reader, jobs(self._stored, spans, words), threads)
+            fill(self._model, [Wanted(self._stored, spans, words)], threads)
         else:
             words[...] = cached[_cut(spans)]
 
@@ -317,7 +334,7 @@ class Tensor:
 class StoredTensor:
     """A tensor of an open model as a source for writing, verifying and comparing: words by ranges."""
 
-    reader: Reader
+    model: Opened
     entry: TensorEntry  # whose spec and digest it is
     stored: TensorEntry  # which has the values
     threads: int = 1
@@ -332,8 +349,9 @@ class StoredTensor:
 
     @property
     def quantized(self) -> bool:
+        """Whether its payloads are to be copied as they are: they stand for all of its values."""
         assert self.stored.part is not None
-        return any(isinstance(part, Quantized) for part in parts_of(self.stored.part))
+        return not base_of(self.stored.part) and any(isinstance(part, Quantized) for part in parts_of(self.stored.part))
 
     def payloads(self) -> Iterator[tuple[str, bytes, bool]]:
         """(path below the node, payload, whether it is uncompressed) of all chunks, each checked against its checksum."""
@@ -346,9 +364,9 @@ class StoredTensor:
                 path = chunk_path(part, component, chunk)
                 key, where = (
                     f"{self.stored.node}/{path}",
-                    f"{self.reader.url}, tensor {self.spec.name!r}, chunk {chunk}",
+                    f"{self.model.reader.url}, tensor {self.spec.name!r}, chunk {chunk}",
                 )
-                data = self.reader.read_chunk(key, "copy")
+                data = self.model.reader.read_chunk(key, "copy")
                 if data is None:
                     raise missing_chunk(key, where=where)
                 unseal(data, where=where)
@@ -375,7 +393,7 @@ class StoredTensor:
                 *(Span(0, n) for n in shape[axis + 1 :]),
             )
             part = words[at - first :][:count].reshape(tuple(span.count for span in spans))
-            run(self.reader, jobs(self.stored, spans, part), self.threads)
+            fill(self.model, [Wanted(self.stored, spans, part)], self.threads)
             at += count
         return words.reshape(-1)[start - first * row :][: stop - start]
 
@@ -389,11 +407,19 @@ class Model(Mapping[str, Tensor]):
     def __init__(self, reader: Reader, document: ModelDocument, opening: _Opening) -> None:
         self.reader, self.document, self._opening = reader, document, opening
         self._cache = TensorCache(opening.cache_nbytes, reader.stats)
-        self._by_node = {entry.node: entry for entry in document.tensors.values()}
+        self.bases = Bases(
+            Place.of(opening.location, opening.options), Family(opening.retry, reader.stats, opening.bases)
+        )
+        self.bases.family.add(self)
 
     @property
     def url(self) -> str:
         return self.reader.url
+
+    @property
+    def base_urls(self) -> Sequence[str]:
+        """The models that this one refers to, as it has them: URLs, or paths beside it."""
+        return self.document.bases
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -419,7 +445,7 @@ class Model(Mapping[str, Tensor]):
         entry = self.document.tensors.get(name)
         if entry is None:
             raise KeyError(f"no tensor {name!r} in {self.url!r}{self._nearest(name)}")
-        return Tensor(self, entry, entry if entry.part else self._by_node[entry.same_as])
+        return Tensor(self, entry, self.document.stored(entry))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.document.tensors)
@@ -491,11 +517,11 @@ class Model(Mapping[str, Tensor]):
             if cached is not None:
                 words[...] = cached[_cut(spans)]
                 continue
-            todo.append(jobs(tensor._stored, spans, words))
+            todo.append(Wanted(tensor._stored, spans, words))
             if words.shape == tensor._entry.spec.word_shape and 0 < words.nbytes <= self._cache.budget_nbytes:
                 fresh.append((_cache_key(tensor), words))
         with progress("load", total, show_progress) as done:
-            run(self.reader, (job for group in todo for job in group), check_threads(threads), done)
+            fill(self, todo, check_threads(threads), done)
         for key, words in fresh:
             self._cache.put(key, words.copy())  # the caller may change what he gets
         return {name: finish() for name, finish in finishers.items()}
@@ -503,18 +529,15 @@ class Model(Mapping[str, Tensor]):
     def plan(
         self, names: Names = None, *, shard: tuple[int, int] | None = None, axis: Axis = 0, dtype: Any = None
     ) -> Plan:
-        """What ``load`` with the same arguments would ask remote storage for. Without I/O."""
+        """What ``load`` with the same arguments would ask remote storage for. Without I/O, but that bases are opened."""
         chosen = self._chosen(names, shard, axis, dtype)
 
-        def todo() -> Iterator[Job]:
-            for tensor, selection in chosen:
-                spans = tensor._word_spans(selection)
-                nowhere = np.broadcast_to(np.zeros((), tensor._entry.spec.dtype.word), [span.count for span in spans])
-                part = tensor._stored.part
-                one = isinstance(part, Raw) and part.constant  # one payload, however many pieces it fills
-                yield from itertools.islice(jobs(tensor._stored, spans, nowhere), 1 if one else None)
+        def wanted(tensor: Tensor, selection: Selection) -> Wanted:
+            spans = tensor._word_spans(selection)
+            nowhere = np.broadcast_to(np.zeros((), tensor._entry.spec.dtype.word), [span.count for span in spans])
+            return Wanted(tensor._stored, spans, nowhere)
 
-        return make(todo(), self.reader.extent, sum(_nbytes(*each) for each in chosen), self.url)
+        return plan(self, [wanted(*each) for each in chosen], sum(_nbytes(*each) for each in chosen))
 
     def _chosen(
         self, names: Names, shard: tuple[int, int] | None, axis: Axis, dtype: Any
@@ -552,14 +575,14 @@ class Model(Mapping[str, Tensor]):
 
         def make_words() -> np.ndarray:
             words = np.empty(spec.word_shape, spec.dtype.word)
-            run(self.reader, jobs(stored, all_of(spec.word_shape), words), threads)
+            fill(self, [Wanted(stored, all_of(spec.word_shape), words)], threads)
             return words
 
         return self._cache.fetch(_cache_key(tensor), spec.nbytes, make_words)
 
     def sources(self, threads: int = 1) -> list[StoredTensor]:
         """All tensors, to be read by ranges of words."""
-        return [StoredTensor(self.reader, t._entry, t._stored, threads) for t in self.values()]
+        return [StoredTensor(self, t._entry, t._stored, threads) for t in self.values()]
 
     def zarr(self) -> "zarr.Group":
         """The hierarchy as zarr-python sees it: encoded components, not values. For local archives and trees."""
@@ -570,6 +593,7 @@ class Model(Mapping[str, Tensor]):
         return zarr.open_group(store, mode="r")
 
     def close(self) -> None:
+        self.bases.family.close()
         self.reader.close()
 
     def __enter__(self) -> Self:
@@ -630,7 +654,11 @@ def asset_blocks(reader: Objects, asset: Asset) -> Iterator[memoryview]:
 
 def _reopen(opening: _Opening) -> Model:
     return open(
-        opening.location, storage_options=opening.options, retry=opening.retry, cache_bytes=opening.cache_nbytes
+        opening.location,
+        storage_options=opening.options,
+        retry=opening.retry,
+        cache_bytes=opening.cache_nbytes,
+        bases=opening.bases,
     )
 
 

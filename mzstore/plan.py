@@ -8,6 +8,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from mzstore.extents import Extent, Request
 from mzstore.grid import Piece, pieces
 from mzstore.payload import payload_limit
 from mzstore.selection import Span
-from mzstore.text import count, size
+from mzstore.text import count, shown, size
 
 REQUEST_NBYTES = 8 << 20  # at most: some in flight fill any link, and decoding starts when the first is there
 GAP_NBYTES = 64 << 10  # read and thrown away rather than asked for twice; at 1 Gb/s, half a millisecond
@@ -92,10 +93,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a read will do. Sizes are in bytes; None where only the answers will tell (the objects of a tree)."""
+    """What a read will do. Sizes are in bytes; None where only the answers will tell (the objects of a tree).
+
+    bases        (url, plan) of the models whose values are read first; sizes and requests are those of all together
+    held_nbytes  of values that are read in another dtype before they are what is wanted
+    """
 
     batches: tuple[Batch, ...]
     result_nbytes: int
+    bases: "tuple[tuple[str, Plan], ...]" = ()
+    held_nbytes: int = 0
     wanted_nbytes: int | None = field(init=False)  # of the payloads
     fetched_nbytes: int | None = field(init=False)  # of them and of what lies between them in one request
     n_requests: int = field(init=False)
@@ -108,34 +115,50 @@ class Plan:
         chunk = max((_scratch_nbytes(entry) for entry in entries.values()), default=0)
         largest = max((batch.nbytes for batch in self.batches), default=0)
         flight = min(sum(batch.nbytes for batch in self.batches), max(IN_FLIGHT_NBYTES, largest))
+        plans = [plan for _, plan in self.bases]
         for name, value in (
-            ("wanted_nbytes", _total(extents)),
-            ("fetched_nbytes", _total(requests)),
-            ("n_requests", len(requests)),
-            ("memory_nbytes", self.result_nbytes + flight + chunk),
+            ("wanted_nbytes", _sum([_total(extents), *(plan.wanted_nbytes for plan in plans)])),
+            ("fetched_nbytes", _sum([_total(requests), *(plan.fetched_nbytes for plan in plans)])),
+            ("n_requests", len(requests) + sum(plan.n_requests for plan in plans)),
+            # One after the other, into the same results.
+            (
+                "memory_nbytes",
+                self.result_nbytes + self.held_nbytes + max([flight + chunk, *(plan.memory_nbytes for plan in plans)]),
+            ),
         ):
             object.__setattr__(self, name, value)
 
-    def to_json(self) -> dict[str, int | None]:
-        return {
+    def to_json(self) -> dict[str, Any]:
+        doc: dict[str, Any] = {
             "result_nbytes": self.result_nbytes,
             "wanted_nbytes": self.wanted_nbytes,
             "fetched_nbytes": self.fetched_nbytes,
             "requests": self.n_requests,
             "memory_nbytes": self.memory_nbytes,
         }
+        return doc | ({"bases": [{"url": url, **plan.to_json()} for url, plan in self.bases]} if self.bases else {})
 
     def lines(self) -> Iterator[str]:
         """For people."""
-        chunks = sum(len(batch.extents) for batch in self.batches)
         unknown = "as much as the objects have"
         wanted = unknown if self.wanted_nbytes is None else size(self.wanted_nbytes)
         fetched = unknown if self.fetched_nbytes is None else size(self.fetched_nbytes)
-        held = any(extent.held for batch in self.batches for extent in batch.extents.values())
+        extents = list(self._extents())
+        chunks, held = len(extents), any(extent.held for extent in extents)
         yield f"result   {size(self.result_nbytes)}"
         yield f"wanted   {wanted}, {count(chunks, 'chunk')}{', some of which came with the documents' if held else ''}"
         yield f"fetched  {fetched}, {count(self.n_requests, 'request')}"
         yield f"memory   {size(self.memory_nbytes)} at most"
+        for url, plan in self.bases:
+            part = "unknown" if plan.fetched_nbytes is None else size(plan.fetched_nbytes)
+            yield f"  of which base {shown(url)}: {part}, {count(plan.n_requests, 'request')}"
+
+    def _extents(self) -> Iterator[Extent]:
+        """Of all payloads, also those of bases."""
+        for batch in self.batches:
+            yield from batch.extents.values()
+        for _, plan in self.bases:
+            yield from plan._extents()
 
 
 def make(todo: Iterable[Job], locate: Callable[[str, int], Extent | None], result_nbytes: int, url: str) -> Plan:
@@ -284,7 +307,10 @@ def _joined(extents: list[Extent]) -> list[Request]:
 
 
 def _total(ranges: "Iterable[Extent | Request]") -> int | None:
-    sizes = [None if r.stop is None else r.stop - r.start for r in ranges]
+    return _sum([None if r.stop is None else r.stop - r.start for r in ranges])
+
+
+def _sum(sizes: list[int | None]) -> int | None:
     return None if None in sizes else sum(size for size in sizes if size is not None)
 
 

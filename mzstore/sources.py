@@ -6,7 +6,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,17 +74,18 @@ class ModelSource:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     assets: Sequence[FileSource] = ()
     layouts: Sequence[LayoutSource] = ()
+    bases: Sequence[str] = ()  # of tensors that are prepared to refer to them
     unpacks: bool = False  # whether ``layouts`` and ``assets`` are kept from an earlier conversion
     check_unchanged: Callable[[], None] = lambda: None  # raises StorageError if what was read is not one version
 
 
 @dataclass(frozen=True, slots=True)
 class Walked:
-    """Tensors that ``walk`` gives, each time anew."""
+    """Tensors that ``walk`` gives, each time anew; some of them may be prepared."""
 
-    walk: Callable[[], Iterator[TensorSource]]
+    walk: Callable[[], Iterator[Any]]
 
-    def __iter__(self) -> Iterator[TensorSource]:
+    def __iter__(self) -> Iterator[Any]:
         return self.walk()
 
 
@@ -115,6 +116,28 @@ class HeldSource:
         return self.words[start:stop]
 
 
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """``source`` under another name."""
+
+    name: str
+    source: TensorSource
+
+    @property
+    def spec(self) -> TensorSpec:
+        return replace(self.source.spec, name=self.name)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.source.read(start, stop)
+
+
+def held(source: TensorSource) -> TensorSource:
+    """``source``, read whole if it is of moderate size: for one that is read more than once."""
+    if source.spec.nbytes > AHEAD_NBYTES or isinstance(source, HeldSource):
+        return source
+    return HeldSource(source.spec, np.array(source.read(0, math.prod(source.spec.word_shape))), source)
+
+
 def origin(source: TensorSource) -> TensorSource:
     """What ``source`` was read ahead from, to be kept where its values must not stay in memory."""
     return source.origin if isinstance(source, HeldSource) else source
@@ -127,16 +150,14 @@ def read_ahead(tensors: Iterable[TensorSource]) -> Iterator[TensorSource]:
     chunks, not the values.
     """
 
-    def held(source: TensorSource) -> TensorSource:
-        if source.spec.nbytes > AHEAD_NBYTES or getattr(source, "quantized", False):
-            return source
-        return HeldSource(source.spec, np.array(source.read(0, math.prod(source.spec.word_shape))), source)
+    def ahead(source: TensorSource) -> TensorSource:
+        return source if getattr(source, "quantized", False) else held(source)
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="mzstore-ahead")
     try:
         following: Future[TensorSource] | None = None
         for source in tensors:
-            current, following = following, pool.submit(held, source)
+            current, following = following, pool.submit(ahead, source)
             if current:
                 yield current.result()
         if following:

@@ -19,19 +19,22 @@ import numpy as np
 
 from mzstore import kernels
 from mzstore.archive import STORED, ArchiveReader
+from mzstore.bases import BaseLocations, Bases, Family, OpenModel, Place, Wanted, fill_bases
 from mzstore.container import Reader, open_reader, read_model
 from mzstore.decode import decode
 from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, Asset, Layout, ModelDocument, TensorEntry, load
 from mzstore.encodings import chunk_path, read_chunk
+from mzstore.encodings.combined import base_of
 from mzstore.encodings.raw import Raw
-from mzstore.errors import CorruptError, FormatError, MzError
+from mzstore.errors import CorruptError, FormatError, MzError, StorageError
 from mzstore.formats import MAX_LAYOUT_NBYTES, safetensors
 from mzstore.frameworks import check_memory
-from mzstore.grid import Grid, Piece
+from mzstore.grid import Grid, whole_piece
 from mzstore.model import asset_blocks, check_threads
 from mzstore.payload import unseal
 from mzstore.plan import Job
 from mzstore.progress import progress
+from mzstore.selection import Span
 from mzstore.storage import BLOCK_NBYTES, Location, Operation, Options
 
 
@@ -40,7 +43,7 @@ class Problem:
     """One thing that is broken.
 
     kind    ``container`` (directory, headers), ``document``, ``missing`` (chunk), ``chunk``, ``tensor`` (its digest),
-            ``asset``, ``layout``, ``stray`` (stored, and nothing asks for it)
+            ``base`` (a model that this one refers to: missing, another one, or broken itself), ``asset``, ``layout``, ``stray`` (stored, and nothing asks for it)
     key     in the container; empty for the container itself
     clause  the rule of FORMAT.md that is broken
     """
@@ -105,9 +108,10 @@ def verify(
     threads: int | None = None,
     show_progress: bool | None = None,
     storage_options: Options = None,
+    bases: BaseLocations | None = None,
 ) -> Report:
     """Check all of an archive or a tree: every header, checksum, document, chunk, digest, and that nothing is
-    missing or too much.
+    missing or too much. Of the models that it refers to, the values that it begins with are read; ``bases``: see ``open``.
 
     What is broken becomes a ``Problem`` of the report. Raises only where the question cannot be answered: StorageError
     if reading fails, UnsupportedError if the model needs a newer mzstore.
@@ -117,8 +121,10 @@ def verify(
     except (FormatError, CorruptError) as error:
         name = "<memory>" if isinstance(location, (bytes, bytearray, memoryview)) else str(location)
         return Report(name, (_problem("container", error),))
-    with contextlib.closing(reader):
-        return _Verifier(reader, check_threads(threads), show_progress).report()
+    family = Family(None, reader.stats, bases)
+    with contextlib.closing(reader), contextlib.closing(family):
+        links = Bases(Place.of(location, storage_options), family)
+        return _Verifier(reader, links, check_threads(threads), show_progress).report()
 
 
 def _problem(
@@ -212,7 +218,9 @@ class _Findings:
 
 
 class _Verifier:
-    def __init__(self, reader: Reader, threads: int, show_progress: bool | None) -> None:
+    def __init__(self, reader: Reader, bases: Bases, threads: int, show_progress: bool | None) -> None:
+        self._original, self._bases = reader, bases
+        self._lost: dict[int, MzError] = {}  # bases that nobody need look for again
         self._reader, self._threads, self._show_progress = _CheckedReader(reader), threads, show_progress
         self._stored: dict[str, None] = {}
         self._not_walked: set[str] = set()  # nodes whose chunks were not all asked for
@@ -231,7 +239,9 @@ class _Verifier:
         self._stored = dict.fromkeys(self._reader.keys())
         if model:
             problems += self._documents()
-            found = self._tensors(model)
+            opened = OpenModel(self._original, model, self._bases)
+            self._bases.family.add(opened)
+            found = self._tensors(opened)
             problems += [problem for findings in found for problem in findings.problems]
             problems += [problem for asset in model.assets for problem in self._asset(asset)]
             problems += [problem for layout in model.layouts for problem in self._layout(layout, model)]
@@ -265,21 +275,21 @@ class _Verifier:
         copies: dict[str, object] = load(data, where=DOCUMENT)["consolidated_metadata"]["metadata"]
         return copies
 
-    def _tensors(self, model: ModelDocument) -> list[_Findings]:
-        entries = list(model.tensors.values())
+    def _tensors(self, model: OpenModel) -> list[_Findings]:
+        entries = list(model.document.tensors.values())
         total = sum(entry.spec.nbytes for entry in entries if entry.part)
         kernels.expect(total)
         with progress("verify", total, self._show_progress) as done:
             if self._threads == 1:
-                return [self._tensor(entry, done) for entry in entries]
+                return [self._tensor(model, entry, done) for entry in entries]
             pool = ThreadPoolExecutor(self._threads, thread_name_prefix="mzstore-verify")
             try:
-                return list(pool.map(lambda entry: self._tensor(entry, done), entries))
+                return list(pool.map(lambda entry: self._tensor(model, entry, done), entries))
             finally:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
 
-    def _tensor(self, entry: TensorEntry, done: Callable[[int], None]) -> _Findings:
+    def _tensor(self, model: OpenModel, entry: TensorEntry, done: Callable[[int], None]) -> _Findings:
         findings = _Findings()
         part = entry.part
         if part is None:  # parsing has compared it with the tensor that it refers to
@@ -297,8 +307,12 @@ class _Verifier:
                 return findings
             check_memory(math.prod(shape) * entry.spec.dtype.word.itemsize)
             block = np.empty(shape, entry.spec.dtype.word)
-            for chunk in chunks:
-                job = Job(entry, _whole(part.grid, chunk), block)
+            if problem := self._base(model, entry, part.grid, chunks, block):
+                findings.problems.append(problem)
+                self._not_walked.add(entry.node)
+                return findings
+            for chunk in chunks if part.components else ():
+                job = Job(entry, whole_piece(part.grid, chunk), block)
                 try:
                     decode(job, self._reader.read_chunk, self._reader.url)
                 except (FormatError, CorruptError) as error:
@@ -312,6 +326,25 @@ class _Verifier:
             text = "the values do not have the digest (sha256) that the document states"
             findings.problems.append(Problem("tensor", text, entry.node, entry.spec.name, clause="digest-2"))
         return findings
+
+    def _base(
+        self, model: OpenModel, entry: TensorEntry, grid: Grid, chunks: list[tuple[int, ...]], block: np.ndarray
+    ) -> Problem | None:
+        """Fill ``block``, in which ``chunks`` lie, with what the tensor begins with, if that is in another model."""
+        part = base_of(entry.part) if entry.part else None
+        if part is None:
+            return None
+        first, last = grid.box(chunks[0]), grid.box(chunks[-1])
+        spans = tuple(Span(a.start, b.stop - a.start) for a, b in zip(first, last, strict=True))
+        try:
+            if part.base in self._lost:
+                raise self._lost[part.base]
+            fill_bases(model, [Wanted(entry, spans, block)])
+        except MzError as error:
+            if isinstance(error, StorageError):
+                self._lost[part.base] = error
+            return Problem("base", str(error), entry.node, entry.spec.name, clause=error.clause)
+        return None
 
     def _chunk(self, entry: TensorEntry, chunk: tuple[int, ...], error: MzError) -> list[Problem]:
         """What is wrong with a chunk that could not be decoded."""
@@ -365,12 +398,6 @@ class _Verifier:
                 self._reader.check_entry(key)
             except (FormatError, CorruptError) as error:
                 yield _problem("container", error, key)
-
-
-def _whole(grid: Grid, chunk: tuple[int, ...]) -> Piece:
-    """All of ``chunk``, into its place in the row block that it lies in."""
-    source = tuple(slice(0, cut.stop - cut.start, 1) for cut in grid.box(chunk))
-    return Piece(chunk, source, grid.box_in_block(chunk))
 
 
 def _canonical(doc: object) -> str:

@@ -33,9 +33,10 @@ from mzstore.documents import (
 from mzstore.dtypes import DType
 from mzstore.encode import Choice, Level, Payload, check_level, choose, is_constant, payloads
 from mzstore.encodings.raw import Raw
-from mzstore.errors import FormatError
+from mzstore.errors import CorruptError, FormatError
 from mzstore.model import StoredTensor, check_threads
 from mzstore.nodes import LAYOUTS, Namer
+from mzstore.prepared import Prepared
 from mzstore.progress import progress
 from mzstore.recipe import Recipe, Rule
 from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays, origin
@@ -234,12 +235,16 @@ class _ModelWriter:
         self._namer = Namer()
         self._written: dict[str, _Written] = {}
         self._by_prefix: dict[object, list[_Written]] = {}
+        self._by_digest: dict[object, str] = {}  # nodes of tensors that came prepared
 
     def add(self, source: TensorSource) -> None:
         spec = source.spec
         if spec.name in self._written:
             raise ValueError(f"two tensors are called {spec.name!r}")
         node = self._namer.node(spec.name)
+        if isinstance(source, Prepared):
+            self._keep(self._prepared(source, node))
+            return
         size = math.prod(spec.word_shape)
         prefix = (
             spec.dtype.name,
@@ -274,8 +279,24 @@ class _ModelWriter:
 
     def _lossless(self, source: TensorSource, node: str) -> _Written:
         choice = choose(source, self._level)
-        digest = self._store(source, node, choice)
+        digest = _checked(source, self._store(source, node, choice))
         return _Written(TensorEntry(source.spec, node, "", choice.part), digest, digest)
+
+    def _prepared(self, source: Prepared, node: str) -> _Written:
+        spec, sha256 = source.spec, source.sha256
+        key = spec.dtype.name, spec.shape, sha256
+        if source.part.components and key in self._by_digest:
+            self._done(spec.nbytes)
+            return _Written(TensorEntry(spec, node, "", same_as=self._by_digest[key]), lambda: sha256, lambda: sha256)
+        if source.words and source.choice:
+            self._store(source.words, node, source.choice)
+        else:
+            self._drain(0)
+            self._write(node, list(source.payloads))
+            self._done(spec.nbytes)
+        if source.part.components:
+            self._by_digest[key] = node
+        return _Written(TensorEntry(spec, node, "", source.part, lossy=source.lossy), lambda: sha256, lambda: sha256)
 
     def _copied(self, source: StoredTensor, node: str) -> _Written:
         """A tensor that is quantized already, as it is: its values stored lossless would take more."""
@@ -412,7 +433,9 @@ class _ModelWriter:
             self._writer.write_document(key, layout.header)
             layouts.append(Layout(layout.path, key, layout.prefix))
         tensors = {name: written.settle() for name, written in self._written.items()}
-        model = ModelDocument(tensors, source.metadata, tuple(assets), tuple(layouts), f"mzstore {__version__}")
+        model = ModelDocument(
+            tensors, source.metadata, tuple(assets), tuple(layouts), f"mzstore {__version__}", tuple(source.bases)
+        )
         for key, doc in model.documents():
             data = dump(doc)
             if len(data) > MAX_DOCUMENT_NBYTES:
@@ -429,6 +452,25 @@ def _digest(source: TensorSource) -> str:
     for block in blocks(source):
         digest.update(_bytes(block))
     return digest.hexdigest()
+
+
+def _checked(source: TensorSource, digest: Callable[[], str]) -> Callable[[], str]:
+    """``digest``, which raises CorruptError if the values of a model were not what its documents say."""
+    stored = origin(source)
+    if not isinstance(stored, StoredTensor):
+        return digest
+
+    def checked() -> str:
+        found = digest()
+        if found != stored.sha256:
+            raise CorruptError(
+                "the values do not have the digest (sha256) that the document states; restore the file from a copy",
+                where=f"{stored.model.reader.url}, tensor {stored.spec.name!r}",
+                clause="digest-2",
+            )
+        return found
+
+    return checked
 
 
 def _as_surveyed(file: FileSource, nbytes: int, crc32: int) -> Iterator[bytes | memoryview]:

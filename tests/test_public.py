@@ -10,7 +10,7 @@ import mzstore
 def test_public_names():
     assert sorted(mzstore.__all__) == [
         "CorruptError", "FormatError", "Model", "MzError", "Recipe", "Retry", "Rule", "StorageError", "Tensor",
-        "UnsupportedError", "__version__", "convert", "diff", "open", "save", "verify",
+        "UnsupportedError", "__version__", "attach", "convert", "delta", "diff", "merge", "open", "save", "verify",
     ]  # fmt: skip
     for name in mzstore.__all__:
         assert hasattr(mzstore, name)
@@ -19,7 +19,7 @@ def test_public_names():
 @pytest.mark.parametrize(
     ("function", "signature"),
     [
-        (mzstore.open, "(location, *, storage_options=None, retry=None, cache_bytes=0)"),
+        (mzstore.open, "(location, *, storage_options=None, retry=None, cache_bytes=0, bases=None)"),
         (
             mzstore.save,
             "(location, tensors, *, metadata=None, assets=None, recipe=None, importance=None, level='balanced', "
@@ -28,7 +28,22 @@ def test_public_names():
         (
             mzstore.convert,
             "(source, target, *, recipe=None, importance=None, level='balanced', to=None, threads=None, "
-            "show_progress=None, storage_options=None, target_options=None, retry=None)",
+            "show_progress=None, storage_options=None, target_options=None, retry=None, bases=None)",
+        ),
+        (
+            mzstore.attach,
+            "(base, adapter, target, *, alpha=None, prefix=None, base_url=None, level='balanced', kind=None, threads=None, "
+            "show_progress=None, storage_options=None, adapter_options=None, target_options=None, retry=None, bases=None)",
+        ),
+        (
+            mzstore.delta,
+            "(base, tuned, target, *, base_url=None, recipe=None, level='balanced', kind=None, threads=None, "
+            "show_progress=None, storage_options=None, tuned_options=None, target_options=None, retry=None, bases=None)",
+        ),
+        (
+            mzstore.merge,
+            "(location, target, *, level='balanced', kind=None, threads=None, show_progress=None, storage_options=None, "
+            "target_options=None, retry=None, bases=None)",
         ),
         (
             mzstore.Model.load,
@@ -53,11 +68,12 @@ def test_public_attributes():
         return sorted(name for name in vars(cls) if not name.startswith("_"))
 
     assert names(mzstore.Tensor) == [
-        "components", "dtype", "encoding", "name", "nbytes", "ndim", "quality", "read", "sha256", "shape", "shard",
+        "base", "components", "dtype", "encoding", "name", "nbytes", "ndim", "quality", "read", "sha256", "shape", "shard",
         "size", "stored_nbytes",
     ]  # fmt: skip
     assert names(mzstore.Model) == [
         "assets",
+        "base_urls",
         "close",
         "load",
         "metadata",

@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 from mzstore import model, storage
+from mzstore.bases import BaseLocations, check_unchanged
 from mzstore.documents import DOCUMENT
 from mzstore.errors import FormatError
 from mzstore.formats import huggingface, safetensors
@@ -22,11 +23,12 @@ def open_source(
     *,
     retry: storage.Retry | None = None,
     threads: int = 1,
+    bases: BaseLocations | None = None,
 ) -> Iterator[ModelSource]:
     """A model in any supported format, to be read as long as the block lasts.
 
     An mzstore archive or tree, a safetensors file, the index of a sharded one (``*.safetensors.index.json``), or a
-    Hugging Face directory. Raises FormatError for anything else.
+    Hugging Face directory. Raises FormatError for anything else. ``bases``: see ``model.open``.
     """
     with ExitStack() as stack:
         if isinstance(location, (str, os.PathLike)) and os.fspath(location).endswith(huggingface.INDEX_SUFFIX):
@@ -58,7 +60,9 @@ def open_source(
                     check_unchanged=partial(safetensors.check_unchanged, (found,)),
                 )
                 return
-        yield of_model(stack.enter_context(model.open(location, storage_options=options, retry=retry)), threads)
+        yield of_model(
+            stack.enter_context(model.open(location, storage_options=options, retry=retry, bases=bases)), threads
+        )
 
 
 def of_model(opened: model.Model, threads: int = 1) -> ModelSource:
@@ -78,5 +82,5 @@ def of_model(opened: model.Model, threads: int = 1) -> ModelSource:
         assets,
         layouts,
         unpacks=bool(layouts),
-        check_unchanged=lambda: reader.check_unchanged(reader.start()),
+        check_unchanged=partial(check_unchanged, opened),
     )

@@ -21,12 +21,12 @@ from mzstore.storage.base import (
 )
 from mzstore.storage.local import Buffer, FileObjectSink, LocalFile, LocalFolder, LocalFolderSink, LocalSink
 from mzstore.storage.remote import RemoteFile, RemoteFolder
-from mzstore.storage.retry import OnBytes, Operation, Retry
+from mzstore.storage.retry import OnBytes, Operation, Retry, without_secrets
 from mzstore.storage.upload import RemoteFolderSink, RemoteSink
 
 __all__ = [
     "BLOCK_NBYTES", "Blob", "Buffer", "FileObjectSink", "Folder", "FolderSink", "LocalFolder", "Location", "OnBytes", "Operation", "Options", "Retry", "Sink",
-    "create", "create_folder", "is_local", "open_location",
+    "create", "create_folder", "is_local", "local_path", "open_location", "without_secrets",
 ]  # fmt: skip
 
 
