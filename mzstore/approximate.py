@@ -5,6 +5,7 @@ what all others do. A fitted part holds its payloads, which are then laid down c
 for the digest and the errors, are decoded from these as a reader would.
 
 A sparse part whose values are exact replaces those of the parts before it, unless another part is added behind it: then it is added as well.
+Values of another model may come before all parts, which are then fitted to what the tensor is different by.
 """
 
 import math
@@ -19,6 +20,7 @@ from mzstore.documents import parts_of
 from mzstore.dtypes import DTYPES, DType, cast
 from mzstore.encode import Choice, Level, Payload, payloads
 from mzstore.encodings import Coding, Component, Part, SinglePart, chunk_path, first_of, read_chunk
+from mzstore.encodings.base import Base
 from mzstore.encodings.combined import Combine, Combined
 from mzstore.encodings.lowrank import FLOATS, LowRank, left_grid, multiply, right_grid
 from mzstore.encodings.nested import Nested
@@ -50,10 +52,15 @@ class Approximation:
     asked: dict[str, Any]
     kept: list[dict[str, Any]]  # what became of each part
     _fitted: tuple["_Stored", ...] = field(repr=False)
+    _under: TensorSource | None = field(
+        repr=False, default=None
+    )  # the values of another model that come before the parts
 
     def encode(self, words: np.ndarray, start: int, chunks: list[tuple[int, ...]]) -> Encoded:
         """The ``chunks`` of a row block: ``words``, of the block's shape, ``start`` words into the tensor."""
         decoded = np.empty(words.shape, words.dtype)
+        if self._under:
+            decoded[...] = self._under.read(start, start + words.size).reshape(words.shape)
         found = []
         for chunk in chunks:
             own = list(self._payloads(chunk))
@@ -65,7 +72,7 @@ class Approximation:
                 payload, component = own[i]
                 return read_chunk(component, memoryview(payload.data), where=self.spec.name)
 
-            target = np.empty(decoded[box].shape, words.dtype)
+            target = decoded[box].copy()
             self.part.decode(read, source, target, self.spec.name)
             decoded[box] = target
         errors = Errors.between(words, decoded, self.spec.dtype)
@@ -74,10 +81,24 @@ class Approximation:
     def _payloads(self, chunk: tuple[int, ...]) -> Iterator[tuple[Payload, Component]]:
         """Of all components for ``chunk``, in their order."""
         components = iter(self.part.components)
-        for part, fitted in zip(parts_of(self.part), self._fitted, strict=True):
+        parts = [part for part in parts_of(self.part) if not isinstance(part, Base)]
+        for part, fitted in zip(parts, self._fitted, strict=True):
             for own, component in zip(part.components, components, strict=False):
                 data = fitted.payloads[own.name, part.component_chunk(own, chunk)]
                 yield Payload(chunk_path(self.part, component, chunk), data, not own.array.zstd), component
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of all payloads."""
+        return sum(len(data) for fitted in self._fitted for data in fitted.payloads.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Under:
+    """The values of a tensor of another model, of the same dtype and shape, to which all parts are added."""
+
+    part: Base  # over any grid
+    values: TensorSource
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +128,7 @@ def prepare(
     level: Level = "balanced",
     spread: Map = map,
     least: float | None = None,
+    under: Under | None = None,
 ) -> Approximation:
     """Fit the parts of ``rule`` to ``source``, which is read into memory. Raises ValueError, naming the tensor, for what it
     cannot do.
@@ -114,9 +136,10 @@ def prepare(
     importance  float32[cols] or an array of the tensor's shape: how much the squared error of each value matters
     spread      ``map``, or that of an executor
     least       the score from which on values are kept, of a rule that prunes several tensors together
+    under       what comes before the parts; errors that the rule asks for are then parts of the difference from it
     """
     try:
-        return _Fitting(source, rule, importance, level, spread, least).approximation()
+        return _Fitting(source, rule, importance, level, spread, least, under).approximation()
     except ValueError as error:
         raise ValueError(f"tensor {source.spec.name!r}: {error}") from error
 
@@ -125,7 +148,14 @@ class _Fitting:
     """The parts of one tensor, fitted one after the other."""
 
     def __init__(
-        self, source: TensorSource, rule: Rule, importance: Any, level: Level, spread: Map, least: float | None
+        self,
+        source: TensorSource,
+        rule: Rule,
+        importance: Any,
+        level: Level,
+        spread: Map,
+        least: float | None,
+        under: Under | None,
     ) -> None:
         self._spec, self._rule, self._level, self._spread, self._least = source.spec, rule, level, spread, least
         self._importance = importance
@@ -133,8 +163,11 @@ class _Fitting:
         self._shape = self._values.shape
         self._words = source.read(0, source.spec.size).reshape(self._shape)
         rules: tuple[Rule, ...] = rule.parts if rule.parts is not None else (rule,)  # type: ignore[assignment]
+        self._under = under
+        self._below = matrix_of(under.values, None)[0] if under else np.zeros((1, 1), np.float32)
         self._fits = [
-            _Fit(own, how, np.zeros(self._shape, np.float32)) for own, how in zip(rules, _combines(rules), strict=True)
+            _Fit(own, how, np.zeros(self._shape, np.float32))
+            for own, how in zip(rules, _combines(rules, begun=under is not None), strict=True)
         ]
         self._grid = Grid(source.spec.shape, self._chunk_shape(rules))
 
@@ -144,9 +177,15 @@ class _Fitting:
                 self._fit(fit)
         stored = tuple(fit.stored for fit in self._fits if fit.stored)
         part: Part = stored[0].part
-        if len(stored) > 1:
-            part = Combined(tuple(each.part for each in stored), tuple(f.combine for f in self._fits if f.combine))
-        return Approximation(self._spec, part, dict(self._rule.asked), [fit.kept for fit in self._fits], stored)
+        parts, kept = tuple(each.part for each in stored), [fit.kept for fit in self._fits]
+        if self._under:
+            parts = (replace(self._under.part, grid=self._grid), *parts)
+            change = np.square(self._values - self._below, dtype=np.float64).mean()
+            kept.insert(0, {"encoding": "base", "rms_change": float(f"{math.sqrt(change):.6g}")})
+        if len(parts) > 1:
+            part = Combined(parts, tuple(f.combine for f in self._fits if f.combine))
+        values = self._under.values if self._under else None
+        return Approximation(self._spec, part, dict(self._rule.asked), kept, stored, values)
 
     def _chunk_shape(self, rules: Sequence[Rule]) -> tuple[int, ...]:
         """Of all parts: no chunk cuts what shares a scale; those of a sparse tensor may be larger than others."""
@@ -168,7 +207,7 @@ class _Fitting:
 
     def _fit(self, fit: _Fit) -> None:
         others = [other for other in self._fits if other is not fit]
-        target = self._values.copy()
+        target = self._values - self._below
         for other in others:
             target -= other.values
         for other in others:
@@ -369,13 +408,16 @@ def _renamed(stored: _Stored, nested: Nested) -> dict[tuple[str, tuple[int, ...]
     return {(names[name], chunk): data for (name, chunk), data in stored.payloads.items()}
 
 
-def _combines(rules: Sequence[Rule]) -> list[Combine | None]:
-    """How each part is combined with those before it. Exact values replace, unless another part is added behind them."""
+def _combines(rules: Sequence[Rule], *, begun: bool = False) -> list[Combine | None]:
+    """How each part is combined with those before it. Exact values replace, unless another part is added behind them.
+
+    begun  whether there is something before the first one
+    """
     found: list[Combine | None] = []
     for i, rule in enumerate(rules):
         exact = rule.encoding == "sparse" and rule.quantization is None
         adds_behind = any(later.encoding != "sparse" or later.quantization is not None for later in rules[i + 1 :])
-        found.append(None if i == 0 else "replace" if exact and not adds_behind else "add")
+        found.append(None if i == 0 and not begun else "replace" if exact and not adds_behind else "add")
     return found
 
 

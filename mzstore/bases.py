@@ -387,8 +387,9 @@ class Bases:
             return base
         except (MzError, ValueError) as error:
             # Where there is nothing at a URL, there is a folder without documents.
-            lost = not isinstance(error, MzError) or error.clause == "root-1"
-            kind = StorageError if lost else type(error)
+            kind: type[MzError] = StorageError
+            if isinstance(error, MzError) and error.clause != "root-1":
+                kind = type(error)
             shown = without_secrets(url)
             advice = f"; if it lies elsewhere, say where: {_moved(url)}" if kind is StorageError else ""
             raise kind(

@@ -1,6 +1,7 @@
 """Deltas: a fine-tuned model as what it is different by from its base, which is not copied; and such a model made whole."""
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,9 +19,11 @@ from mzstore.encode import Level, check_level
 from mzstore.encodings.base import Base
 from mzstore.encodings.combined import Combined
 from mzstore.formats import open_source
+from mzstore.grid import Grid
 from mzstore.model import Model, StoredTensor, check_threads
 from mzstore.model import open as open_model
-from mzstore.prepared import Prepared
+from mzstore.prepared import Fitted, Prepared
+from mzstore.recipe import Recipe, Rule
 from mzstore.sources import TensorSource, Walked, blocks, held, origin, read_ahead
 from mzstore.storage import Options, Retry, is_local
 from mzstore.writer import write
@@ -32,6 +35,7 @@ def delta(
     target: str | os.PathLike[str],
     *,
     base_url: str | None = None,
+    recipe: Recipe | None = None,
     level: Level = "balanced",
     kind: Kind | None = None,
     threads: int | None = None,
@@ -42,13 +46,16 @@ def delta(
     retry: Retry | None = None,
     bases: BaseLocations | None = None,
 ) -> None:
-    """Write to ``target`` the model ``tuned`` (in any format that ``convert`` reads), bit for bit, as changes of ``base``, an
-    archive or a tree.
+    """Write to ``target`` the model ``tuned`` (in any format that ``convert`` reads), bit for bit if there is no recipe, as
+    changes of ``base``, an archive or a tree.
 
     Of tensors that ``base`` has as well, under any name, nothing is stored. Others of the same name, dtype and shape are
     stored as the difference from it, by exclusive or or as integers, or whole, whichever is smallest. What is new is stored
     whole, and what only ``base`` has is left out. Metadata, assets and the layout of files are those of ``tuned``.
 
+    recipe    how the differences of tensors are approximated, see ``save``: errors are relative to the difference. Parts of a rule
+              come behind the base. A rule that says no more than ``nmse`` or ``snr_db`` takes what is smallest of quantized
+              differences, low-rank ones, and low-rank ones with a sparse or quantized rest
     base_url  what the model is to have for its base, instead of the path or URL at which it is found now
     bases     where to find the bases of ``base``, see ``open``
     """
@@ -67,8 +74,10 @@ def delta(
             check_unchanged(model)
             source.check_unchanged()
 
-        def tensors() -> Iterator[TensorSource | Prepared]:
-            return _tensors(model, read_ahead(source.tensors) if ahead else iter(source.tensors), level, threads)
+        def tensors() -> Iterator[TensorSource | Prepared | Fitted]:
+            return _tensors(
+                model, read_ahead(source.tensors) if ahead else iter(source.tensors), recipe, level, threads
+            )
 
         write(
             target,
@@ -83,8 +92,8 @@ def delta(
 
 
 def _tensors(
-    model: Model, tuned: Iterator[TensorSource], level: Level, threads: int
-) -> Iterator[TensorSource | Prepared]:
+    model: Model, tuned: Iterator[TensorSource], recipe: Recipe | None, level: Level, threads: int
+) -> Iterator[TensorSource | Prepared | Fitted]:
     entries = model.document.tensors
     kinds = {(entry.spec.dtype, entry.spec.shape) for entry in entries.values()}
     by_digest = {_key(entry): name for name, entry in reversed(list(entries.items()))}
@@ -109,7 +118,9 @@ def _tensors(
             yield source
         else:
             under = StoredTensor(model, entry, model.document.stored(entry), threads)
-            yield _changed(held(words), held(under), entry, sha256, level)
+            rule = recipe.rule_for(spec) if recipe else None
+            fitted = _fitted(held(words), held(under), entry, rule, level) if rule else None
+            yield fitted or _changed(held(words), held(under), entry, sha256, level)
 
 
 def _key(entry: TensorEntry) -> tuple[object, ...]:
@@ -124,6 +135,50 @@ def _changed(tuned: TensorSource, base: TensorSource, entry: TensorEntry, sha256
         return Prepared(tuned.spec, part, sha256, found.words, found.choice)
     under = Base(tuned.spec.dtype, part.grid, 0, entry.spec.name, entry.sha256)
     return Prepared(tuned.spec, Combined((under, part), (found.how,)), sha256, found.words, found.choice)
+
+
+def _fitted(tuned: TensorSource, base: TensorSource, entry: TensorEntry, rule: Rule, level: Level) -> Fitted | None:
+    """``tuned`` as the base and what ``rule`` makes of the difference; None if the rule lets it stay lossless."""
+    from mzstore import approximate
+
+    spec = tuned.spec
+    grid = Grid(spec.word_shape, tuple(max(n, 1) for n in spec.word_shape))
+    under = approximate.Under(Base(spec.dtype, grid, 0, entry.spec.name, entry.sha256), base)
+    try:
+        made = [approximate.prepare(tuned, one, None, level, under=under) for one in _ways(rule, tuned, base)]
+    except ValueError:
+        if rule.on_error == "lossless":
+            return None
+        raise
+    return Fitted(spec, tuned, min(made, key=lambda each: each.stored_nbytes))
+
+
+def _ways(rule: Rule, tuned: TensorSource, base: TensorSource) -> list[Rule]:
+    """What may be the smallest way to have the error that ``rule`` asks for; only the rule itself if it says how."""
+    error = rule.nmse if rule.snr_db is None else 10 ** (-rule.snr_db / 10)
+    plain = rule.encoding == "quantized" and rule.quantizer in (None, "uniform")
+    if not plain or error is None or error >= 1 or len(tuned.spec.shape) < 2:
+        return [rule]
+    from mzstore import approximate, factorize
+
+    half = math.sqrt(error)  # of what is left: both together leave the error
+    change = approximate.matrix_of(tuned, None)[0] - approximate.matrix_of(base, None)[0]
+    if not change.any():
+        return [rule]
+    narrow = Rule(encoding="lowrank", nmse=half)
+    left, right = factorize.factors(change, narrow, None)
+    rank = left.shape[1]
+    squares = np.sort(np.square(change - left @ right, dtype=np.float64), axis=None)
+    allowed = error * float(np.square(change, dtype=np.float64).sum())
+    n_left = int(np.searchsorted(np.cumsum(squares), allowed))
+    ways = [
+        rule,
+        Rule(encoding="lowrank", nmse=error),
+        Rule(parts=[f"lowrank rank={rank}", f"quantized nmse={half!r}"]),
+    ]
+    if n_left < squares.size and squares[n_left] > 0:
+        ways.append(Rule(parts=[f"lowrank rank={rank}", f"sparse threshold={math.sqrt(squares[n_left])!r}"]))
+    return ways
 
 
 def _digest(source: TensorSource) -> str:

@@ -1,13 +1,16 @@
 """Prepared: a tensor of which is decided how it is stored before a writer sees it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mzstore.encode import Choice, Payload
 from mzstore.encodings import Part
 from mzstore.sources import TensorSource
 from mzstore.tensors import TensorSpec
+
+if TYPE_CHECKING:
+    from mzstore.approximate import Approximation
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,4 +27,12 @@ class Prepared:
     words: TensorSource | None = None
     choice: Choice | None = None
     payloads: Sequence[Payload] = ()
-    lossy: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """A tensor of which an approximation is made; ``values`` are its own."""
+
+    spec: TensorSpec
+    values: TensorSource
+    approximation: "Approximation"

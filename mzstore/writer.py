@@ -36,7 +36,7 @@ from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError, FormatError
 from mzstore.model import StoredTensor, check_threads
 from mzstore.nodes import LAYOUTS, Namer
-from mzstore.prepared import Prepared
+from mzstore.prepared import Fitted, Prepared
 from mzstore.progress import progress
 from mzstore.recipe import Recipe, Rule
 from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays, origin
@@ -245,6 +245,9 @@ class _ModelWriter:
         if isinstance(source, Prepared):
             self._keep(self._prepared(source, node))
             return
+        if isinstance(source, Fitted):
+            self._keep(self._laid_down(source.approximation, source.values, node, source.approximation.kept))
+            return
         size = math.prod(spec.word_shape)
         prefix = (
             spec.dtype.name,
@@ -296,7 +299,7 @@ class _ModelWriter:
             self._done(spec.nbytes)
         if source.part.components:
             self._by_digest[key] = node
-        return _Written(TensorEntry(spec, node, "", source.part, lossy=source.lossy), lambda: sha256, lambda: sha256)
+        return _Written(TensorEntry(spec, node, "", source.part), lambda: sha256, lambda: sha256)
 
     def _copied(self, source: StoredTensor, node: str) -> _Written:
         """A tensor that is quantized already, as it is: its values stored lossless would take more."""
@@ -310,10 +313,7 @@ class _ModelWriter:
     def _approximated(self, source: TensorSource, node: str, rule: Rule, importance: Any) -> _Written | None:
         """None if the rule lets this tensor stay lossless because it cannot be what is asked for."""
         from mzstore import approximate, targets
-        from mzstore.quality import Errors, quality_of
-        from mzstore.quantize import Encoded
 
-        spec = source.spec
         spread = self._workers.map if self._workers else map
         kept: list[dict[str, Any]] | None = None
         lossy: Approximation | Lossy
@@ -328,6 +328,19 @@ class _ModelWriter:
             if rule.on_error == "lossless":
                 return None
             raise
+        return self._laid_down(lossy, source, node, kept)
+
+    def _laid_down(
+        self,
+        lossy: "Approximation | Lossy",
+        source: TensorSource,
+        node: str,
+        kept: list[dict[str, Any]] | None,
+    ) -> _Written:
+        """``source`` as ``lossy`` has it; ``kept``: see ``quality_of``."""
+        from mzstore.quality import Errors, quality_of
+        from mzstore.quantize import Encoded
+
         # What is kept until the end must not hold values: neither those that were tried, nor those of a source read ahead.
         part, asked, again = lossy.part, lossy.asked, origin(source)
         errors, digest = Errors(), hashlib.sha256()
@@ -352,7 +365,7 @@ class _ModelWriter:
         def quality(entry: TensorEntry) -> Mapping[str, Any]:
             return quality_of(entry, asked, errors, kept)
 
-        entry = TensorEntry(spec, node, "", part)
+        entry = TensorEntry(source.spec, node, "", part)
         return _Written(entry, finished, functools.cache(lambda: _digest(again)), quality=quality)
 
     def _keep(self, written: _Written) -> None:
