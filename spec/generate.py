@@ -539,6 +539,11 @@ def quantized_vectors() -> Iterator[tuple[str, Json]]:
         v(["quantized-1"], [2, 3], {"levels": 4, "per_byte": 4, "chunk_shape": [2, 7]}, {"": ["uint8", [2, 1], [2, 2]]},
           {"c/0/0": packed([[1, 2, 3, 0, 3, 3, 3], [3, 2, 1, 0, 3, 3, 3]], 4)}, [1, 2, 3, 3, 2, 1]),
     )  # fmt: skip
+    yield "quantized/a-scale-for-each-row-of-a-chunk-beyond-the-tensor", v(
+        ["quantized-6"], [2, 3], {"chunk_shape": [2, 5], "scales": [{"block": [1, 3], "dtype": "float16"}]},
+        {"codes": ["uint8", [2, 3], [2, 5]], "scale": ["float16", [2, 1], [2, 1]]},
+        {"codes/c/0/0": "01 02 03 00 00 04 05 06 00 00", "scale/c/0/0": numbers("float16", [0.5, 2.0])}, [0.5, 1, 1.5, 8, 10, 12],
+    )  # fmt: skip
     frame = b"\x28\xb5\x2f\xfd\x20\x03" + b"\x19\0\0" + b"\7\10\11"
     yield (
         "quantized/with-zstd",

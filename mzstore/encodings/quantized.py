@@ -360,7 +360,8 @@ class Quantized:
         def block(blocked: Blocked) -> tuple[int, int]:
             *heights, width = blocked.block
             height = 1 if all(n == 1 for n in heights) else heights[0] if len(heights) == 1 else shape[0]
-            return (min(height, shape[0]), min(width, cols))
+            # A number for all of a row is the only one, also of a chunk that is wider than the tensor.
+            return (min(height, shape[0]), cols if width == self.grid.shape[-1] else min(width, cols))
 
         scales = tuple(
             Scale(block(scale), scale.dtype)
