@@ -92,9 +92,10 @@ def short(
         nodes = {"w": group(about)} | {f"w/{name}": array(*found) for name, found in arrays.items()}
     objects = {f"w/{key}": seal(unhex(body)).hex() for key, body in (bodies or {}).items()}
     objects |= {f"w/{key}": unhex(payload).hex() for key, payload in (payloads or {}).items()}
-    inner = [part[name] for part in parts for name in ("values", "left", "right") if isinstance(part.get(name), dict)]
-    used = {str(part.get("encoding")) for part in [*parts, *inner]}
-    features = sorted({"planes", *(used & {"base", "lowrank", "quantized", "sparse"})})
+    inner = [part.get(name) for part in parts for name in ("values", "left", "right", "core")]
+    inner += [factor for part in parts if isinstance(part.get("factors"), list) for factor in part["factors"]]
+    used = {str(part.get("encoding")) for part in [*parts, *inner] if isinstance(part, dict)}
+    features = sorted({"planes", *(used & {"base", "lowrank", "quantized", "sparse", "tucker"})})
     listed = {"bases": [{"url": url} for url in urls or bases]} if bases else {}
     vector = {"clauses": clauses, "root": root(nodes, features=features, **listed), "objects": objects}
     if bases:
@@ -1676,6 +1677,168 @@ def lowrank_vectors() -> Iterator[tuple[str, Json]]:
         )  # fmt: skip
 
 
+def tucker_vectors() -> Iterator[tuple[str, Json]]:
+    raw: Json = {"encoding": "raw"}
+
+    def factor(rows: int, cols: int, by: float) -> list[list[float]]:
+        return [[single(((5 * i + 3 * j) % 7 - 2.3) * by) for j in range(cols)] for i in range(rows)]
+
+    def sums(row: list[float], numbers_: list[float]) -> float:
+        total = single(row[0] * numbers_[0])
+        for a, b in zip(row[1:], numbers_[1:], strict=True):
+            total = single(total + single(a * b))
+        return total
+
+    def canonical(factors: list[list[list[float]]]) -> list[float]:
+        found = []
+        for at in itertools.product(*(range(len(f)) for f in factors)):
+            products_ = [
+                product(factors[1][at[1]][j], *(f[i][j] for f, i in zip(factors[2:], at[2:], strict=True)))
+                for j in range(len(factors[0][0]))
+            ]
+            found.append(sums(factors[0][at[0]], products_))
+        return found
+
+    def of_core(
+        core: dict[tuple[int, ...], float], ranks: list[int], factors: list[list[list[float]] | None]
+    ) -> list[float]:
+        extents = list(ranks)
+        for axis, own in enumerate(factors):
+            if own is None:
+                continue
+            new = {}
+            others = [range(n) for n in extents]
+            others[axis] = range(len(own))
+            for at in itertools.product(*others):
+                new[at] = sums(own[at[axis]], [core[(*at[:axis], j, *at[axis + 1 :])] for j in range(ranks[axis])])
+            core, extents[axis] = new, len(own)
+        return [core[at] for at in itertools.product(*map(range, extents))]
+
+    def v(
+        clauses: list[str], factors: list[list[list[float]] | None], *, ranks: list[int], core: list[float] | None = None, dtype: str = "float32",
+        extents: list[int] | None = None, **more: Any,
+    ) -> Json:  # fmt: skip
+        shape = [ranks[k] if own is None else len(own) for k, own in enumerate(factors)]
+        part = {
+            "encoding": "tucker",
+            "chunk_shape": shape,
+            "ranks": ranks,
+            "factors": [None if own is None else raw for own in factors],
+        }
+        arrays, bodies = {}, {}
+        for k, own in enumerate(factors):
+            if own is not None:
+                arrays[f"factor-{k + 1}"] = ["float32", [len(own), ranks[k]], [len(own), ranks[k]]]
+                bodies[f"factor-{k + 1}/c/0/0"] = numbers("float32", [x for row in own for x in row])
+        if core is None:
+            values = canonical([own for own in factors if own is not None])
+        else:
+            part["core"] = raw
+            arrays["core"] = ["float32", ranks, ranks]
+            bodies["/".join(["core/c", *("0" for _ in ranks)])] = numbers("float32", core)
+            values = of_core(dict(zip(itertools.product(*map(range, ranks)), core, strict=True)), ranks, factors)
+        if len(arrays) == 1:
+            raise ValueError("one array: not a group")
+        return short(
+            clauses,
+            dtype=dtype,
+            shape=shape,
+            part=part,
+            arrays=arrays,
+            bodies=bodies,
+            words=words_of(dtype, values),
+            **more,
+        )
+
+    for dtype in ("float32", "bfloat16", "float16", "float64"):
+        yield f"tucker/canonical-of-3-axes-in-{dtype}", v(
+            ["tucker-3", "tucker-4"], [factor(2, 3, 0.3), factor(3, 3, 0.1), factor(2, 3, 0.7)], ranks=[3, 3, 3], dtype=dtype
+        )  # fmt: skip
+    yield "tucker/canonical-of-2-axes", v(["tucker-3"], [factor(2, 2, 0.3), factor(3, 2, 0.1)], ranks=[2, 2])
+    yield "tucker/canonical-of-4-axes", v(
+        ["tucker-3"], [factor(2, 2, 0.3), factor(2, 2, 0.1), factor(1, 2, 0.7), factor(3, 2, 0.9)], ranks=[2, 2, 2, 2]
+    )  # fmt: skip
+    for dtype in ("float32", "bfloat16"):
+        core = [single((i % 5 - 1.7) * 0.3) for i in range(12)]
+        yield f"tucker/core-of-3-axes-in-{dtype}", v(
+            ["tucker-2", "tucker-4"], [factor(3, 2, 0.3), factor(4, 3, 0.1), factor(2, 2, 0.7)], ranks=[2, 3, 2], core=core, dtype=dtype
+        )  # fmt: skip
+    core = [single((i % 5 - 1.7) * 0.3) for i in range(8)]
+    yield (
+        "tucker/core-with-an-axis-of-its-own",
+        v(["tucker-1", "tucker-2"], [factor(3, 2, 0.3), None, factor(3, 2, 0.9)], ranks=[2, 2, 2], core=core),
+    )
+    yield (
+        "tucker/core-of-2-axes-with-the-last-of-its-own",
+        v(["tucker-2"], [factor(3, 2, 0.3), None], ranks=[2, 4], core=core),
+    )
+    left, right = factor(3, 2, 0.5), factor(3, 2, 0.25)
+    yield "tucker/in-chunks", short(
+        ["tucker-1", "grid-1"], dtype="float32", shape=[3, 3],
+        part={"encoding": "tucker", "chunk_shape": [2, 2], "ranks": [2, 2], "factors": [raw, raw]},
+        arrays={"factor-1": ["float32", [3, 2], [2, 2]], "factor-2": ["float32", [3, 2], [2, 2]]},
+        bodies={f"factor-{k}/c/{i}/0": numbers("float32", [*own[2 * i], *(own[1] if i == 0 else [9.0, 9.0])])
+                for k, own in ((1, left), (2, right)) for i in range(2)},
+        words=words_of("float32", canonical([left, right])),
+    )  # fmt: skip
+    yield (
+        "tucker/of-codes",
+        short(["nested-1", "tucker-4"], dtype="bfloat16", shape=[2, 2],
+              part={"encoding": "tucker", "chunk_shape": [2, 2], "ranks": [1, 2],
+                    "factors": [{"encoding": "quantized", "levels": 4, "chunk_shape": [2, 1], "scales": [0.5], "dtype": "float16"}, None],
+                    "core": {"encoding": "quantized", "levels": 4, "chunk_shape": [1, 2], "scales": [{"block": [1, 1], "dtype": "float16"}]}},
+              arrays={"factor-1": ["uint8", [2, 1], [2, 1]], "core.codes": ["uint8", [1, 2], [1, 2]], "core.scale": ["float16", [1, 2], [1, 2]]},
+              bodies={"factor-1/c/0/0": "01 03", "core.codes/c/0/0": "02 01", "core.scale/c/0/0": numbers("float16", [0.25, -3.0])},
+              words=words_of("bfloat16", [0.25, -1.5, 0.75, -4.5])),
+    )  # fmt: skip
+
+    # What is refused: shape (2, 3), two factors of rank 2.
+    arrays: dict[str, list[Any]] = {"factor-1": ["float32", [2, 2], [2, 2]], "factor-2": ["float32", [3, 2], [3, 2]]}
+    core_array: dict[str, list[Any]] = {"core": ["float32", [2, 2], [2, 2]]}
+    good: Json = {"encoding": "tucker", "chunk_shape": [2, 3], "ranks": [2, 2], "factors": [raw, raw]}
+    far = 1 << 13
+    for name, clause, part, own, more in (
+        ("of-integers", "tucker-1", {}, {}, {"dtype": "int32"}),
+        ("of-one-axis", "tucker-1", {"chunk_shape": [3], "ranks": [2], "factors": [raw]}, {}, {"shape": [3]}),
+        ("of-nothing", "tucker-1", {"chunk_shape": [1, 3]}, {"factor-1": ["float32", [0, 2], [1, 2]]}, {"shape": [0, 3]}),
+        ("no-chunk-shape", "tucker-1", {"chunk_shape": None}, {}, {}),
+        ("ranks-null", "tucker-1", {"ranks": None}, {}, {}),
+        ("ranks-of-one-axis", "tucker-1", {"ranks": [2]}, {}, {}),
+        ("rank-0", "tucker-1", {"ranks": [2, 0]}, {}, {}),
+        ("rank-65537", "tucker-1", {"ranks": [65537, 65537]}, {"factor-1": ["float32", [2, 65537], [2, 65537]], "factor-2": ["float32", [3, 65537], [3, 65537]]}, {}),
+        ("rank-without-end", "tucker-1", {"ranks": [10**400, 2]}, {}, {}),
+        ("ranks-that-differ-without-a-core", "tucker-1", {"ranks": [2, 3]}, {"factor-2": ["float32", [3, 3], [3, 3]]}, {}),
+        ("factors-null", "tucker-1", {"factors": None}, {}, {}),
+        ("factors-of-one-axis", "tucker-1", {"factors": [raw]}, {}, {}),
+        ("factor-null-without-a-core", "tucker-1", {"factors": [None, raw]}, {}, {}),
+        ("factor-null-of-another-rank", "tucker-1", {"factors": [raw, None], "core": raw}, core_array, {}),
+        ("factor-null-in-chunks", "tucker-1", {"factors": [raw, None], "core": raw, "ranks": [2, 3], "chunk_shape": [2, 2]},
+         {"factor-1": arrays["factor-1"], "core": ["float32", [2, 3], [2, 3]]}, {}),
+        ("factor-sparse", "nested-1", {"factors": [raw, {"encoding": "sparse", "chunk_shape": [3, 2]}]}, {}, {}),
+        ("factor-a-list", "nested-1", {"factors": [raw, [raw]]}, {}, {}),
+        ("factor-of-float64", "tucker-1", {"factors": [raw, raw | {"dtype": "float64"}]}, {"factor-2": ["float64", [3, 2], [3, 2]]}, {}),
+        ("factor-constant", "nested-1", {}, {"factor-2": ["float32", [1, 1], [1, 1]]}, {}),
+        ("factor-in-other-chunks", "tucker-1", {}, {"factor-2": ["float32", [3, 2], [2, 2]]}, {}),
+        ("factor-of-another-shape", "tucker-1", {}, {"factor-2": ["float32", [2, 2], [3, 2]]}, {}),
+        ("core-null", "nested-1", {"core": None}, core_array, {}),
+        ("core-in-chunks", "tucker-1", {"core": raw}, {"core": ["float32", [2, 2], [1, 2]]}, {}),
+        ("core-of-another-shape", "tucker-1", {"core": raw}, {"core": ["float32", [2, 3], [2, 3]]}, {}),
+        ("core-of-integers", "tucker-1", {"core": raw | {"dtype": "int32"}}, {"core": ["int32", [2, 2], [2, 2]]}, {}),
+        ("core-without-member", "tucker-1", {}, core_array, {}),
+        ("unknown-array", "tucker-1", {}, {"factor-3": arrays["factor-1"]}, {}),
+        ("between-too-large", "tucker-1", {"chunk_shape": [far, 1], "ranks": [1, far], "core": raw},
+         {"factor-1": ["float32", [far, 1], [far, 1]], "factor-2": ["float32", [1, far], [1, far]], "core": ["float32", [1, far], [1, far]]}, {"shape": [far, 1]}),
+        ("products-too-large", "tucker-1", {"chunk_shape": [1, far, 1], "ranks": [far] * 3, "factors": [raw] * 3},
+         {"factor-1": ["float32", [1, far], [1, far]], "factor-2": ["float32", [far, far], [far, far]], "factor-3": ["float32", [1, far], [1, far]]}, {"shape": [1, far, 1]}),
+    ):  # fmt: skip
+        also = sorted({"tucker-1", "nested-1", "raw-1", "quantized-1", "array-2"} - {clause})
+        more = {"dtype": "float32", "shape": [2, 3]} | more
+        yield f"tucker/{name}", short([clause, *also], part=good | part, arrays=arrays | own, error="format", **more)
+    yield "tucker/factor-missing", short(
+        ["payload-4"], dtype="float32", shape=[2, 3], part=good, arrays=arrays, bodies={"factor-1/c/0/0": numbers("float32", [1, 2, 3, 4])}, error="corrupt"
+    )  # fmt: skip
+
+
 def combined_vectors() -> Iterator[tuple[str, Json]]:
     raw: Json = {"encoding": "raw"}
 
@@ -1820,6 +1983,15 @@ def combined_vectors() -> Iterator[tuple[str, Json]]:
         words="".join(struct.pack("<d", x).hex() for x in (
             single(product(5, single(0.01)) + thirds[0]), single(single(product(6, single(0.01)) + thirds[1]) + single(0.3)), 1 / 3)),
     )  # fmt: skip
+    outer = {"encoding": "tucker", "chunk_shape": [1, 3], "ranks": [1, 1], "factors": [raw, raw]}
+    outers = {
+        "factor-1": ("float32", [1, 1], numbers("float32", [257.0])),
+        "factor-2": ("float32", [3, 1], numbers("float32", [1.0, 2.0, 0.0])),
+    }
+    yield (
+        "combined/tucker-and-codes",
+        sums(rule, "bfloat16", [1, 3], [(outer, outers), codes("01 02 03", 3, **add)], [258, 516, 3]),
+    )
     yield "combined/lowrank-replaced-in-places", sums(
         ["tensor-7"], "bfloat16", [1, 3], [(lowrank, factors), sparse("00", "bfloat16", "0041", 1, combine="replace")], [8.0, thirds[1], thirds[2]]
     )  # fmt: skip
@@ -2578,7 +2750,7 @@ def zip_vectors() -> Iterator[tuple[str, Json]]:
 
 SOURCES = (
     from_page, word_vectors, grid_vectors, payload_vectors, raw_vectors, planes_vectors, narrow_vectors, quantized_vectors,
-    sparse_vectors, index_vectors, values_vectors, lowrank_vectors, combined_vectors, base_vectors, document_vectors,
+    sparse_vectors, index_vectors, values_vectors, lowrank_vectors, tucker_vectors, combined_vectors, base_vectors, document_vectors,
     root_vectors, node_vectors, tensor_vectors, array_vectors, asset_vectors, zip_vectors,
 )  # fmt: skip
 

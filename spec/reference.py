@@ -329,10 +329,10 @@ def read_model(objects: Mapping[str, Object], open_base: Callable[[str], Model],
     # > `format` is an integer >= 1. A reader refuses as unsupported a number that is higher than it knows
     need(is_integer(about.get("format")) and about["format"] >= 1, "root-2", "no format number")
     need(about["format"] == 1, "root-2", f"format {about['format']}", UnsupportedRefused)
-    # > `features` is a list of strings. In format 1 the features are `base`, `lowrank`, `planes`, `quantized` and `sparse`.
+    # > `features` is a list of strings. In format 1 the features are `base`, `lowrank`, `planes`, `quantized`, `sparse` and `tucker`.
     features = about.get("features")
     need(isinstance(features, list) and all(isinstance(f, str) for f in features), "root-3", "no list of features")
-    known = {"base", "lowrank", "planes", "quantized", "sparse"}
+    known = {"base", "lowrank", "planes", "quantized", "sparse", "tucker"}
     need(set(features) <= known, "root-3", f"features {features}", UnsupportedRefused)
     # > `consolidated_metadata` is an object with `kind` equal to `inline`, `must_understand` false, and `metadata`: an object
     # > from the key of every node but the root to its document.
@@ -481,7 +481,7 @@ def read_node(key: str, doc: Any, below: dict[str, Any], n_bases: int) -> Node:
     # > `parts` is a list of 1 to 4 objects. The `encoding` of each is one of section 8, and `combine`, if present, is `replace`, `add`, `xor` or `plus`; a reader refuses anything else as unsupported.
     parts = about.get("parts")
     known = isinstance(parts, list) and 1 <= len(parts) <= 4 and all(isinstance(part, dict) for part in parts)
-    encodings, ways = ("raw", "planes", "quantized", "sparse", "lowrank", "base"), ("replace", "add", "xor", "plus")
+    encodings, ways = ("raw", "base", *CHECKS), ("replace", "add", "xor", "plus")
     known = known and all(part.get("encoding") in encodings for part in parts)
     known = known and all(part.get("combine", "add") in ways for part in parts)
     need(known, "tensor-4", "unknown parts", UnsupportedRefused)
@@ -571,7 +571,7 @@ def check_combination(parts: list[Part], dtype: str, shape: tuple[int, ...]) -> 
         need(4 * math.prod(chunk_of(parts[-1])) <= 1 << 26, "tensor-8", "chunks too large to be added")
         for part, way in zip(parts, ["first", *ways], strict=True):
             # > the words of `raw`, `planes` and `base`, and those of `sparse` if it is the first part, are of `float16`, `bfloat16` or `float32`
-            exact = part.encoding in ("quantized", "lowrank") or (part.encoding, way) == ("sparse", "add")
+            exact = part.encoding in ("quantized", "lowrank", "tucker") or (part.encoding, way) == ("sparse", "add")
             exact = exact or way == "replace" or dtype in ("float16", "bfloat16", "float32")
             need(exact, "tensor-8", f"values of {dtype} are not added")
 
@@ -851,8 +851,8 @@ def read_part(objects: Mapping[str, Object], part: Part, node: Node, base: Bases
         taken, found = read_sparse(objects, part, shape)
         # > As the first part it gives words that are 0 at all others
         return np.where(taken, found, 0).astype(found.dtype)
-    if part.encoding == "lowrank":
-        return to_words(multiply(objects, part, shape), part.dtype)
+    if part.encoding in PRODUCTS:
+        return to_words(PRODUCTS[part.encoding](objects, part, shape), part.dtype)
     return READERS[part.encoding](objects, part, shape, word_of(part.dtype))
 
 
@@ -862,12 +862,12 @@ def read_sum(objects: Mapping[str, Object], node: Node, parts: list[Part], base:
     total: Any = None
     for part in parts:
         taken: Any = ...
-        # > what `quantized` and `lowrank`
-        # > compute, also where it is the values of `sparse`, is not rounded to a dtype [quantized-8], [lowrank-2]. The factors of `lowrank` are what they are without `add`.
+        # > what `quantized`, `lowrank` and `tucker`
+        # > compute, also where it is the values of `sparse`, is not rounded to a dtype [quantized-8], [lowrank-2], [tucker-4]. Factors, and the core of `tucker`, are what they are without `add`.
         if part.encoding == "quantized":
             values = quantized_values(objects, part, shape)
-        elif part.encoding == "lowrank":
-            values = multiply(objects, part, shape)
+        elif part.encoding in PRODUCTS:
+            values = PRODUCTS[part.encoding](objects, part, shape)
         elif part.encoding == "sparse":
             taken, values = read_sparse(objects, part, shape, exact=True)
             values = np.where(taken, values, np.float32(0))
@@ -887,9 +887,10 @@ def binary32(words: np.ndarray, dtype: str) -> np.ndarray:
     return (words if dtype == "float32" else widen(words, dtype)).view("<f4").copy()
 
 
-def check_inner(part: Part, name: str, dtype: str, shape: tuple[int, ...], chunk: tuple[int, ...], clause: str) -> None:
-    """The member ``name`` of ``part``: a part of its own, over an array of ``shape`` in chunks of ``chunk``."""
-    doc = part.doc.get(name, {"encoding": "raw"} if name == "values" else None)
+def check_inner(
+    part: Part, name: str, doc: Any, dtype: str, shape: tuple[int, ...], chunk: tuple[int, ...], clause: str
+) -> None:
+    """The nested part ``name`` of ``part``, whose document is ``doc``, over an array of ``shape`` in chunks of ``chunk``."""
     # > *Nested parts*: some encodings have members that are parts themselves: of `raw`, `planes` or `quantized`, not constant [raw-2]
     good = isinstance(doc, dict) and doc.get("encoding") in ("raw", "planes", "quantized")
     need(good, "nested-1", f"{name!r} is no part that may be inside of another one")
@@ -1330,7 +1331,8 @@ def check_sparse(part: Part, shape: tuple[int, ...]) -> None:
     ones, n, v = tuple(1 for _ in counts), math.prod(chunk) // (h * w), room_of(part)
     # > `v` is a multiple of `h * w`, and 1 to `n * h * w`.
     need(1 <= v <= n * h * w and v % (h * w) == 0, "sparse-1", "room for nothing, or too much")
-    check_inner(part, "values", part.dtype, (*counts, v), (*ones, v), "sparse-1")
+    values = part.doc.get("values", {"encoding": "raw"})
+    check_inner(part, "values", values, part.dtype, (*counts, v), (*ones, v), "sparse-1")
     low_bits, m = check_index(part, n, v // (h * w))
     check_components(part, {"positions", "low"} if low_bits else {"positions"}, "sparse-1")
     # > The components are as in the table, with or without `zstd`
@@ -1486,34 +1488,105 @@ def check_lowrank(part: Part, shape: tuple[int, ...]) -> None:
     # > each factor.
     for count in (math.prod(chunk), math.prod(chunk[:-1]) * r, r * chunk[-1]):
         need(4 * count <= 1 << 26, "lowrank-1", "chunks too large")
-    check_inner(part, "left", "float32", (*shape[:-1], r), (*chunk[:-1], r), "lowrank-1")
-    check_inner(part, "right", "float32", (r, shape[-1]), (r, chunk[-1]), "lowrank-1")
-    for name in ("left", "right"):
-        good = part.inner[name].dtype in ("float16", "bfloat16", "float32")
-        need(good, "lowrank-1", "a factor of another dtype")
+    left, right = part.doc.get("left"), part.doc.get("right")
+    check_inner(part, "left", left, "float32", (*shape[:-1], r), (*chunk[:-1], r), "lowrank-1")
+    check_inner(part, "right", right, "float32", (r, shape[-1]), (r, chunk[-1]), "lowrank-1")
+    for inner in part.inner.values():
+        need(inner.dtype in ("float16", "bfloat16", "float32"), "lowrank-1", "a factor of another dtype")
     check_components(part, set(), "lowrank-1")
 
 
 def multiply(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...]) -> np.ndarray:
     """In binary32, not yet rounded to the dtype of the part."""
     # > where the factors are binary32 of the same values
-    factors = []
-    for name, own in (("left", (*shape[:-1], part.doc["rank"])), ("right", (part.doc["rank"], shape[-1]))):
-        inner = part.inner[name]
-        words = READERS[inner.encoding](objects, inner, own, word_of(inner.dtype))
-        factors.append(binary32(words, inner.dtype).reshape(-1, own[-1]))
-    left, right = factors
+    rank = part.doc["rank"]
+    left = read_numbers(objects, part.inner["left"], (*shape[:-1], rank)).reshape(-1, rank)
+    right = read_numbers(objects, part.inner["right"], (rank, shape[-1]))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (sum_of_products(left, right) * np.float32(part.doc.get("scale", 1))).reshape(shape)
+
+
+def read_numbers(objects: Mapping[str, Object], inner: Part, shape: tuple[int, ...]) -> np.ndarray:
+    """The values of a nested part, in binary32."""
+    return binary32(READERS[inner.encoding](objects, inner, shape, word_of(inner.dtype)), inner.dtype)
+
+
+def sum_of_products(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     # > products are added from left to right, each product and each sum is rounded to binary32, to nearest, ties to even, with subnormal numbers, and none are
     # > fused.
     with np.errstate(over="ignore", invalid="ignore"):
         total = left[:, :1] * right[:1]
-        for k in range(1, part.doc["rank"]):
+        for k in range(1, left.shape[1]):
             product = left[:, k : k + 1] * right[k : k + 1]
             total = total + product
-        return (total * np.float32(part.doc.get("scale", 1))).reshape(shape)
+    return total
 
 
-# Section 8.7: base.
+# Section 8.7: tucker.
+
+
+def check_tucker(part: Part, shape: tuple[int, ...]) -> None:
+    doc = part.doc
+    # > The dtype of the part is `float16`, `bfloat16`, `float32` or `float64`, those of factors and core are one of the first three. The tensor has two axes or more, and no extent of 0.
+    need(part.dtype in ("float16", "bfloat16", "float32", "float64"), "tucker-1", "no floats")
+    need(len(shape) >= 2 and 0 not in shape, "tucker-1", "too few axes, or no values")
+    chunk = check_chunk_shape(part, shape, "tucker-1")
+    # > `ranks` has one of 1 to 65,536 for each axis,
+    # > `factors` an entry.
+    ranks, factors = doc.get("ranks"), doc.get("factors")
+    need(is_integers(ranks) and len(ranks) == len(shape), "tucker-1", "wrong ranks")
+    need(all(1 <= r <= 65536 for r in ranks), "tucker-1", "wrong ranks")
+    need(isinstance(factors, list) and len(factors) == len(shape), "tucker-1", "wrong factors")
+    # > Without a core all ranks are the same, and no factor is `null`. Where a factor is `null`, extent, chunk extent and rank of the axis are the same.
+    need("core" in doc or (len(set(ranks)) == 1 and None not in factors), "tucker-1", "no core")
+    for s, c, r, factor in zip(shape, chunk, ranks, factors, strict=True):
+        need(factor is not None or s == c == r, "tucker-1", "an axis without a factor")
+    # > A chunk of words, of each factor, of the core, and of what is between them [tucker-2], [tucker-3] has at most 2^24 numbers.
+    if "core" in doc:
+        # > What is between are the chunk's part of the tensor where the first `k` axes have been multiplied, of the shape `(c0, ..., c(k-1), rk, ...)`.
+        between = [(*chunk[:k], *ranks[k:]) for k in range(len(shape) + 1)]
+    else:
+        # > What is between are the chunk's numbers `p`, for the axes from the second one on, of the shape
+        # > `(r, c1, ..., ck)`.
+        between = [chunk, *((ranks[0], *chunk[1 : k + 1]) for k in range(1, len(shape)))]
+    between += [(c, r) for c, r, factor in zip(chunk, ranks, factors, strict=True) if factor is not None]
+    need(all(math.prod(extents) <= 1 << 24 for extents in between), "tucker-1", "chunks too large")
+    for k, (s, c, r, factor) in enumerate(zip(shape, chunk, ranks, factors, strict=True)):
+        if factor is not None:
+            check_inner(part, f"factor-{k + 1}", factor, "float32", (s, r), (c, r), "tucker-1")
+    if "core" in doc:
+        check_inner(part, "core", doc["core"], "float32", tuple(ranks), tuple(ranks), "tucker-1")
+    for inner in part.inner.values():
+        need(inner.dtype in ("float16", "bfloat16", "float32"), "tucker-1", "a factor of another dtype")
+    check_components(part, set(), "tucker-1")
+
+
+def expand(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...]) -> np.ndarray:
+    """In binary32, not yet rounded to the dtype of the part."""
+    ranks = part.doc["ranks"]
+    factors = [
+        read_numbers(objects, part.inner[f"factor-{k + 1}"], (s, r)) if f"factor-{k + 1}" in part.inner else None
+        for k, (s, r) in enumerate(zip(shape, ranks, strict=True))
+    ]
+    if "core" not in part.doc:
+        # > the value at `(i0, i1, i2, ...)` is `f0[i0, 0] * p[0] + f0[i0, 1] * p[1] + ...`, and `p[j]` is `f1[i1, j] * f2[i2, j] * ...`, from left to right
+        first, second, *others = [factor for factor in factors if factor is not None]
+        products = second.T  # the rank, and then an axis for each factor
+        with np.errstate(over="ignore", invalid="ignore"):
+            for factor in others:
+                products = products[..., None] * factor.T.reshape(ranks[0], *[1] * (products.ndim - 1), -1)
+        return sum_of_products(first, products.reshape(ranks[0], -1)).reshape(shape)
+    values = read_numbers(objects, part.inner["core"], tuple(ranks))
+    for k, own in enumerate(factors):
+        # > To multiply axis `k`, of extent `rk`, is to put at the positions `i` of that axis, in place of the numbers `t[0]`, `t[1]`, ... along it, the sums `factor[i, 0] * t[0] + factor[i, 1] * t[1] + ...`. An axis whose factor is `null` stays as it is.
+        if own is not None:
+            along = np.moveaxis(values, k, 0)
+            sums = sum_of_products(own, along.reshape(along.shape[0], -1))
+            values = np.moveaxis(sums.reshape(-1, *along.shape[1:]), 0, k)
+    return values.copy()
+
+
+# Section 8.8: base.
 
 
 def check_base(part: Part, dtype: str, n_bases: int) -> None:
@@ -1539,8 +1612,10 @@ CHECKS = {
     "quantized": check_quantized,
     "sparse": check_sparse,
     "lowrank": check_lowrank,
+    "tucker": check_tucker,
 }
 READERS = {"raw": read_raw, "planes": read_planes, "quantized": read_quantized}
+PRODUCTS = {"lowrank": multiply, "tucker": expand}
 
 
 def main() -> None:

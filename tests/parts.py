@@ -22,6 +22,7 @@ from mzstore.encodings.positions import Index
 from mzstore.encodings.quantized import Blocked, Quantized, blocked_array, packed_array
 from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse, values_grid
+from mzstore.encodings.tucker import Tucker, factor_grid, factor_name
 from mzstore.grid import Grid
 from mzstore.interleave import Fields
 from spec import reference
@@ -125,6 +126,19 @@ class Random:
         second = self.values(right, DTYPES[kinds[1]], right_grid(grid, rank))
         part = LowRank(dtype, grid, Nested("left", first.part), Nested("right", second.part), scale)
         return Made(part, _inside(part.left, first) | _inside(part.right, second))
+
+    def tucker(self, dtype: DType, grid: Grid, ranks: Sequence[int], kinds: Sequence[str | None], core: str | None, numbers: str = "float32") -> Made:  # fmt: skip
+        """``kinds``: of the factors, None where an axis has none."""
+        own, bodies, factors = DTYPES[numbers], {}, []
+        for axis, kind in enumerate(kinds):
+            made = None if kind is None else self.values(kind, own, factor_grid(grid, axis, ranks[axis]))
+            factors.append(None if made is None else Nested(factor_name(axis), made.part))
+            bodies |= {} if made is None else _inside(factors[-1], made)
+        if core is None:
+            return Made(Tucker(dtype, grid, tuple(ranks), tuple(factors)), bodies)
+        made = self.values(core, own, Grid(tuple(ranks), tuple(ranks)))
+        part = Tucker(dtype, grid, tuple(ranks), tuple(factors), Nested("core", made.part))
+        return Made(part, bodies | _inside(part.core, made))
 
     def _bytes(self, count: int, below: int) -> bytes:
         return self.rng.integers(0, below, count, dtype=np.uint8).tobytes()

@@ -71,6 +71,24 @@ def lowrank_parts(draw, random: Random, dtype: DType, grid: Grid) -> Made:
 
 
 @st.composite
+def tucker_parts(draw, random: Random, dtype: DType, grid: Grid) -> Made:
+    # Codes are not in chunks of more rows than there are.
+    fits = all(c <= n for n, c in zip(grid.shape, grid.chunk_shape, strict=True))
+    kind = st.sampled_from(VALUES if fits else ("raw", "planes"))
+    axes, numbers = len(grid.shape), draw(st.sampled_from(FLOATS))
+    if draw(st.booleans()):
+        rank = draw(st.integers(1, 5))
+        return random.tucker(dtype, grid, [rank] * axes, [draw(kind) for _ in range(axes)], None, numbers)
+    ranks = [draw(st.integers(1, 4)) for _ in range(axes)]
+    own = [n == c and draw(st.booleans()) for n, c in zip(grid.shape, grid.chunk_shape, strict=True)]
+    ranks = [n if alone else rank for n, alone, rank in zip(grid.shape, own, ranks, strict=True)]
+    kinds = [None if alone else draw(kind) for alone in own]
+    if all(alone for alone in own):
+        kinds[0] = "raw"  # one array would not be a group
+    return random.tucker(dtype, grid, ranks, kinds, draw(kind), numbers)
+
+
+@st.composite
 def any_words(draw) -> tuple[Made, DType, tuple[int, ...]]:
     """Words of any bits: a first part whose words some places of later ones replace, or that another part changes."""
     dtype, grid = DTYPES[draw(st.sampled_from([name for name, d in DTYPES.items() if not d.packed and d.parts == 1]))], draw(grids())  # fmt: skip
@@ -94,14 +112,16 @@ def any_values(draw) -> tuple[Made, DType, tuple[int, ...]]:
     random = Random(draw(st.integers(0, 1 << 32)))
 
     def one(first: bool) -> Made:
-        kinds = ["quantized", "lowrank", "sparse", "raw", "planes"]
+        kinds = ["quantized", "lowrank", "tucker", "sparse", "raw", "planes"]
         if dtype.name == "float64":  # whose words are no binary32
-            kinds = ["quantized", "lowrank"] if first else ["quantized", "lowrank", "sparse"]
+            kinds = kinds[:3] if first else kinds[:4]
         match draw(st.sampled_from(kinds)):
             case "quantized":
                 return draw(quantized_parts(random, dtype, grid))
             case "lowrank":
                 return draw(lowrank_parts(random, dtype, grid))
+            case "tucker":
+                return draw(tucker_parts(random, dtype, grid))
             case "sparse":
                 return draw(sparse_parts(random, dtype, grid, None if first else FLOATS))
             case kind:

@@ -25,8 +25,7 @@ def decode(index: Index, body: np.ndarray, low: np.ndarray, n: int, room: int, *
     with patch.object(kernels, "pays", lambda nbytes: fast):
         try:
             return index.decode(body, low, n, room, "here").tolist()
-        except CorruptError as error:
-            assert error.clause == "sparse-3"
+        except CorruptError:
             return None
 
 
@@ -188,7 +187,7 @@ def test_decoding_takes_no_more_memory_than_its_positions(index, fast):
 @quickly
 @given(chosen())
 def test_gaps_are_a_byte_for_each_place_that_is_taken(both):
-    n, taken = both
+    _, taken = both
     steps, _ = gaps(taken)
     assert np.count_nonzero(steps < 255) == taken.size
     assert (np.cumsum(steps.astype(np.int64) + (steps < 255))[steps < 255] - 1).tolist() == taken.tolist()

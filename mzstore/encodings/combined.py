@@ -21,6 +21,7 @@ from mzstore.workspace import buffer
 
 Combine = Literal["replace", "add", "xor", "plus"]
 SUMMED = ("float16", "bfloat16", "float32")  # float32 holds them exactly
+COMPUTED = ("quantized", "lowrank", "tucker")  # in float32, before values are rounded to the dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Combined:
         if 4 * self.grid.chunk_size > MAX_CHUNK_NBYTES:
             raise ValueError(f"sums in chunks of {self.grid.chunk_shape} take more than {MAX_CHUNK_NBYTES} bytes")
         for part, how in zip(self.parts, ("first", *self.combines), strict=True):
-            exact = part.encoding in ("quantized", "lowrank") or (how == "add" and part.encoding == "sparse")
+            exact = part.encoding in COMPUTED or (how == "add" and part.encoding == "sparse")
             if how != "replace" and not exact and part.dtype.name not in SUMMED:
                 raise ValueError(f"values of {part.dtype.name} are not added: {', '.join(SUMMED)} are")
 

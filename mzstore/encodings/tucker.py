@@ -137,8 +137,10 @@ class Tucker:
     @property
     def scratch_nbytes(self) -> int:
         """Factors and core, also in float32, and two steps, each also with its axes in another order."""
-        nested = sum(each.scratch_nbytes + 4 * each.grid.chunk_size for each in self.nested)
-        return nested + 16 * max(map(math.prod, self._steps())) + 4 * self.grid.chunk_size
+        float32 = DTYPES["float32"]
+        numbers = sum((4 if each.dtype is float32 else 12) * each.grid.chunk_size for each in self.nested)
+        nested = sum(each.scratch_nbytes for each in self.nested)
+        return nested + numbers + 16 * max(map(math.prod, self._steps())) + 8 * self.grid.chunk_size
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         float32 = DTYPES["float32"]
@@ -159,7 +161,7 @@ class Tucker:
                 for cut, rank, factor in zip(source, self.ranks, self.factors, strict=True)
             )
             values = expand(numbers(self.core, cuts), found)
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             out.view(self.dtype.numpy)[...] = values
 
 
