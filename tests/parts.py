@@ -162,16 +162,21 @@ def combined(made: Sequence[Made], ways: Sequence[str]) -> Made:
     return Made(Combined(parts, tuple(ways)), bodies)  # type: ignore[arg-type]
 
 
-def forged(made: Made, dtype: DType, shape: tuple[int, ...]) -> tuple[Forged, np.ndarray]:
-    """(a model of one tensor ``w``, which the part gives; its words). The reference reader reads the same, or this fails."""
-    part = made.part
-    keys = {}
+def written(made: Made, shape: tuple[int, ...]) -> tuple[Forged, np.ndarray]:
+    """(a model of one tensor ``w``, which the part gives, but for its digest; its words as mzstore reads them)."""
+    part, keys = made.part, {}
     for component in part.components:
         front = "" if len(part.components) == 1 else f"{component.name}/"
         for chunk, body in made.bodies[component.name].items():
             keys[front + component.array.chunk_key(chunk)] = body
-    found = forge({}, lossy={"w": (np.zeros(shape, dtype.numpy), part, keys)})
-    words = read_words(found)
+    found = forge({}, lossy={"w": (np.zeros(shape, part.dtype.numpy), part, keys)})
+    return found, read_words(found)
+
+
+def forged(made: Made, dtype: DType, shape: tuple[int, ...]) -> tuple[Forged, np.ndarray]:
+    """As ``written``; the reference reader reads the same, or this fails."""
+    assert made.part.dtype is dtype
+    found, words = written(made, shape)
     digest = hashlib.sha256(words.tobytes()).hexdigest()
     for doc in (found.tensor("w"), found.documents["w/zarr.json"]["attributes"]["mzstore"]):
         doc["sha256"] = digest

@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from forge import every_kind, forge
+from parts import Made, Random, combined, written
 
 import mzstore
 from mzstore import Rule, kernels, workspace
@@ -150,6 +151,72 @@ def test_a_plan_counts_what_decoding_takes(kind, dtype, fast, tmp_path, monkeypa
 
     taken, bound = in_a_thread(peak)
     assert taken <= bound + (1 << 20)  # what is small: of Python, and of steps over blocks
+
+
+# Parts with random contents: one chunk for each position of the first axis, with more places than NumPy takes at a time.
+GRID = Grid((2, 40, 3000), (1, 40, 3000))
+BF16, F16 = DTYPES["bfloat16"], DTYPES["float16"]
+
+
+def made_parts() -> dict[str, Made]:
+    random = Random(0)
+    low = random.lowrank(BF16, GRID, 20, "groups", "raw", ("float16", "bfloat16"))
+    core = random.tucker(BF16, GRID, [2, 20, 30], ["raw", "groups", "raw"], "raw", "float16")
+    thin = random.sparse(BF16, GRID, Index(), density=0.1)
+    codes = random.groups(BF16, GRID)
+    return {
+        "gaps": thin,
+        "full gaps": random.sparse(FLOAT32, GRID, Index(), density=1.0),
+        "low bits": random.sparse(FLOAT32, GRID, Index("gaps", 8), density=0.01),
+        "bitmap": random.sparse(BF16, GRID, Index("bitmap"), density=0.9),
+        "bitmap of one": random.sparse(DTYPES["float64"], GRID, Index("bitmap"), density=0.0),
+        "pattern": random.sparse(BF16, GRID, Index("pattern", 0, (7, 8)), values="planes"),
+        "blocks": random.sparse(BF16, GRID, Index(), (1, 8), density=0.9),
+        "square blocks": random.sparse(FLOAT32, GRID, Index("bitmap"), (8, 8), "groups", density=1.0),
+        "narrow values": random.sparse(FLOAT32, GRID, Index("bitmap"), (1, 1), "raw", F16, 1.0),
+        "low rank": low,
+        "low rank of codes": random.lowrank(F16, GRID, 3, "codes", "planes", ("float32", "bfloat16")),
+        "core": core,
+        "outer products": random.tucker(BF16, GRID, [9, 9, 9], ["raw"] * 3, None, "float16"),
+        "xor": combined([random.planes(BF16, GRID), random.raw(BF16, GRID)], ["xor"]),
+        "sum": combined([codes, random.raw(BF16, GRID)], ["add"]),
+        "sum with a product": combined([codes, low, thin], ["add", "add"]),
+        "sum, replaced": combined([core, codes, random.sparse(BF16, GRID, Index("bitmap"), density=1.0)], ["add", "replace"]),
+        "replaced": combined([random.planes(BF16, GRID), random.sparse(BF16, GRID, Index(), (2, 4), density=1.0)], ["replace"]),
+    }  # fmt: skip
+
+
+MADE = made_parts()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("cut", [np.s_[...], np.s_[:, 3:30:2, 5:], np.s_[1, 7]], ids=str)
+@pytest.mark.parametrize("dtype", [None, "float32", "float16"])
+@pytest.mark.parametrize("kind", MADE)
+def test_a_plan_counts_what_decoding_of_any_part_takes(kind, dtype, cut, fast, monkeypatch):
+    monkeypatch.setattr(kernels, "pays", lambda nbytes: fast)
+    model, _ = written(MADE[kind], GRID.shape)
+    archive = model.archive()
+    for name in ("load_sparse", "load_quantized", "load_lowrank", "load"):
+        getattr(kernels, name)()
+
+    def peak() -> tuple[int, int]:
+        with mzstore.open(archive) as opened:
+            result = opened["w"].read(index=cut, dtype=dtype, threads=1)
+            workspace._local.__dict__.clear()
+            quantized._kept = ()
+            bound = opened.plan({"w": cut}, dtype=dtype).memory_nbytes
+            tracemalloc.start()
+            try:
+                again = opened["w"].read(index=cut, dtype=dtype, threads=1)
+                taken = tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            assert again.tobytes() == result.tobytes()
+            return taken, bound
+
+    taken, bound = in_a_thread(peak)
+    assert taken <= bound + (1 << 20)
 
 
 def test_parts_that_can_give_another_dtype():
