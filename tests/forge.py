@@ -15,12 +15,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import zstandard
+from parts import Made, Random, combined
 from samples import weights
 
+import mzstore
 from mzstore.archive import CENTRAL, END, ArchiveWriter
 from mzstore.arrays import Array
 from mzstore.documents import Asset, ModelDocument, TensorEntry, dump
-from mzstore.dtypes import DTYPES
+from mzstore.dtypes import DTYPES, DType
 from mzstore.encode import Choice, payloads
 from mzstore.encodings import Coding, Part
 from mzstore.encodings.combined import Combined
@@ -33,6 +35,8 @@ from mzstore.frameworks import as_words
 from mzstore.grid import Grid
 from mzstore.interleave import Fields, tops
 from mzstore.payload import seal
+from mzstore.selection import resolve
+from spec import reference
 
 ROOT = "zarr.json"
 
@@ -203,6 +207,72 @@ def quantized() -> dict[str, tuple[np.ndarray, Part, dict[str, bytes]]]:
     return made
 
 
+def bodies_of(made: Made) -> dict[str, bytes]:
+    """By their keys below the tensor's node."""
+    part, keys = made.part, {}
+    for component in part.components:
+        front = "" if len(part.components) == 1 else f"{component.name}/"
+        for chunk, body in made.bodies[component.name].items():
+            keys[front + component.array.chunk_key(chunk)] = body
+    return keys
+
+
+def _lossy(made: Made) -> tuple[np.ndarray, Part, dict[str, bytes]]:
+    """(values, part, bodies), which ``forge`` takes."""
+    part = made.part
+    _, words = written(made, part.grid.shape)
+    return words.view(part.dtype.numpy), part, bodies_of(made)
+
+
+def written(made: Made, shape: tuple[int, ...]) -> tuple[Forged, np.ndarray]:
+    """(a model of one tensor ``w``, which the part gives, but for its digest; its words as mzstore reads them)."""
+    part = made.part
+    found = forge({}, lossy={"w": (np.zeros(shape, part.dtype.numpy), part, bodies_of(made))})
+    return found, read_words(found)
+
+
+def forged(made: Made, dtype: DType, shape: tuple[int, ...]) -> tuple[Forged, np.ndarray]:
+    """As ``written``; the reference reader reads the same, or this fails."""
+    assert made.part.dtype is dtype
+    found, words = written(made, shape)
+    digest = hashlib.sha256(words.tobytes()).hexdigest()
+    for doc in (found.tensor("w"), found.documents["w/zarr.json"]["attributes"]["mzstore"]):
+        doc["sha256"] = digest
+    expected = reference.read(found.archive()).tensors["w"].words  # which compares the digest as well
+    assert expected.tobytes() == words.tobytes()
+    return found, words
+
+
+def read_words(model: Forged, dtype: Any = None) -> np.ndarray:
+    with mzstore.open(model.archive()) as opened:
+        tensor = opened["w"]._in(dtype)
+        spec = tensor._entry.spec
+        words = np.empty(spec.word_shape, spec.dtype.word)
+        tensor._fill(tensor._word_spans(resolve(..., spec.shape)), words, 1)
+        return words
+
+
+def parts() -> dict[str, tuple[np.ndarray, Part, dict[str, bytes]]]:
+    """Tensors of parts with others inside, and of parts that are combined, by name: values, part, bodies."""
+    bf16, f32, random = DTYPES["bfloat16"], DTYPES["float32"], Random(5)
+    grid, row, cube = Grid((4, 8), (2, 8)), Grid((1, 600), (1, 600)), Grid((2, 3, 4), (2, 3, 4))
+    product = random.lowrank(bf16, grid, 2, "groups", "raw", scale=0.5)
+    outliers = random.sparse(bf16, grid, Index(), density=0.2)
+    made = {
+        "gaps": random.sparse(bf16, grid, Index(), density=0.3),
+        "far": random.sparse(f32, row, Index("gaps", 8), density=0.01),
+        "bitmap": random.sparse(f32, grid, Index("bitmap"), values="codes", density=0.5),
+        "pattern": random.sparse(bf16, grid, Index("pattern", 0, (2, 4)), values="planes"),
+        "blocks": random.sparse(f32, grid, Index(), (2, 2), "groups"),
+        "product": product,
+        "core": random.tucker(f32, cube, [2, 3, 2], ["raw", None, "codes"], "raw"),
+        "outer": random.tucker(bf16, cube, [2, 2, 2], ["raw"] * 3, None, "float16"),
+        "sum": combined([random.codes(bf16, grid), product, outliers], ["add", "replace"]),
+        "xor": combined([random.planes(bf16, grid), random.raw(bf16, grid)], ["xor"]),
+    }
+    return {name: _lossy(each) for name, each in made.items()}
+
+
 def every_kind() -> Forged:
     """A model with a tensor of every kind of part, in more than one chunk where that is possible."""
     ranked = weights((4, 6), 2, "bfloat16")
@@ -219,7 +289,7 @@ def every_kind() -> Forged:
             "four": (np.arange(7, dtype=np.uint8).view(ml_dtypes.uint4), raw((4,))),
         },
         {"config.json": b'{"layers": 1}'},
-        quantized(),
+        quantized() | parts(),
     )
     about = made.tensor("constant")
     tied = {"dtype": about["dtype"], "shape": about["shape"], "sha256": about["sha256"], "same_as": "constant"}

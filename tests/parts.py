@@ -1,15 +1,11 @@
 """Parts with random contents, in every form that the format allows: whether a writer would choose it or not."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from forge import Forged, forge
 from samples import random_bits
 
-import mzstore
 from mzstore.arrays import Array
 from mzstore.documents import parts_of
 from mzstore.dtypes import DTYPES, DType
@@ -25,7 +21,6 @@ from mzstore.encodings.sparse import Sparse, values_grid
 from mzstore.encodings.tucker import Tucker, factor_grid, factor_name
 from mzstore.grid import Grid
 from mzstore.interleave import Fields
-from spec import reference
 
 Bodies = dict[str, dict[tuple[int, ...], bytes]]  # by component and chunk
 VALUES = ("raw", "planes", "codes", "groups")  # encodings that may be inside of others; "groups" has three arrays
@@ -160,35 +155,3 @@ def combined(made: Sequence[Made], ways: Sequence[str]) -> Made:
     parts: tuple[SinglePart, ...] = tuple(part for each in made for part in parts_of(each.part))
     bodies = {component_name(i, name): chunks for i, each in enumerate(made) for name, chunks in each.bodies.items()}
     return Made(Combined(parts, tuple(ways)), bodies)  # type: ignore[arg-type]
-
-
-def written(made: Made, shape: tuple[int, ...]) -> tuple[Forged, np.ndarray]:
-    """(a model of one tensor ``w``, which the part gives, but for its digest; its words as mzstore reads them)."""
-    part, keys = made.part, {}
-    for component in part.components:
-        front = "" if len(part.components) == 1 else f"{component.name}/"
-        for chunk, body in made.bodies[component.name].items():
-            keys[front + component.array.chunk_key(chunk)] = body
-    found = forge({}, lossy={"w": (np.zeros(shape, part.dtype.numpy), part, keys)})
-    return found, read_words(found)
-
-
-def forged(made: Made, dtype: DType, shape: tuple[int, ...]) -> tuple[Forged, np.ndarray]:
-    """As ``written``; the reference reader reads the same, or this fails."""
-    assert made.part.dtype is dtype
-    found, words = written(made, shape)
-    digest = hashlib.sha256(words.tobytes()).hexdigest()
-    for doc in (found.tensor("w"), found.documents["w/zarr.json"]["attributes"]["mzstore"]):
-        doc["sha256"] = digest
-    expected = reference.read(found.archive()).tensors["w"].words  # which compares the digest as well
-    assert expected.tobytes() == words.tobytes()
-    return found, words
-
-
-def read_words(model: Forged, dtype: Any = None) -> np.ndarray:
-    with mzstore.open(model.archive()) as opened:
-        tensor = opened["w"]._in(dtype)
-        spec = tensor._entry.spec
-        words = np.empty(spec.word_shape, spec.dtype.word)
-        tensor._fill(tensor._word_spans(mzstore.selection.resolve(..., spec.shape)), words, 1)
-        return words

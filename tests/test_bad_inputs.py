@@ -4,7 +4,7 @@ import tracemalloc
 
 import pytest
 import zstandard
-from bad_inputs import Case, chunks, envelope, json_text, nodes, quantized, root
+from bad_inputs import Case, chunks, envelope, json_text, nodes, parts, quantized, root
 from forge import Forged, every_kind
 from samples import bits
 
@@ -22,6 +22,7 @@ IN_DOCUMENTS_AND_PAYLOADS = [
         ("nodes", nodes.CASES),
         ("chunks", chunks.CASES),
         ("quantized", quantized.CASES),
+        ("parts", parts.CASES),
     )
     for case in cases
 ]

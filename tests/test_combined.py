@@ -6,9 +6,10 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from forge import forged, read_words
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from parts import VALUES, Made, Random, combined, forged, read_words
+from parts import VALUES, Made, Random, combined
 
 import mzstore
 from mzstore import kernels

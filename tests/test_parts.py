@@ -6,8 +6,8 @@ import tracemalloc
 import ml_dtypes
 import numpy as np
 import pytest
-from forge import every_kind, forge
-from parts import Made, Random, combined, written
+from forge import every_kind, forge, written
+from parts import Made, Random, combined
 
 import mzstore
 from mzstore import Rule, kernels, workspace

@@ -41,7 +41,7 @@ def test_a_sound_model_has_no_problem(whole, tmp_path, threads):
     for location in (whole.archive(), whole.tree(tmp_path)):
         report = mzstore.verify(location, threads=threads)
         assert report.problems == ()
-        assert report.tensors == len(whole.values) == 12
+        assert report.tensors == len(whole.values) == 22
         assert report.chunks == sum("/c/" in key for key in whole.payloads)
         stored = [array for name, array in whole.values.items() if name not in ("tied", "four")]
         assert report.nbytes == sum(array.nbytes for array in stored) + 4  # seven 4-bit values

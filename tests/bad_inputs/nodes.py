@@ -145,7 +145,7 @@ CASES = [
     Case("no parts", about("raw", "parts"), UnsupportedError, "parts None are unknown; upgrade"),
     Case("parts empty", about("raw", "parts", []), UnsupportedError, "are unknown; upgrade"),
     Case("parts an object", about("raw", "parts", {"encoding": "raw"}), UnsupportedError, "are unknown; upgrade"),
-    Case("two parts", about("raw", "parts", [{"encoding": "raw"}] * 2), UnsupportedError, "are unknown; upgrade"),
+    Case("two parts", about("raw", "parts", [{"encoding": "raw"}] * 2), FormatError, "'raw' is one array"),
     Case("part a string", about("raw", "parts", ["raw"]), UnsupportedError, "are unknown; upgrade"),
     Case("another encoding", part("raw", "encoding", "trellis"), UnsupportedError, "are unknown; upgrade"),
     Case("planes as raw", part("planes", "encoding", "raw"), FormatError, "stored as uint16, not as uint8"),

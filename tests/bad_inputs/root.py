@@ -90,7 +90,7 @@ CASES = [
     Case("features of lists", about("features", [["planes"]]), FormatError, "'features' is not a list of strings"),
     Case("a new feature", about("features", ["planes", "trellis"]), UnsupportedError, "needs trellis, .*; upgrade"),
     Case(
-        "a feature that is not listed", about("features", []), FormatError, "'planes' is used but is not in 'features'"
+        "a feature that is not listed", about("features", []), FormatError, "'lowrank' is used but is not in 'features'"
     ),
     Case("metadata a list", about("metadata", [1]), FormatError, "'metadata' is not an object"),
     Case("no consolidated metadata", put("consolidated_metadata"), FormatError, "no inline consolidated metadata"),
