@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from bad_inputs import chunks, envelope, json_text, nodes, quantized, root
+from bad_inputs import chunks, envelope, json_text, nodes, parts, quantized, root
 from forge import ROOT, Forged, patched_entry
 from samples import bits, saved, small_model, weights
 
@@ -18,7 +18,7 @@ from mzstore.archive import ArchiveReader
 from mzstore.storage import Buffer
 from mzstore.verify import Problem
 
-CASES = [case for theme in (envelope, json_text, root, nodes, chunks, quantized) for case in theme.CASES]
+CASES = [case for theme in (envelope, json_text, root, nodes, chunks, quantized, parts) for case in theme.CASES]
 
 
 @pytest.fixture
