@@ -1,4 +1,4 @@
-"""Bases: the models whose values another one changes (FORMAT.md section 8.7), and what fills words from all of them.
+"""Bases: the models whose values another one changes (FORMAT.md section 8.8), and what fills words from all of them.
 
 A base is opened when words of it are needed, once, and closed with the model that was opened first. Its location comes out of a
 file, which may be hostile: see ``locate`` for where it can lead.

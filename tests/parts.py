@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from samples import random_bits
 
 from mzstore.arrays import Array
 from mzstore.documents import parts_of
@@ -40,8 +39,7 @@ class Random:
 
     def words(self, dtype: DType, count: int) -> bytes:
         if self.wild or not dtype.is_float:
-            nbytes = count * dtype.word.itemsize
-            return random_bits("uint8", (nbytes,), int(self.rng.integers(1 << 32))).tobytes()
+            return self.rng.bytes(count * dtype.word.itemsize)
         values = self.rng.normal(size=count) * 2.0 ** self.rng.integers(-18, 8, count)
         values[self.rng.random(count) < 0.1] = 0
         return values.astype(DTYPES["float32"].numpy).astype(dtype.numpy).tobytes()

@@ -13,9 +13,14 @@ import pytest
 import mzstore
 from mzstore.documents import parts_of
 from mzstore.dtypes import DTYPES
+from mzstore.encodings.combined import Combined
+from mzstore.encodings.lowrank import LowRank
 from mzstore.encodings.planes import Planes
+from mzstore.encodings.positions import Index
 from mzstore.encodings.quantized import Blocked, Quantized
 from mzstore.encodings.raw import Raw
+from mzstore.encodings.sparse import Sparse
+from mzstore.encodings.tucker import Tucker
 from mzstore.verify import verify
 from spec import reference
 
@@ -25,7 +30,7 @@ each = pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
 
 
 def test_there_is_one_of_every_format():
-    assert [folder.name for folder in GOLDEN] == ["1-lossless", "1-quantized"]
+    assert [folder.name for folder in GOLDEN] == ["1-lossless", "1-parts", "1-quantized"]
 
 
 @each
@@ -109,7 +114,38 @@ def test_quantized_holds_every_packing_and_every_kind_of_scales():
         assert model.document.tensors["tied: uniform/3 levels"].same_as
 
 
-@pytest.mark.parametrize("what", ["lossless", "quantized"])
+def test_parts_hold_every_index_every_encoding_inside_and_every_way_to_combine():
+    with mzstore.open(ROOT / "spec/golden/1-parts/model.mz") as model:
+        forms = set()
+        for entry in model.document.tensors.values():
+            assert entry.part
+            forms |= set(entry.part.combines if isinstance(entry.part, Combined) else ())
+            for part in parts_of(entry.part):
+                forms |= {part.encoding, f"{part.encoding} of {entry.spec.dtype.name}"}
+                forms |= {f"chunks of {part.encoding}"} if part.grid.n_chunks > 1 else set()
+                if isinstance(part, Sparse):
+                    forms |= {
+                        part.index,
+                        "blocks" if part.block != (1, 1) else "single",
+                        f"{part.values.encoding} in sparse",
+                    }
+                    forms |= {f"{part.values.dtype.name} in {part.dtype.name}"}
+                elif isinstance(part, LowRank | Tucker):
+                    nested = (part.left, part.right) if isinstance(part, LowRank) else part.nested
+                    forms |= {f"{each.encoding} in {part.encoding}" for each in nested}
+                    forms |= {f"{each.dtype.name} in {part.encoding}" for each in nested}
+                    forms |= {"core" if part.core else "no core"} if isinstance(part, Tucker) else {part.scale}
+    assert forms >= {
+        "sparse", "lowrank", "tucker", "base", "replace", "add", "xor", "plus", "blocks", "single", "core", "no core", 1.0, 0.5, -2.0,
+        Index(), Index("gaps", 8), Index("bitmap"), *(Index("pattern", 0, p) for p in ((1, 2), (2, 4), (4, 8), (3, 4))),
+        *(f"{inside} in {outer}" for inside in ("raw", "planes", "quantized") for outer in ("sparse", "lowrank", "tucker")),
+        *(f"{dtype} in lowrank" for dtype in ("float16", "bfloat16", "float32")), "float16 in float32", "bfloat16 in float32",
+        *(f"lowrank of {dtype}" for dtype in ("float16", "bfloat16", "float32", "float64")), "sparse of bool", "sparse of float64",
+        *(f"chunks of {encoding}" for encoding in ("sparse", "lowrank", "tucker", "base")),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["lossless", "quantized", "parts"])
 def test_what_is_frozen_is_not_written_again(what):
     before = {path: path.read_bytes() for path in (ROOT / "spec/golden").rglob("*") if path.is_file()}
     command = [sys.executable, "tools/freeze.py", what]

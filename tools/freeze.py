@@ -1,4 +1,4 @@
-"""Write spec/golden/<format>-<what>: a model that every later release has to read. ``python tools/freeze.py lossless``
+"""Write spec/golden/<format>-<what>: a model that every later release has to read. ``PYTHONPATH=. python tools/freeze.py lossless``
 
 What is frozen stays: the tool refuses to write over it. A new format, or a new encoding, gets a name of its own.
 """
@@ -7,6 +7,7 @@ import argparse
 import hashlib
 import io
 import json
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,13 +24,17 @@ from mzstore.documents import DOCUMENT, FORMAT, Asset, Layout, ModelDocument, Te
 from mzstore.dtypes import DTYPES
 from mzstore.encode import Choice, payloads
 from mzstore.encodings import Coding, Part
+from mzstore.encodings.base import Base
 from mzstore.encodings.planes import N_RANKS, Planes
+from mzstore.encodings.positions import Index
 from mzstore.encodings.raw import Raw, constant_array
 from mzstore.grid import Grid
 from mzstore.interleave import Fields, tops
 from mzstore.nodes import Namer
+from mzstore.payload import compress, seal
 from mzstore.recipe import Rule
 from mzstore.tensors import TensorSpec
+from tests.parts import Made, Random, combined
 
 GOLDEN = Path(__file__).parent.parent / "spec" / "golden"
 
@@ -263,15 +268,140 @@ class Quantized:
         return values
 
 
+class Parts:
+    """A model with every form of the other encodings, alone and combined; and the model that some of it is based on."""
+
+    BASE = "base.mz"
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, TensorEntry] = {}
+
+    def write(self) -> bytes:
+        base = Random(1).raw(DTYPES["bfloat16"], Grid((16, 24), (8, 24)))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / self.BASE
+            for _ in range(2):  # digests are those of what a reader reads
+                path.write_bytes(self._archive({"w": base}, self._digests(path)))
+            self.base = path.read_bytes()
+            cases, path = dict(self._cases(self._digests(path)["w"])), Path(folder) / "model.mz"
+            for _ in range(2):
+                path.write_bytes(self._archive(cases, self._digests(path), (self.BASE,)))
+            return path.read_bytes()
+
+    def expected(self) -> dict[str, dict[str, object]]:
+        return {
+            name: {"dtype": entry.spec.dtype.name, "shape": list(entry.spec.shape), "sha256": entry.sha256}
+            for name, entry in self._tensors.items()
+        }
+
+    def _digests(self, path: Path) -> dict[str, str]:
+        """Of the tensors of the model that is there, if there is one."""
+        if not path.exists():
+            return {}
+        with mzstore.open(path) as model:
+            words = {
+                name: entry.spec.dtype.to_words(model[name].read()) for name, entry in model.document.tensors.items()
+            }
+        return {name: hashlib.sha256(own.tobytes()).hexdigest() for name, own in words.items()}
+
+    def _archive(self, made: dict[str, Made], digests: dict[str, str], bases: tuple[str, ...] = ()) -> bytes:
+        sink, namer = _Sink(), Namer()
+        writer = ArchiveWriter(sink)
+        self._tensors = {}
+        for name, each in made.items():
+            part, node = each.part, namer.node(name)
+            self._tensors[name] = TensorEntry(
+                TensorSpec(name, part.dtype, part.grid.shape), node, digests.get(name, "0" * 64), part, lossy={}
+            )
+            for component in part.components:
+                front = node if len(part.components) == 1 else f"{node}/{component.name}"
+                for chunk, body in each.bodies[component.name].items():
+                    data = compress([np.frombuffer(body, np.uint8)], coder="huffman", block_nbytes=128 << 10)
+                    payload = seal(bytes(data)) if component.array.zstd else seal(body)
+                    writer.write_chunk(f"{front}/{component.array.chunk_key(chunk)}", payload, aligned=False)
+        for node, doc in ModelDocument(self._tensors, writer="tools/freeze.py", bases=bases).documents():
+            writer.write_document(f"{node}/{DOCUMENT}" if node else DOCUMENT, dump(doc))
+        writer.finish()
+        return bytes(sink.data)
+
+    def _cases(self, base_sha256: str) -> Iterator[tuple[str, Made]]:
+        random, f16, bf16, f32, f64 = (
+            Random(2),
+            *(DTYPES[name] for name in ("float16", "bfloat16", "float32", "float64")),
+        )
+        grid, cube = Grid((16, 24), (8, 24)), Grid((4, 6, 8), (2, 6, 8))
+        wild = Random(3, wild=True)
+        for name in ("bool", "int16", "uint64", "float8_e4m3fn", "float16", "bfloat16", "float32", "float64"):
+            yield f"sparse/{name}", wild.sparse(DTYPES[name], grid, Index())
+        yield "sparse/far apart", wild.sparse(bf16, Grid((4, 3000), (2, 3000)), Index("gaps", 8), density=0.002)
+        yield "sparse/bitmap", wild.sparse(bf16, grid, Index("bitmap"), density=0.6)
+        for pattern in ((1, 2), (2, 4), (4, 8), (3, 4)):
+            yield f"sparse/{pattern[0]} of {pattern[1]}", wild.sparse(bf16, grid, Index("pattern", 0, pattern))
+        for block in ((1, 4), (4, 1), (4, 4), (8, 24)):
+            yield f"sparse/blocks of {block[0]} x {block[1]}", wild.sparse(bf16, grid, Index(), block)
+        yield "sparse/blocks in a bitmap", wild.sparse(bf16, cube, Index("bitmap"), (2, 4))
+        yield "sparse/blocks in a pattern", random.sparse(f32, grid, Index("pattern", 0, (2, 4)), (1, 2), "codes")
+        yield (
+            "sparse/blocks far apart",
+            random.sparse(f32, Grid((8, 4800), (8, 2400)), Index("gaps", 8), (1, 8), density=0.01),
+        )
+        yield "sparse/empty", wild.sparse(bf16, grid, Index(), density=0.0)
+        yield "sparse/full", wild.sparse(bf16, grid, Index(), density=1.0)
+        for values in ("planes", "codes", "groups"):
+            yield f"sparse/values in {values}", random.sparse(bf16, grid, Index(), (1, 1), values)
+        for kind in (f16, bf16):
+            yield f"sparse/values of {kind.name}", random.sparse(f32, grid, Index(), values_dtype=kind)
+
+        for dtype in (f16, bf16, f32, f64):
+            yield f"lowrank/{dtype.name}", random.lowrank(dtype, grid, 5)
+        yield "lowrank/quantized", random.lowrank(bf16, grid, 3, "groups", "codes", ("float32", "bfloat16"), 0.5)
+        yield "lowrank/planes", random.lowrank(bf16, cube, 4, "planes", "raw", ("bfloat16", "float16"), -2.0)
+        yield "tucker/core", random.tucker(bf16, cube, [2, 3, 4], ["raw", "groups", "planes"], "codes")
+        yield (
+            "tucker/core with an axis of its own",
+            random.tucker(f32, cube, [3, 6, 2], ["raw", None, "raw"], "raw", "float16"),
+        )
+        yield "tucker/outer products", random.tucker(f32, cube, [4, 4, 4], ["raw", "codes", "raw"], None)
+
+        def product() -> Made:
+            return random.lowrank(bf16, grid, 2, kinds=("float16", "float16"))
+
+        thin, codes = random.sparse(bf16, grid, Index(), density=0.05), random.codes(bf16, grid)
+        added = random.sparse(bf16, grid, Index(), (1, 1), "codes", density=0.1)
+        yield "combined/codes, replaced", combined([codes, thin], ["replace"])
+        yield "combined/product and codes", combined([product(), codes], ["add"])
+        yield "combined/product and sparse", combined([product(), added], ["add"])
+        yield "combined/four", combined([random.groups(bf16, grid), product(), added, thin], ["add", "add", "replace"])
+        double = random.sparse(f64, grid, Index("bitmap"), values_dtype=f32)
+        yield (
+            "combined/float64",
+            combined([random.codes(f64, grid), random.lowrank(f64, grid, 2), double], ["add", "add"]),
+        )
+        yield "combined/sparse and codes", combined([thin, codes], ["add"])
+        yield "combined/sparse, replaced", combined([thin, random.sparse(bf16, grid, Index("bitmap"))], ["replace"])
+        yield "combined/raw and planes", combined([random.raw(bf16, grid), random.planes(bf16, grid)], ["add"])
+        yield "combined/xor", combined([wild.planes(bf16, grid), wild.raw(bf16, grid)], ["xor"])
+        yield "combined/plus", combined([wild.raw(DTYPES["int64"], grid), wild.planes(DTYPES["int64"], grid)], ["plus"])
+
+        below = Made(Base(bf16, grid, 0, "w", base_sha256), {})
+        yield "base/alone", below
+        yield "base/xor", combined([below, wild.planes(bf16, grid)], ["xor"])
+        yield "base/plus", combined([below, wild.raw(bf16, grid)], ["plus"])
+        yield "base/adapter", combined([below, product()], ["add"])
+        yield "base/adapter and sparse", combined([below, product(), thin], ["add", "replace"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["lossless", "quantized"])
+    parser.add_argument("what", choices=["lossless", "quantized", "parts"])
     what = parser.parse_args().what
     folder = GOLDEN / f"{FORMAT}-{what}"
-    model = Lossless() if what == "lossless" else Quantized()
+    model = {"lossless": Lossless, "quantized": Quantized, "parts": Parts}[what]()
     data = model.write()
     folder.mkdir(parents=True)  # FileExistsError is the point: history is not rewritten
     (folder / "model.mz").write_bytes(data)
+    if isinstance(model, Parts):
+        (folder / Parts.BASE).write_bytes(model.base)
     (folder / "expected.json").write_text(json.dumps(model.expected(), indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Encoding ``base``: the values of a tensor of another model, which later parts may change (FORMAT.md section 8.7)."""
+"""Encoding ``base``: the values of a tensor of another model, which later parts may change (FORMAT.md section 8.8)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
