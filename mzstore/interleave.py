@@ -132,6 +132,10 @@ def join(
     if out.size == top.size and out.flags.c_contiguous:  # a whole chunk into a place of its own: one row
         step(*planes, _Walk(0, 0, 1, top.size, top.size, top.size))
         return
+    if out.shape[-1] == out.size and out.flags.c_contiguous:  # a run of one row, as of the values of a sparse part
+        first = sum(cut.start * stride for cut, stride in zip(source, top.strides, strict=True))
+        step(*planes, _Walk(first, 0, 1, out.size, out.size, out.size))
+        return
     if out.ndim == 2 and out.shape[1] > 1 and top.shape[1] > 1:  # rows of a matrix: the rule among those that are left
         start = source[0].start * top.shape[1] + source[1].start
         step(*planes, _Walk(start, 0, out.shape[0], top.shape[1], out.strides[0] // out.itemsize, out.shape[1]))

@@ -26,6 +26,7 @@ LOW_BITS = (
     8,
 )  # of a gap that stand apart; with 8, few gaps are beyond a byte where elements are hundreds of places apart
 MAX_GROUP = 8  # places of a pattern's group; a rank fits a byte
+SLACK = 8  # bits of a byte: the kernel writes a place for each, and goes on behind those that are taken
 BLOCK = 1 << 16  # places, or bytes of gaps, that NumPy takes at a time: positions take eight times the memory of gaps
 
 
@@ -71,6 +72,10 @@ class Index:
         assert self.kind != "gaps"
         return -(-n // 8) if self.pattern is None else -(-(n // self.pattern[1]) // per_byte(self.pattern))
 
+    def scratch_nbytes(self, room: int) -> int:
+        """Memory that ``decode`` takes at most, besides what NumPy makes of BLOCK places."""
+        return 4 * (room + SLACK)
+
     def encode(self, positions: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """(bytes, low bits: both uint8) that tell the ascending ``positions`` among ``n`` places."""
         none = np.empty(0, np.uint8)
@@ -87,15 +92,15 @@ class Index:
 
         Raises CorruptError for anything else.
         """
-        fast, out = kernels.pays(4 * room), _buffer(room)
+        out = buffer("positions of a chunk", 4 * (room + SLACK)).view(np.int32)
         if self.pattern is not None:
-            return self._decode_pattern(body, n, out, where)
+            return self._decode_pattern(body, out[:room], where)
         if self.kind == "bitmap":
-            count, last = self._decode_bitmap(body, out)
-        elif fast:
-            count, last = kernels.load_sparse().gap_positions(body, low, self.low_bits, out)
+            count, last = self._decode_bitmap(body, room, out)
+        elif kernels.pays(4 * room):
+            count, last = kernels.load_sparse().gap_positions(body, low, self.low_bits, out[:room])
         else:
-            count, last = self._decode_gaps(body, low, out)
+            count, last = self._decode_gaps(body, low, out[:room])
         if count > room or last >= n:
             raise CorruptError(
                 f"{count} positions up to {last}, in a chunk of {n} places with room for {room}",
@@ -125,36 +130,43 @@ class Index:
             passed, count = int(ends[-1]), count + more
         return count, last
 
-    def _decode_bitmap(self, body: np.ndarray, out: np.ndarray) -> tuple[int, int]:
-        """As ``_decode_gaps``."""
+    def _decode_bitmap(self, body: np.ndarray, room: int, out: np.ndarray) -> tuple[int, int]:
+        """As ``_decode_gaps``; ``out`` has SLACK more than ``room``."""
+        if kernels.pays(4 * room):
+            count = int(kernels.load_sparse().bitmap_positions(body, *_bits(), room, out))
+            return count, int(out[count - 1]) if count else -1
         count, last = 0, -1
         for first in range(0, body.size, BLOCK // 8):
             found = np.flatnonzero(np.unpackbits(body[first : first + BLOCK // 8], bitorder="little"))
             if found.size:
                 last = 8 * first + int(found[-1])
-            if count + found.size > out.size:
+            if count + found.size > room:
                 return count + found.size, last
             out[count : count + found.size] = found + 8 * first
             count += found.size
         return count, last
 
-    def _decode_pattern(self, body: np.ndarray, n: int, out: np.ndarray, where: str) -> np.ndarray:
-        """Fills ``out``, which has room for as many as the pattern has in ``n`` places."""
+    def _decode_pattern(self, body: np.ndarray, out: np.ndarray, where: str) -> np.ndarray:
+        """Fills ``out``, which has room for as many as the pattern has in a chunk."""
         assert self.pattern is not None
-        table = combinations(self.pattern)
-        base, count = table.shape[0], per_byte(self.pattern)
-        if int(body.max()) >= base**count:
+        table, ranks = _bytes(self.pattern), per_byte(self.pattern)
+        if int(body.max()) >= len(table):
             raise CorruptError(
-                f"{int(body.max())} in the chunk is no {count} combinations of {base}", where=where, clause="sparse-3"
+                f"{int(body.max())} in the chunk is no {ranks} combinations of {len(combinations(self.pattern))}",
+                where=where,
+                clause="sparse-3",
             )
-        taken, group = self.pattern
-        digits, places = base ** np.arange(count, dtype=np.int32), out.reshape(-1, taken)
-        step = BLOCK // (count * group)
+        places, taken = ranks * self.pattern[1], table.shape[1]
+        if kernels.pays(4 * out.size):
+            kernels.load_sparse().pattern_positions(body, table, places, out)
+            return out
+        step = BLOCK // places
         for first in range(0, body.size, step):
-            ranks = (body[first : first + step, None] // digits % base).reshape(-1)
-            own = places[first * count : first * count + ranks.size]  # the last byte may have ranks of no group
-            corner = np.arange(own.shape[0], dtype=np.int32) * group + first * count * group
-            np.add(table[ranks[: own.shape[0]]], corner[:, None], out=own)
+            some = body[first : first + step]
+            corner = np.arange(first, first + some.size, dtype=np.int32) * places
+            found = (table[some] + corner[:, None]).reshape(-1)
+            own = out[first * taken : first * taken + found.size]  # the last byte may have ranks of no group
+            own[...] = found[: own.size]
         return out
 
 
@@ -185,6 +197,27 @@ def per_byte(pattern: tuple[int, int]) -> int:
     return max(k for k in range(1, 9) if base**k <= 256)
 
 
+@functools.cache
+def _bytes(pattern: tuple[int, int]) -> np.ndarray:
+    """uint8[bytes, n]: which places are taken, of those that a byte of a pattern tells of."""
+    table, count = combinations(pattern), per_byte(pattern)
+    ranks = np.arange(len(table) ** count)[:, None] // len(table) ** np.arange(count) % len(table)
+    places = table[ranks] + pattern[1] * np.arange(count)[:, None]
+    found = places.reshape(len(ranks), -1).astype(np.uint8)
+    found.setflags(write=False)
+    return found
+
+
+@functools.cache
+def _bits() -> tuple[np.ndarray, np.ndarray]:
+    """(uint8[256, 8]: which bits are set in each byte, ascending, then zeros; uint8[256]: how many)."""
+    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    counts = bits.sum(axis=1, dtype=np.uint8)
+    table = np.zeros((256, SLACK), np.uint8)
+    table[np.arange(SLACK) < counts[:, None]] = np.nonzero(bits)[1]
+    return table, counts
+
+
 def _ranks(positions: np.ndarray, n: int, pattern: tuple[int, int]) -> np.ndarray:
     _, group = pattern
     masks = np.zeros(n // group, np.int64)
@@ -197,7 +230,3 @@ def _ranks(positions: np.ndarray, n: int, pattern: tuple[int, int]) -> np.ndarra
     ranks[: masks.size] = of_mask[masks]
     packed: np.ndarray = (ranks.reshape(-1, count) * base ** np.arange(count)).sum(axis=1)
     return packed.astype(np.uint8)
-
-
-def _buffer(room: int) -> np.ndarray:
-    return buffer("positions of a chunk", 4 * room).view(np.int32)

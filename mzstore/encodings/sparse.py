@@ -6,7 +6,7 @@ adds to them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,11 @@ from mzstore.encodings.rows import Rows, n_matrices, rows_of
 from mzstore.grid import MAX_CHUNK_NBYTES, Grid
 from mzstore.narrow import NARROWER
 from mzstore.payload import compress
+from mzstore.workspace import buffer
 
+Step = Literal["fill", "put", "add"]
+LINE_NBYTES = 1 << 14  # a third of the smallest first-level cache: places and values pass through it as well
+STREAMED_NBYTES = 1 << 18  # of a chunk: what they would push out of the cache is worth more than they are
 MATRICES = 64  # of rows in the caller's memory: for more, searching the places of each takes longer than their indices
 ADDED = ("float16", "bfloat16", "float32")  # what values that are added may be: float32 holds them exactly
 
@@ -205,29 +209,26 @@ class Sparse:
 
     @property
     def scratch_nbytes(self) -> int:
-        """Values, also in another dtype; places; of blocks the positions of a row of all; and what NumPy makes of some."""
-        n, room, itemsize = self.n_elements, self.values.part.grid.chunk_size, self.dtype.word.itemsize
-        total = self.values.scratch_nbytes + 4 * n
+        """Values, also in another dtype; places; the line that is made; and what NumPy makes of some elements."""
+        room = self.values.part.grid.chunk_size
+        total = self.values.scratch_nbytes + LINE_NBYTES + self.index.scratch_nbytes(self.n_elements)
         if self.values.dtype is not self.dtype:
-            total += 2 * itemsize * room
-        if self.block != (1, 1):
-            total += 24 * n + (4 + itemsize) * n * self.block[1]
-        return total + (64 + 24 * len(self.grid.shape)) * min(BLOCK, self.grid.chunk_size)
+            total += 2 * self.dtype.word.itemsize * room
+        some = max(BLOCK, self.block[0] * self.block[1])
+        return total + (64 + 24 * len(self.grid.shape)) * min(some, self.grid.chunk_size)
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Fill ``out``: zeros, and the values."""
-        places, words = self._elements(read, where)
-        out[...] = 0
-        self._place(places, words, source, out, adds=False)
+        self._place(*self._elements(read, where), source, out, "fill")
 
     def put(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Put the values into ``out``, which holds those of the parts before."""
-        self._place(*self._elements(read, where), source, out, adds=False)
+        self._place(*self._elements(read, where), source, out, "put")
 
     def add(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
         """Add the values, of a part of float32, to ``out``, the sum of those of the parts before."""
         places, words = self._elements(read, where)
-        self._place(places, words.view(np.float32), source, out.view(np.float32), adds=True)
+        self._place(places, words.view(np.float32), source, out.view(np.float32), "add")
 
     def places(self, body: np.ndarray, low: np.ndarray, where: str) -> np.ndarray:
         """int32: the places of a chunk's elements, ascending, out of its bytes; this thread's until the next call.
@@ -259,62 +260,63 @@ class Sparse:
         return places, words.reshape(-1)[:n].reshape(-1, *self.block)
 
     def _place(
-        self, places: np.ndarray, words: np.ndarray, source: tuple[slice, ...], out: np.ndarray, *, adds: bool
+        self, places: np.ndarray, words: np.ndarray, source: tuple[slice, ...], out: np.ndarray, how: Step
     ) -> None:
         """Put or add ``words`` [places, rows, columns] to ``out``, which is what ``source`` cuts from the chunk."""
-        height, width = self.block
-        cols = self.grid.chunk_shape[-1]
-        corners = places
-        if self.block != (1, 1):
-            row, col = np.divmod(places, cols // width)
-            corners = row * (height * cols) + col * width
-        many = n_matrices(self.grid.chunk_shape, out) > MATRICES
-        for i in range(height):  # of all blocks the same row: its positions ascend
-            positions, values = corners, words[:, i, :].reshape(-1)
-            if self.block != (1, 1):
-                positions = ((corners + i * cols)[:, None] + np.arange(width, dtype=np.int32)).reshape(-1)
-            if many:
-                _place_anywhere(positions, values, self.grid.chunk_shape, source, out, adds=adds)
+        shape, (height, across) = self.grid.chunk_shape, self.block
+        per_row, step = shape[-1] // across, max(1, BLOCK // (height * across))
+        if n_matrices(shape, out) > MATRICES:
+            if how == "fill":
+                out[...] = 0
+            for first in range(0, places.size, step):
+                inside, index = within(self.positions_of(places[first : first + step]), shape, source)
+                _put(out, index, words[first : first + step].reshape(-1)[inside], adds=how == "add")
+            return
+        for rows in rows_of(shape, source, out):
+            # Places ascend: those of the rows are side by side. Numbers of another type would make NumPy copy them all.
+            last = -(-(rows.first + rows.height) // height)
+            ends = np.array([rows.first // height * per_row, last * per_row], places.dtype)
+            begin, end = places.searchsorted(ends).tolist()
+            if kernels.pays(rows.height * out.shape[-1] * out.itemsize if how == "fill" else 4 * (end - begin)):
+                _place_compiled(places[begin:end], words[begin:end], shape[-1], source[-1], rows, how)
                 continue
-            for rows in rows_of(self.grid.chunk_shape, source, out):
-                _place_rows(positions, values, cols, source[-1], rows, adds=adds)
+            if how == "fill":
+                rows.matrix[...] = 0
+            for first in range(begin, end, step):
+                some = slice(first, min(first + step, end))
+                _place_numpy(places[some], words[some], shape[-1], source[-1], rows, adds=how == "add")
 
 
-def _place_rows(places: np.ndarray, values: np.ndarray, width: int, cols: slice, rows: Rows, *, adds: bool) -> None:
-    """Put or add the values at ``places`` of a chunk with rows of ``width`` to the ``rows`` that are wanted."""
-    # Places ascend: those of the rows are side by side. Numbers of another type would make NumPy copy them all.
-    ends = np.array([rows.first * width, (rows.first + rows.height) * width], places.dtype)
-    begin, end = np.searchsorted(places, ends).tolist()
-    if begin == end:
+def _place_compiled(places: np.ndarray, words: np.ndarray, width: int, cols: slice, rows: Rows, how: Step) -> None:
+    """Put or add elements of a chunk with rows of ``width`` to the ``rows`` that are wanted."""
+    kernel, n = kernels.load_sparse(), cols.stop - cols.start
+    window, memory = (width, rows.first, rows.height, cols.start, n), (rows.memory, rows.start, rows.row)
+    if words.shape[1:] != (1, 1):
+        if how == "fill":
+            rows.matrix[...] = 0
+        place = kernel.add_blocks if how == "add" else kernel.put_blocks
+        place(places, words, *window, *memory)
         return
-    n = cols.stop - cols.start
-    if kernels.pays(4 * (end - begin)):
-        kernel = kernels.load_sparse()
-        place = kernel.add if adds else kernel.put
-        memory = (rows.memory, rows.start, rows.row)
-        place(places[begin:end], values, begin, width, rows.first, rows.height, cols.start, n, *memory)
-        return
-    for first in range(begin, end, BLOCK):
-        last = min(first + BLOCK, end)
-        row, column = np.divmod(places[first:last], width)
-        inside = (column >= cols.start) & (column < cols.stop)
-        index = (row[inside] - rows.first, column[inside] - cols.start)
-        _put(rows.matrix, index, values[first:last][inside], adds=adds)
+    values = words.reshape(-1)
+    if how == "fill":
+        line = buffer("line", LINE_NBYTES).view(values.dtype)
+        streams = rows.height * n * values.itemsize >= STREAMED_NBYTES
+        kernel.fill(places, values, *window, line, streams, *memory)
+    else:
+        place = kernel.add if how == "add" else kernel.put
+        place(places, values, *window, *memory)
 
 
-def _place_anywhere(
-    places: np.ndarray,
-    values: np.ndarray,
-    shape: tuple[int, ...],
-    source: tuple[slice, ...],
-    out: np.ndarray,
-    *,
-    adds: bool,
+def _place_numpy(
+    places: np.ndarray, words: np.ndarray, width: int, cols: slice, rows: Rows, *, adds: bool
 ) -> None:
-    """As ``_place_rows``, for a box that is no few matrices: of axes but the last ones parts are cut."""
-    for first in range(0, places.size, BLOCK):
-        inside, index = within(places[first : first + BLOCK], shape, source)
-        _put(out, index, values[first : first + BLOCK][inside], adds=adds)
+    _, height, across = words.shape
+    corner, column = np.divmod(places, width // across)
+    row = corner[:, None, None] * height + np.arange(height, dtype=np.int32)[:, None] - rows.first
+    column = column[:, None, None] * across + np.arange(across, dtype=np.int32)
+    row, column = np.broadcast_arrays(row, column)
+    inside = (column >= cols.start) & (column < cols.stop) & (row >= 0) & (row < rows.height)
+    _put(rows.matrix, (row[inside], column[inside] - cols.start), words[inside], adds=adds)
 
 
 def _put(out: np.ndarray, index: tuple[np.ndarray, ...], values: np.ndarray, *, adds: bool) -> None:
