@@ -40,7 +40,7 @@ ALLOWED = {
     "encodings/planes": "arrays dtypes encodings errors grid interleave payload workspace",
     "encodings/quantized": "arrays dtypes encodings errors grid quantizers quantizers.decoding quantizers.packing workspace",
     "encodings/raw": "arrays dtypes encodings grid payload",
-    "encodings/sparse": "arrays dtypes encodings encodings.nested encodings.planes encodings.positions encodings.raw encodings.rows grid kernels narrow payload",
+    "encodings/sparse": "arrays dtypes encodings encodings.nested encodings.planes encodings.positions encodings.raw encodings.rows grid kernels narrow payload workspace",
     "encodings/tucker": "arrays dtypes encodings encodings.lowrank encodings.nested grid",
     "errors": "",
     "factorize": "recipe",
@@ -103,8 +103,8 @@ ALLOWED = {
     "writer": "approximate container documents dtypes encode encodings.raw errors model nodes prepared progress prune quality quantize recipe sources storage targets version",
 }
 THE_ONLY_DOORS = {
-    "numba": {"kernels/planes", "kernels/quantized"},
-    "llvmlite": {"kernels/quantized"},
+    "numba": {"kernels/planes", "kernels/quantized", "kernels/sparse"},
+    "llvmlite": {"kernels/quantized", "kernels/sparse"},
     "torch": {"frameworks"},
     "fsspec": {"storage/backends"},
     "zarr": {"model"},

@@ -16,7 +16,16 @@ class Rows(NamedTuple):
     memory: np.ndarray  # one dimension, gaps between rows included
     start: int
     row: int
-    matrix: np.ndarray  # the same, as [count, columns]
+    part: np.ndarray  # the same, as the caller has it
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The same, as [height, columns]."""
+        shape = (self.height, self.part.shape[-1])
+        if self.part.flags.c_contiguous:
+            return self.part.reshape(shape)
+        strides = (self.row * self.part.itemsize, self.part.itemsize)
+        return np.lib.stride_tricks.as_strided(self.part, shape, strides)
 
 
 def rows_of(chunk_shape: tuple[int, ...], source: tuple[slice, ...], out: np.ndarray) -> Iterator[Rows]:
@@ -47,12 +56,7 @@ def rows_of(chunk_shape: tuple[int, ...], source: tuple[slice, ...], out: np.nda
             if part.flags.c_contiguous
             else np.lib.stride_tricks.as_strided(part, (span,), (out.itemsize,))
         )
-        matrix = (
-            part.reshape(count, cols)
-            if part.flags.c_contiguous
-            else np.lib.stride_tricks.as_strided(part, (count, cols), (stride * out.itemsize, out.itemsize))
-        )
-        yield Rows(first, count, memory, 0, stride, matrix)
+        yield Rows(first, count, memory, 0, stride, part)
 
 
 def n_matrices(chunk_shape: tuple[int, ...], out: np.ndarray) -> int:

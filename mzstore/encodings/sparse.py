@@ -307,9 +307,7 @@ def _place_compiled(places: np.ndarray, words: np.ndarray, width: int, cols: sli
         place(places, values, *window, *memory)
 
 
-def _place_numpy(
-    places: np.ndarray, words: np.ndarray, width: int, cols: slice, rows: Rows, *, adds: bool
-) -> None:
+def _place_numpy(places: np.ndarray, words: np.ndarray, width: int, cols: slice, rows: Rows, *, adds: bool) -> None:
     _, height, across = words.shape
     corner, column = np.divmod(places, width // across)
     row = corner[:, None, None] * height + np.arange(height, dtype=np.int32)[:, None] - rows.first

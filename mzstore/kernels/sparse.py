@@ -98,7 +98,8 @@ def gap_positions(steps, low, low_bits, out):
                 count += RUN
                 last = at - 1
                 continue
-        for i in range(i, min(i + RUN, size)):
+        stop = min(i + RUN, size)
+        while i < stop:
             step = np.int64(steps[i])
             at += step << low_bits
             if step != NO_ELEMENT:
@@ -110,7 +111,7 @@ def gap_positions(steps, low, low_bits, out):
                 last = at
                 at += 1
                 count += 1
-        i += 1
+            i += 1
     return count, last
 
 
