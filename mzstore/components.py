@@ -1,8 +1,9 @@
 """Components: the arrays that a tensor is stored as, for kernels that take codes and scales and need no values."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -14,11 +15,13 @@ from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Component, Part
 from mzstore.encodings.codes import Codes, Factors
 from mzstore.encodings.combined import component_name
+from mzstore.encodings.lowrank import LowRank
 from mzstore.encodings.nested import Nested
 from mzstore.encodings.quantized import Blocked, Quantized, scale_name
 from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse
 from mzstore.frameworks import Framework
+from mzstore.grid import Grid
 from mzstore.selection import Index
 from mzstore.tensors import TensorSpec
 
@@ -34,6 +37,10 @@ class Values(Protocol):
 
     def __getitem__(self, index: Any) -> Any: ...
 
+
+AT_ONCE_NBYTES = 16 << 20  # of what is stored
+
+_NONE = np.empty(0, np.uint8)
 
 Open = Callable[[TensorEntry], Values]  # reads what is stored as this entry says
 
@@ -88,18 +95,49 @@ class ComponentView:
 def components(entry: TensorEntry, open_: Open, framework: Framework) -> Mapping[str, ComponentView]:
     """By name, see ``Tensor.components``. ``entry`` is a stored tensor, never a reference."""
     assert entry.part is not None
-    found: dict[str, ComponentView] = {}
-    for i, part in enumerate(parts_of(entry.part)):
-        arrays = _Arrays(entry, {c.name: Component(component_name(i, c.name), c.array) for c in part.components}, open_)
-        if isinstance(part, Quantized):
-            members = _of_quantized(part, arrays)
-        elif isinstance(part, Sparse):
-            number = f"-{i}" if i > 1 else ""  # as scales have it
-            members = ((f"{name}{number}", values, None) for name, values in _of_sparse(part, arrays))
-        else:
-            members = ((name, arrays.open(name, _dtype(part, c.array)), None) for name, c in arrays.stored.items())
-        found |= {name: ComponentView(name, values, block, framework) for name, values, block in members}
-    return found
+    return {
+        component_name(i, name): ComponentView(component_name(i, name), values, block, framework)
+        for i, part in enumerate(parts_of(entry.part))
+        for name, values, block in _members(part, _arrays_of(entry, i, part, open_))
+    }
+
+
+def elements(entry: TensorEntry, open_: Open) -> "Elements":
+    """Those of the first part of ``entry``, which is sparse. Raises CorruptError or StorageError."""
+    assert entry.part is not None
+    part, *_ = parts_of(entry.part)
+    assert isinstance(part, Sparse)
+    return _Elements(part, _arrays_of(entry, 0, part, open_)).read()
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """What a sparse part stores, by place in the tensor. Blocks of which the first value lies beyond the tensor's edges are left out.
+
+    corners  int64 [n], ascending: the position, in row-major order of the words, of the first value of each
+    values   [n, rows, columns], in the dtype in which they are stored
+    shape    of the words
+    """
+
+    corners: np.ndarray
+    values: np.ndarray
+    shape: tuple[int, ...]
+
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """(int64: the position of each value, ascending; the values), without those beyond the tensor's edges."""
+        _, height, across = self.values.shape
+        if height == across == 1:
+            return self.corners, self.values.reshape(-1)
+        *_, rows, cols = (1, *self.shape)
+        row, column = np.divmod(self.corners, cols)
+        inside = (row[:, None] % rows + np.arange(height) < rows)[:, :, None]
+        inside = inside & (column[:, None] + np.arange(across) < cols)[:, None, :]
+        positions = self.corners[:, None, None] + (np.arange(height) * cols)[:, None] + np.arange(across)
+        positions, values = positions[inside], self.values[inside]
+        if height > 1:  # else the next block is to the right of all of this one
+            order = np.argsort(positions)
+            positions, values = positions[order], values[order]
+        return positions, values
 
 
 Opened = Callable[[], Values]
@@ -127,8 +165,18 @@ class _Arrays:
     def open_nested(self, nested: Nested) -> Opened:
         """The values of a part inside of another one."""
         stored = tuple(self.stored[component.name] for component in nested.components)
-        names = tuple(component.name for component in nested.components)
-        return self._opened(names, nested.dtype, nested.grid.shape, nested.renamed(stored))
+        names, dtype = tuple(component.name for component in nested.components), plain(nested.dtype)
+        own = nested if dtype is nested.dtype else Nested(nested.name, replace(nested.part, dtype=dtype))  # type: ignore[type-var]
+        return self._opened(names, dtype, nested.grid.shape, own.renamed(stored))
+
+    def inside(self, nested: Nested) -> "_Arrays":
+        """The arrays of a part inside of this one."""
+        pairs = zip(nested.part.components, nested.components, strict=True)
+        return replace(self, stored={own.name: self.stored[outer.name] for own, outer in pairs})
+
+    @property
+    def where(self) -> str:
+        return f"tensor {self.entry.spec.name!r}"
 
     def open_codes(self, part: Quantized) -> Opened:
         names = ("codes", "low") if part.low_bits else ("codes",)
@@ -145,10 +193,23 @@ class _Arrays:
         )
 
 
+def _arrays_of(entry: TensorEntry, i: int, part: Part, open_: Open) -> _Arrays:
+    return _Arrays(entry, {c.name: Component(component_name(i, c.name), c.array) for c in part.components}, open_)
+
+
+def _members(part: Part, arrays: _Arrays) -> Members:
+    if isinstance(part, Quantized):
+        return _of_quantized(part, arrays)
+    if isinstance(part, Sparse):
+        return _of_sparse(part, arrays)
+    if isinstance(part, LowRank):
+        return _of_lowrank(part, arrays)
+    return [(name, arrays.open(name, _dtype(part, c.array)), None) for name, c in arrays.stored.items()]
+
+
 def _dtype(part: Part, array: Array) -> DType:
     """Of what ``raw`` stores, the dtype of the values; of others, and where a word is no value, that of the array."""
-    values = isinstance(part, Raw) and not part.dtype.packed and part.dtype.parts == 1
-    return part.dtype if values else DTYPES[array.data_type]
+    return plain(part.dtype) if isinstance(part, Raw) else DTYPES[array.data_type]
 
 
 def _of_quantized(part: Quantized, arrays: _Arrays) -> Members:
@@ -172,43 +233,91 @@ def _of_quantized(part: Quantized, arrays: _Arrays) -> Members:
         yield blocks("zero_point", part.zero_point, "int32")
 
 
-def _of_sparse(part: Sparse, arrays: _Arrays) -> Iterator[tuple[str, Opened]]:
-    where = f"tensor {arrays.entry.spec.name!r}"
-    steps = arrays.open("positions", DTYPES["uint8"])
-    low = arrays.open("low", DTYPES["uint8"]) if part.low else None
-    values = arrays.open_nested(part.values)
-
-    def elements() -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
-        """(chunk, places of its elements)."""
-        stored = np.asarray(steps()[...])
-        lows = None if low is None else np.asarray(low()[...])
-        none = np.empty(0, np.uint8)
-        for chunk in part.grid.chunks():
-            own = none if lows is None else lows[chunk]
-            yield chunk, part.places(stored[chunk], own, f"{where}, chunk {chunk}")
-
-    def positions() -> np.ndarray:
-        flat = [_in_tensor(part, chunk, places)[0] for chunk, places in elements()]
-        return np.sort(np.concatenate([np.empty(0, np.int64), *flat]))
-
-    def ordered() -> np.ndarray:
-        dtype = part.values.dtype
-        words = np.asarray(values()[...]).view(dtype.word)  # NumPy joins no types of ml_dtypes
-        flat, found = [np.empty(0, np.int64)], [np.empty(0, dtype.word)]
-        for chunk, places in elements():
-            own, which = _in_tensor(part, chunk, places)
-            flat.append(own)
-            found.append(words[(*chunk, which)])
-        return np.concatenate(found)[np.argsort(np.concatenate(flat))].view(dtype.numpy)
-
-    yield "positions", positions
-    yield "values", ordered
+def _of_nested(nested: Nested, arrays: _Arrays) -> Members:
+    """What is below a nested part, if that is no array of the values themselves."""
+    if not isinstance(nested.part, Raw):
+        for name, values, block in _members(nested.part, arrays.inside(nested)):
+            yield f"{nested.name}.{name}", values, block
 
 
-def _in_tensor(part: Sparse, chunk: tuple[int, ...], places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(positions in the tensor, in row-major order; which of the chunk's values stand there), of what lies inside of it."""
-    own = part.positions_of(places)
-    corner = np.multiply(chunk, part.grid.chunk_shape)
-    index = np.array(np.unravel_index(own, part.grid.chunk_shape)) + corner[:, None]
-    inside = (index < np.array(part.grid.shape)[:, None]).all(axis=0)
-    return np.ravel_multi_index(tuple(index[:, inside]), part.grid.shape), np.flatnonzero(inside)
+def _of_lowrank(part: LowRank, arrays: _Arrays) -> Members:
+    *lead, _ = (1,) * len(part.grid.shape)
+    yield "left", arrays.open_nested(part.left), (*lead, part.grid.shape[-1])
+    yield "right", arrays.open_nested(part.right), (*part.grid.shape[:-1], 1)
+    yield "scale", lambda: np.full((1,) * len(part.grid.shape), part.scale, np.float32), part.grid.shape
+    yield from _of_nested(part.left, arrays)
+    yield from _of_nested(part.right, arrays)
+
+
+def _of_sparse(part: Sparse, arrays: _Arrays) -> Members:
+    read = _Elements(part, arrays).read
+    yield "positions", lambda: read(values=False).flat()[0], None
+    yield "values", lambda: read().flat()[1], None
+    yield from _of_nested(part.values, arrays)
+
+
+@dataclass(frozen=True, slots=True)
+class _Elements:
+    """Reads the elements of ``part``, some chunks at a time, of which each is checked as a read of the values checks it."""
+
+    part: Sparse
+    arrays: _Arrays
+
+    def read(self, *, values: bool = True) -> Elements:
+        """All of them; without ``values`` these are of no use."""
+        part, arrays = self.part, self.arrays
+        steps = arrays.open("positions", DTYPES["uint8"])()
+        low = arrays.open("low", DTYPES["uint8"])() if part.low else None
+        stored = arrays.open_nested(part.values)() if values else None
+        dtype = plain(part.values.dtype) if values else DTYPES["uint8"]
+        corners, found = [np.empty(0, np.int64)], [np.empty((0, *part.block), dtype.word)]
+        for some in self._some():
+            own_steps, own_low = np.asarray(steps[some]), None if low is None else np.asarray(low[some])
+            # NumPy joins no types of ml_dtypes.
+            words = None if stored is None else np.asarray(stored[some]).view(dtype.word)
+            for i, last in enumerate(range(some[-1].start, some[-1].stop)):
+                chunk = (*some[:-1], last)
+                places = part.places(
+                    own_steps[i], _NONE if own_low is None else own_low[i], f"{arrays.where}, chunk {chunk}"
+                )
+                at, inside = self._in_tensor(chunk, places)
+                corners.append(at)
+                if words is not None:
+                    own = words[i, : places.size * math.prod(part.block)].reshape(-1, *part.block)
+                    found.append(own[inside])
+        at = np.concatenate(corners)
+        elements = np.concatenate(found) if values else np.empty((at.size, *part.block), dtype.word)
+        if (at[1:] < at[:-1]).any():  # chunks beside each other share rows
+            order = np.argsort(at)
+            at, elements = at[order], elements[order] if values else elements
+        return Elements(at, elements.view(dtype.numpy), part.grid.shape)
+
+    def _some(self) -> Iterator[tuple[Any, ...]]:
+        """Indices of chunks side by side, so many that what is stored for them is not large."""
+        part = self.part
+        if 0 in part.grid.shape:
+            return
+        nbytes = part.positions.chunk_nbytes + part.values.grid.chunk_size * part.values.dtype.word.itemsize
+        step = max(1, AT_ONCE_NBYTES // nbytes)
+        *lead, last = part.grid.counts
+        for place in Grid(tuple(lead), (1,) * len(lead)).chunks():
+            for first in range(0, last, step):
+                yield (*place, slice(first, min(first + step, last)))
+
+    def _in_tensor(self, chunk: tuple[int, ...], places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(positions in the tensor of the first values of elements; which of ``places`` these are: those inside of it)."""
+        part = self.part
+        *_, cols = chunk_shape = part.grid.chunk_shape
+        height, across = part.block
+        row, column = np.divmod(places.astype(np.int64), cols // across)
+        index = np.unravel_index(row * (height * cols) + column * across, chunk_shape)
+        index = tuple(at + i * extent for at, i, extent in zip(index, chunk, chunk_shape, strict=True))
+        inside = np.ones(places.size, bool)
+        for at, extent in zip(index, part.grid.shape, strict=True):
+            inside &= at < extent
+        return np.ravel_multi_index(tuple(at[inside] for at in index), part.grid.shape), inside
+
+
+def plain(dtype: DType) -> DType:
+    """``dtype``; where a word is no value, that of the array which holds the words."""
+    return DTYPES[dtype.disk] if dtype.packed or dtype.parts == 2 else dtype

@@ -49,6 +49,25 @@ def to_torch(array: np.ndarray) -> "torch.Tensor":
     return torch.from_numpy(words).view(getattr(torch, dtype.torch))
 
 
+def torch_coo(index: np.ndarray, values: np.ndarray, shape: tuple[int, ...]) -> "torch.Tensor":
+    """``values`` at ``index`` (int64 [axes, n], ascending in row-major order) of a sparse tensor of PyTorch."""
+    import torch
+
+    return torch.sparse_coo_tensor(
+        torch.from_numpy(index), to_torch(values), shape, is_coalesced=True, check_invariants=False
+    )
+
+
+def torch_compressed(
+    begins: np.ndarray, columns: np.ndarray, values: np.ndarray, shape: tuple[int, ...]
+) -> "torch.Tensor":
+    """A matrix of PyTorch by rows: ``values`` [n] in csr, [n, rows, columns] in bsr."""
+    import torch
+
+    make = torch.sparse_csr_tensor if values.ndim == 1 else torch.sparse_bsr_tensor
+    return make(torch.from_numpy(begins), torch.from_numpy(columns), to_torch(values), shape, check_invariants=False)
+
+
 def is_torch(value: object) -> bool:
     return any(c.__module__.partition(".")[0] == "torch" for c in type(value).__mro__)
 

@@ -30,6 +30,7 @@ from mzstore.plan import Plan, missing_chunk
 from mzstore.progress import progress
 from mzstore.selection import Index, Selection, Span, all_of, resolve
 from mzstore.shards import Axis, axis_of, shard_slices
+from mzstore.sparse_views import ScipyFormat, TorchLayout, check_layout, to_scipy, to_torch
 from mzstore.stats import Stats
 from mzstore.storage import BLOCK_NBYTES, Location, Options, Retry
 from mzstore.tensors import TensorSpec
@@ -209,16 +210,53 @@ class Tensor:
         scale, scale-2, ...  float32, float16 or bfloat16, one for each block; no array or several, in order
         zero_point  int32 of one block, or uint8 or uint16 of several; absent if there is a codebook
         codebook    float32 [levels] or [levels, d]; absent if codes are uniform
-        positions, values  of outliers, if there are any: int64 positions in row-major order of the tensor, ascending, and
-                    the exact values there, in the tensor's dtype. Both are read whole
 
         and its values are (codes - zero_point) or codebook[codes], times each scale, from left to right in float32, rounded
-        to the dtype, and then the outliers put in. Blocks at the far edges may be smaller. A tensor that is stored ``raw``
-        has ``values``, in the dtype that they are stored in (one value if all are the same), ``planes`` has ``planes``:
-        bytes, as FORMAT.md says. The values of another model that a tensor begins with are no array of this one: see ``base``.
+        to the dtype. Blocks at the far edges may be smaller. A sparse tensor has
+
+        positions   int64 [n], ascending: where values are stored, in row-major order of the tensor; all others are 0
+        values      [n]: those values, zeros among them where blocks or patterns are stored
+
+        Both are read whole, and take memory for what is stored and not for zeros. A product of factors has
+
+        left, right  [..., rank] and [rank, columns] in the dtype that they are stored in, however they are encoded
+        scale        float32, one: what products are multiplied with
+
+        Where factors or the values of a sparse tensor are not stored as they are, what they are made of has their name, a dot
+        and its own name: ``left.codes``, ``values.scale`` (in the order of storage: chunk by chunk). A tensor that is stored
+        ``raw`` has ``values``, in the dtype that they are stored in (one value if all are the same), ``planes`` has
+        ``planes``: bytes, as FORMAT.md says.
+
+        Where a tensor has several parts (``encoding`` has a ``+``), the components of the second one begin with ``2.``, those
+        of the third with ``3.``: ``2.positions`` and ``2.values`` of outliers, which replace what the first part gives. The
+        values of another model that a tensor begins with are no array of this one: see ``base``.
         """
         frameworks.check_framework(framework)
-        return components(self._stored, lambda entry: Tensor(self._model, entry, entry), framework)
+        return components(self._stored, self._open, framework)
+
+    def to_scipy(self, format: ScipyFormat = "csr") -> Any:  # noqa: A002  SciPy's name for it
+        """A sparse tensor as a sparse array of SciPy (``pip install 'mzstore[sparse]'``): ``csr``, ``coo``, ``csc`` or ``bsr``.
+
+        Takes memory for what is stored and not for zeros. ``bsr`` has the blocks that are stored. Zeros that are stored (in
+        blocks, in patterns) are entries. Indices are int32 where they fit. Floats of 8 and 16 bits, which SciPy does not
+        have, become float32. Raises ValueError for a tensor that is not stored as ``sparse`` alone or that is no matrix
+        (but ``coo`` takes any), ImportError without SciPy, CorruptError or StorageError.
+        """
+        return to_scipy(self.name, self._stored, self._open, format)
+
+    def to_torch(self, layout: TorchLayout = "coo") -> Any:
+        """The tensor in PyTorch: ``coo``, ``csr`` or ``bsr`` without the zeros of a sparse one, as ``to_scipy`` has it, but in
+        its own dtype and with indices of int64; or ``strided``: all values, of any tensor.
+
+        Raises ValueError, ImportError without PyTorch, CorruptError or StorageError.
+        """
+        check_layout(layout)
+        if layout == "strided":
+            return self._model.load([self.name], framework="torch", threads=1)[self.name]
+        return to_torch(self.name, self._stored, self._open, layout)
+
+    def _open(self, entry: TensorEntry) -> "Tensor":
+        return Tensor(self._model, entry, entry)
 
     def shard(self, axis: int | None, index: int, count: int) -> np.ndarray:
         """The part that rank ``index`` of ``count`` holds if the tensor is cut on ``axis``; all of it for None.
@@ -675,8 +713,11 @@ def _cut(spans: tuple[Span, ...]) -> tuple[slice, ...]:
 
 
 def _cache_key(tensor: Tensor) -> Hashable:
-    """What is read in another dtype, and the codes at a tensor's node, are not its own values."""
-    return tensor._stored.node, tensor._entry.spec.dtype.name
+    """What is read in another dtype, and codes and factors at a tensor's node, are not its own values."""
+    part = tensor._stored.part
+    assert part is not None
+    names = tuple(component.name for component in part.components)
+    return tensor._stored.node, tensor._entry.spec.dtype.name, names
 
 
 def _nbytes(tensor: Tensor, selection: Selection) -> int:

@@ -94,8 +94,8 @@ def rebuilt(tensor: mzstore.Tensor, dtype: np.dtype) -> np.ndarray:
     for name in (name for name in parts if name.startswith("scale")):
         values = values * spread(parts[name], tensor.shape).astype(np.float32)
     values = values.astype(dtype)
-    if "positions" in parts:
-        values.reshape(-1)[parts["positions"][...]] = np.asarray(parts["values"]).astype(dtype)
+    if "2.positions" in parts:
+        values.reshape(-1)[parts["2.positions"][...]] = np.asarray(parts["2.values"]).astype(dtype)
     return values
 
 
@@ -336,7 +336,7 @@ def test_outliers():
     values[tuple(found.T)] = [9, -8, 7, 6]
     with mzstore.open(quantized({"step": 0.01, "levels": 30}, {"w": values})) as model:
         parts = model["w"].components()
-        positions, exact = parts["positions"], parts["values"]
+        positions, exact = parts["2.positions"], parts["2.values"]
         assert set(found @ [64, 1]) <= set(positions[...].tolist())
         assert (np.diff(positions[...]) > 0).all()
         assert len(positions) == len(exact)
@@ -352,7 +352,7 @@ def test_outliers_of_several_chunks():
     with mzstore.open(quantized({"step": 0.01, "levels": 30}, {"w": values})) as model:
         tensor = model["w"]
         assert tensor.encoding == "quantized + sparse"
-        positions = tensor.components()["positions"][...]
+        positions = tensor.components()["2.positions"][...]
         assert (np.diff(positions) > 0).all()
         assert set(np.flatnonzero(values > 0.9)) <= set(positions.tolist())
         assert bits(rebuilt(tensor, tensor.dtype)) == bits(tensor[...])
