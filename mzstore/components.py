@@ -20,6 +20,7 @@ from mzstore.encodings.nested import Nested
 from mzstore.encodings.quantized import Blocked, Quantized, scale_name
 from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse
+from mzstore.encodings.tucker import Tucker
 from mzstore.frameworks import Framework
 from mzstore.grid import Grid
 from mzstore.selection import Index
@@ -204,6 +205,8 @@ def _members(part: Part, arrays: _Arrays) -> Members:
         return _of_sparse(part, arrays)
     if isinstance(part, LowRank):
         return _of_lowrank(part, arrays)
+    if isinstance(part, Tucker):
+        return _of_tucker(part, arrays)
     return [(name, arrays.open(name, _dtype(part, c.array)), None) for name, c in arrays.stored.items()]
 
 
@@ -247,6 +250,12 @@ def _of_lowrank(part: LowRank, arrays: _Arrays) -> Members:
     yield "scale", lambda: np.full((1,) * len(part.grid.shape), part.scale, np.float32), part.grid.shape
     yield from _of_nested(part.left, arrays)
     yield from _of_nested(part.right, arrays)
+
+
+def _of_tucker(part: Tucker, arrays: _Arrays) -> Members:
+    for nested in part.nested:
+        yield nested.name, arrays.open_nested(nested), None
+        yield from _of_nested(nested, arrays)
 
 
 def _of_sparse(part: Sparse, arrays: _Arrays) -> Members:

@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from mzstore.archive import ArchiveReader
 from mzstore.documents import DOCUMENT, FORMAT, TensorEntry, parts_of
+from mzstore.encodings import Part
 from mzstore.encodings.base import Base
+from mzstore.encodings.combined import Combined
+from mzstore.encodings.lowrank import LowRank
+from mzstore.encodings.nested import Nested
 from mzstore.encodings.planes import Planes
 from mzstore.encodings.quantized import Blocked, Quantized
 from mzstore.encodings.raw import Raw
+from mzstore.encodings.sparse import Sparse
+from mzstore.encodings.tucker import Tucker
 from mzstore.model import Model
 from mzstore.text import count, ratio, shown, size
 
@@ -117,19 +123,10 @@ class TensorSummary:
         """The encoding in a few words."""
         if self.same_as is not None:
             return f"same as {shown(self.same_as)}"
-        words = ["constant" if self.details.get("constant") else self.encoding]
-        if self.details.get("zstd"):
-            words.append("zstd")
-        if self.details.get("ranks"):
-            words.append("ranks")
-        if symbols := self.details.get("symbols"):
-            words.append(f"{symbols} symbols")
-        if quantizer := self.details.get("quantizer"):
-            words.append(shown(quantizer[:LONGEST_QUANTIZER]))
-        if levels := self.details.get("levels"):
-            words.append(f"{levels} levels")
-        blocks = [scale["block"] for scale in self.details.get("scales", ()) if scale["block"] != list(self.shape)]
-        words += [f"scales of {'x'.join(map(str, block))}" for block in blocks]
+        words = ["constant" if self.details.get("constant") else self.encoding, *_words(self.details, self.shape)]
+        for part in self.details.get("parts", ()):
+            own = _words(part, self.shape)
+            words += [*own[:-1], f"{own[-1]} replaced"] if part["combine"] == "replace" else own
         if stored := self.details.get("stored_dtype"):
             words.append(f"as {stored}")
         return ", ".join(words)
@@ -187,6 +184,32 @@ class Summary:
             "bases": list(self.bases),
             "tensors": [tensor.to_json() for tensor in self.tensors],
         }
+
+
+def _words(details: Mapping[str, Any], shape: tuple[int, ...]) -> list[str]:
+    """Of one part; the last one of a sparse part says how many values it has."""
+    words = [name for name in ("zstd", "ranks") if details.get(name) is True]
+    if symbols := details.get("symbols"):
+        words.append(f"{symbols} symbols")
+    if quantizer := details.get("quantizer"):
+        words.append(shown(quantizer[:LONGEST_QUANTIZER]))
+    if levels := details.get("levels"):
+        words.append(f"{levels} levels")
+    blocks = [scale["block"] for scale in details.get("scales", ()) if scale["block"] != list(shape)]
+    words += [f"scales of {'x'.join(map(str, block))}" for block in blocks]
+    if "rank" in details:
+        factors = dict.fromkeys(details[side]["encoding"] for side in ("left", "right"))
+        words += [f"rank {details['rank']}", f"factors {' and '.join(factors)}"]
+    if "modes" in details:
+        words.append(f"ranks {'x'.join(map(str, details['modes']))}")
+    if "index" in details:
+        if details["block"] != [1, 1]:
+            words.append(f"blocks of {'x'.join(map(str, details['block']))}")
+        words.append(":".join(map(str, details["pattern"])) if "pattern" in details else details["index"])
+        words.append(f"values {details['values']['encoding']}")
+        kept, room = details.get("kept"), details["room"]
+        words.append(f"at most {100 * room:.3g} %" if kept is None else f"{100 * kept:.3g} %")
+    return words
 
 
 def summarize(model: Model) -> Summary:
@@ -247,38 +270,101 @@ def _details(entry: TensorEntry) -> dict[str, Any]:
     scales        quantized: dtype and block of each; the block is the tensor's shape if there is one for all values
     zero_point    quantized: the integer, or the block of many; absent if there is a codebook
     codebook      quantized: its shape; absent if codes are uniform
-    outliers      quantized: whether some values are stored as they are
+    outliers      quantized: whether some values are replaced by others
+    index         sparse: gaps, bitmap or pattern
+    low_bits      sparse, with gaps: how many bits of them stand apart
+    pattern       sparse, with pattern: [n, m], n of m places
+    block         sparse: rows and columns of an element
+    room          sparse: of which part of a chunk's values there is room
+    kept          sparse: which part of the values is stored; absent if the writer does not say
+    values        sparse: encoding and dtype of the values, and what their encoding adds
+    rank          lowrank: columns of the left factor
+    left, right   lowrank: as values
+    scale         lowrank: what products are multiplied with
+    modes         tucker: the ranks of its axes
+    core          tucker: whether there is one, or it is a sum of outer products
+    parts         of several parts: for each but the first encoding, combine (replace, add, xor, plus), and what the encoding adds
     """
     if entry.part is None:
         return {}
     part, *more = parts_of(entry.part)
+    said, *others = _said(entry.lossy or {}, 1 + len(more))
     details: dict[str, Any] = {"chunk_shape": list(part.grid.chunk_shape)}
     if part.dtype != entry.spec.dtype:
         details["stored_dtype"] = part.dtype.name
+    details |= _part_details(part, said)
+    if isinstance(part, Quantized):
+        details["outliers"] = any(isinstance(other, Sparse) for other in more)
+    if isinstance(entry.part, Combined):
+        details["parts"] = [
+            {"encoding": other.encoding, "combine": how} | _part_details(other, own)
+            for other, how, own in zip(more, entry.part.combines, others, strict=True)
+        ]
+    return details
+
+
+def _said(lossy: Mapping[str, Any], n: int) -> list[dict[str, Any]]:
+    """For each of ``n`` parts what a document says was asked for and kept of it; nothing where it cannot be understood."""
+    asked, reached = ({} if not isinstance(doc := lossy.get(name), dict) else doc for name in ("asked", "reached"))
+    found: list[dict[str, Any]] = []
+    for own in ([asked] if n == 1 or "parts" not in asked else asked["parts"], reached.get("parts")):
+        parts = own if isinstance(own, list) else []
+        parts = [part if isinstance(part, dict) else {} for part in parts]
+        for i, part in enumerate((parts + [{}] * n)[:n]):
+            if i < len(found):
+                found[i] |= part
+            else:
+                found.append(dict(part))
+    return found
+
+
+def _part_details(part: Part, said: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(part, Raw):
-        details |= {"zstd": part.array.zstd, "constant": part.constant}
-    elif isinstance(part, Base):
-        details |= {"base": part.base, "tensor": part.tensor}
-    elif isinstance(part, Planes):
-        details |= {"top_bits": part.fields.top_bits, "ranks": part.ranks is not None}
+        return {"zstd": part.array.zstd, "constant": part.constant}
+    if isinstance(part, Base):
+        return {"base": part.base, "tensor": part.tensor}
+    if isinstance(part, Planes):
+        details: dict[str, Any] = {"top_bits": part.fields.top_bits, "ranks": part.ranks is not None}
         if part.symbols is not None:
             details["symbols"] = sum(count for _, count in part.symbols)
         if part.ranks is not None:
             details["escapes"] = part.n_escapes
-    elif isinstance(part, Quantized):
-        details |= _quantized_details(part, entry.lossy or {}) | {"outliers": bool(more)}
-    return details
+        return details
+    if isinstance(part, Quantized):
+        return _quantized_details(part, said)
+    if isinstance(part, Sparse):
+        return _sparse_details(part, said)
+    if isinstance(part, LowRank):
+        factors = {nested.name: _nested_details(nested) for nested in (part.left, part.right)}
+        return {"rank": part.rank, **factors, "scale": part.scale}
+    assert isinstance(part, Tucker)
+    return {"modes": list(part.ranks), "core": part.core is not None}
 
 
-def _quantized_details(part: Quantized, lossy: Mapping[str, Any]) -> dict[str, Any]:
+def _nested_details(nested: Nested) -> dict[str, Any]:
+    return {"encoding": nested.encoding, "dtype": nested.dtype.name} | _part_details(nested.part, {})
+
+
+def _sparse_details(part: Sparse, said: Mapping[str, Any]) -> dict[str, Any]:
+    index = part.index
+    details: dict[str, Any] = {"index": index.kind, "block": list(part.block), "room": part.n_elements / part.n_places}
+    if index.low_bits:
+        details["low_bits"] = index.low_bits
+    if index.pattern is not None:
+        details["pattern"] = list(index.pattern)
+    kept = said.get("kept")
+    if isinstance(kept, (int, float)) and 0 <= kept <= 1:
+        details["kept"] = float(kept)
+    return details | {"values": _nested_details(part.values)}
+
+
+def _quantized_details(part: Quantized, asked: Mapping[str, Any]) -> dict[str, Any]:
     whole = list(part.grid.shape)
     details: dict[str, Any] = {"levels": part.levels, "per_byte": part.per_byte}
-    asked = lossy.get("asked")
-    if isinstance(asked, dict):
-        # Codebooks have names of their own.
-        name = asked.get("codebook") if asked.get("quantizer") == "codebook" else asked.get("quantizer")
-        if isinstance(name, str):
-            details["quantizer"] = name
+    # Codebooks have names of their own.
+    name = asked.get("codebook") if asked.get("quantizer") == "codebook" else asked.get("quantizer")
+    if isinstance(name, str):
+        details["quantizer"] = name
     details["scales"] = [
         {"block": list(scale.block), "dtype": scale.dtype}
         if isinstance(scale, Blocked)

@@ -222,7 +222,7 @@ class Tensor:
         left, right  [..., rank] and [rank, columns] in the dtype that they are stored in, however they are encoded
         scale        float32, one: what products are multiplied with
 
-        Where factors or the values of a sparse tensor are not stored as they are, what they are made of has their name, a dot
+        or, if it is stored by axes, its factors and core by the names of FORMAT.md. Where factors or the values of a sparse tensor are not stored as they are, what they are made of has their name, a dot
         and its own name: ``left.codes``, ``values.scale`` (in the order of storage: chunk by chunk). A tensor that is stored
         ``raw`` has ``values``, in the dtype that they are stored in (one value if all are the same), ``planes`` has
         ``planes``: bytes, as FORMAT.md says.

@@ -101,7 +101,7 @@ def test_the_encoding_in_words(forged):
         "ranked": "planes, ranks",
         "four": "raw",
         "codes": "quantized, 16 levels",
-        "grouped": "quantized + sparse, 100 levels, scales of 1x2",
+        "grouped": "quantized + sparse, 100 levels, scales of 1x2, gaps, values raw, at most 12.5 % replaced",
         "pairs": "quantized, 300 levels",
         "tied": "same as constant",
     }
@@ -153,7 +153,9 @@ def test_quantized_tensors():
     ]
     assert details["uniform"]["outliers"] is True
     how = {tensor.name: tensor.how() for tensor in found.tensors}
-    assert how["uniform"] == f"quantized + sparse, uniform, {details['uniform']['levels']} levels"
+    assert how["uniform"].startswith(
+        f"quantized + sparse, uniform, {details['uniform']['levels']} levels, gaps, values "
+    )
     assert how["affine"] == "quantized, affine, 16 levels, scales of 1x32"
     assert how["nf4"] == "quantized, nf4, 16 levels, scales of 1x64"
     reached = [tensors[name]["quality"]["reached"] for name in QUANTIZED]
@@ -164,6 +166,53 @@ def test_quantized_tensors():
         "snr_db": pytest.approx(-10 * np.log10(np.mean([each["nmse"] for each in reached]))),
         "max_error": max(each["max_error"] for each in reached),
     }
+
+
+def test_sparse_tensors_factors_and_several_parts():
+    rng = np.random.default_rng(4)
+    tensors = {
+        name: rng.standard_normal((256, 320), np.float32)
+        for name in ("pruned", "codes", "2:4", "factors", "spqr", "sum")
+    }
+    taken = np.kron(rng.random((8, 8)) < 0.3, np.ones((32, 32))).astype(bool)
+    tensors["blocks"] = np.where(taken, rng.standard_normal((256, 256), np.float32), np.float32(0))
+    rules = [
+        mzstore.Rule(name="pruned", sparsity=0.9),
+        mzstore.Rule(name="codes", sparsity=0.9, bits=4),
+        mzstore.Rule(name="2:4", pattern="2:4"),
+        mzstore.Rule(name="factors", rank=8),
+        mzstore.Rule(name="spqr", parts=["quantized bits=3", "sparse top=0.5%"]),
+        mzstore.Rule(name="sum", parts=["lowrank rank=8", "quantized bits=3"]),
+    ]
+    file = io.BytesIO()
+    mzstore.save(file, tensors, recipe=mzstore.Recipe(rules, defaults=False), show_progress=False)
+    found = {tensor.name: tensor for tensor in summary(file.getvalue()).tensors}
+    how = {name: tensor.how() for name, tensor in found.items()}
+    assert how["pruned"] == "sparse, gaps, values planes, 10 %"
+    assert how["codes"] == "sparse, gaps, values quantized, 10 %"
+    assert how["2:4"] == "sparse, 2:4, values planes, 50 %"
+    assert how["factors"] == "lowrank, rank 8, factors planes"
+    assert how["blocks"].startswith("sparse, blocks of 32x32, ")
+    assert " %" in how["blocks"]
+    levels = found["spqr"].details["levels"]
+    assert how["spqr"] == f"quantized + sparse, uniform, {levels} levels, gaps, values planes, 0.5 % replaced"
+    assert how["sum"].startswith("lowrank + quantized, rank 8, factors planes, uniform, ")
+    details = {name: json.loads(json.dumps(tensor.to_json()))["details"] for name, tensor in found.items()}
+    pruned = details["pruned"]
+    assert (pruned["index"], pruned["block"], pruned["kept"]) == ("gaps", [1, 1], 0.1)
+    assert 0.1 <= pruned["room"] < 0.11
+    assert pruned["values"]["encoding"] == "planes"
+    assert pruned["values"]["dtype"] == "float32"
+    assert details["codes"]["values"]["levels"] > 4
+    assert details["2:4"]["pattern"] == [2, 4]
+    assert details["factors"]["left"]["encoding"] == "planes"
+    assert details["factors"]["scale"] == 1
+    (outliers,) = details["spqr"]["parts"]
+    assert (outliers["encoding"], outliers["combine"], outliers["index"]) == ("sparse", "replace", "gaps")
+    assert details["spqr"]["outliers"] is True
+    (residual,) = details["sum"]["parts"]
+    assert (residual["combine"], residual["quantizer"]) == ("add", "uniform")
+    assert found["spqr"].to_json()["quality"]["asked"]["parts"][1] == {"encoding": "sparse", "top": 0.005}
 
 
 @pytest.mark.parametrize("width", [None, 60])
