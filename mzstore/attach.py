@@ -147,9 +147,9 @@ def _check(adapter: Adapter, model: Model) -> None:
         for factor in (product.a, product.b):
             if factor.spec.dtype.name not in FLOATS:
                 raise ValueError(f"{adapter.url}: {factor.spec.name!r} is {factor.spec.dtype.name}, not {FLOATS}")
-        if not 1 <= product.rank <= MAX_RANK:
-            raise ValueError(f"{adapter.url}: {name!r} has rank {product.rank}, where 1 to {MAX_RANK} will do")
-        if not math.isfinite(np.float32(product.scale)):
+        if product.rank > MAX_RANK:
+            raise ValueError(f"{adapter.url}: {name!r} has rank {product.rank}, at most {MAX_RANK} are allowed")
+        if not abs(product.scale) <= float(np.finfo(np.float32).max):
             raise ValueError(f"{adapter.url}: {name!r} has the scale {product.scale}, which float32 does not hold")
         _is_swapped(product, entry.spec, adapter.url)
 

@@ -363,6 +363,19 @@ def delta(
     base: Annotated[str, typer.Argument(metavar="BASE", help="Archive or tree.")],
     tuned: Annotated[str, typer.Argument(metavar="TUNED", help="A model in any format that convert reads.")],
     target: Annotated[str, typer.Argument(metavar="OUT", help="A path or a URL.")],
+    lossless: Annotated[bool, typer.Option("--lossless", help="Bit for bit, which is what is done anyway.")] = False,
+    bits: Annotated[
+        float | None, typer.Option(metavar="B", help="Quantize differences to so many bits per weight.")
+    ] = None,
+    nmse: Annotated[
+        float | None,
+        typer.Option(metavar="E", help="Approximate differences with this squared error / squared differences."),
+    ] = None,
+    snr_db: Annotated[float | None, typer.Option(metavar="S", help="The same in decibels.")] = None,
+    max_error: Annotated[float | None, typer.Option(metavar="E", help="Of any weight.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="FILE.toml", help="Approximate differences as these rules say, see README.")
+    ] = None,
     base_url: BaseUrl = None,
     level: LevelName = "balanced",
     moved: Moved = None,
@@ -371,7 +384,7 @@ def delta(
 ) -> None:
     """Store a model as its differences from another one.
 
-    OUT has what TUNED changes, bit for bit, and refers to BASE, which is not copied, for all other values.
+    OUT has what TUNED changes, bit for bit or nearly so, and refers to BASE, which is not copied, for all other values.
     """
     from mzstore.deltas import delta
 
@@ -379,6 +392,7 @@ def delta(
         base,
         tuned,
         target,
+        recipe=_recipe(lossless, recipe, bits=bits, nmse=nmse, snr_db=snr_db, max_error=max_error),
         base_url=base_url,
         level=level,  # type: ignore[arg-type]
         threads=threads,

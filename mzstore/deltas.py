@@ -1,7 +1,6 @@
 """Deltas: a fine-tuned model as what it is different by from its base, which is not copied; and such a model made whole."""
 
 import hashlib
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -139,46 +138,17 @@ def _changed(tuned: TensorSource, base: TensorSource, entry: TensorEntry, sha256
 
 def _fitted(tuned: TensorSource, base: TensorSource, entry: TensorEntry, rule: Rule, level: Level) -> Fitted | None:
     """``tuned`` as the base and what ``rule`` makes of the difference; None if the rule lets it stay lossless."""
-    from mzstore import approximate
+    from mzstore import approximate, changes
 
     spec = tuned.spec
     grid = Grid(spec.word_shape, tuple(max(n, 1) for n in spec.word_shape))
     under = approximate.Under(Base(spec.dtype, grid, 0, entry.spec.name, entry.sha256), base)
     try:
-        made = [approximate.prepare(tuned, one, None, level, under=under) for one in _ways(rule, tuned, base)]
+        return Fitted(spec, tuned, changes.approximation(tuned, under, rule, level))
     except ValueError:
         if rule.on_error == "lossless":
             return None
         raise
-    return Fitted(spec, tuned, min(made, key=lambda each: each.stored_nbytes))
-
-
-def _ways(rule: Rule, tuned: TensorSource, base: TensorSource) -> list[Rule]:
-    """What may be the smallest way to have the error that ``rule`` asks for; only the rule itself if it says how."""
-    error = rule.nmse if rule.snr_db is None else 10 ** (-rule.snr_db / 10)
-    plain = rule.encoding == "quantized" and rule.quantizer in (None, "uniform")
-    if not plain or error is None or error >= 1 or len(tuned.spec.shape) < 2:
-        return [rule]
-    from mzstore import approximate, factorize
-
-    half = math.sqrt(error)  # of what is left: both together leave the error
-    change = approximate.matrix_of(tuned, None)[0] - approximate.matrix_of(base, None)[0]
-    if not change.any():
-        return [rule]
-    narrow = Rule(encoding="lowrank", nmse=half)
-    left, right = factorize.factors(change, narrow, None)
-    rank = left.shape[1]
-    squares = np.sort(np.square(change - left @ right, dtype=np.float64), axis=None)
-    allowed = error * float(np.square(change, dtype=np.float64).sum())
-    n_left = int(np.searchsorted(np.cumsum(squares), allowed))
-    ways = [
-        rule,
-        Rule(encoding="lowrank", nmse=error),
-        Rule(parts=[f"lowrank rank={rank}", f"quantized nmse={half!r}"]),
-    ]
-    if n_left < squares.size and squares[n_left] > 0:
-        ways.append(Rule(parts=[f"lowrank rank={rank}", f"sparse threshold={math.sqrt(squares[n_left])!r}"]))
-    return ways
 
 
 def _digest(source: TensorSource) -> str:

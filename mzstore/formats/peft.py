@@ -27,8 +27,8 @@ OTHER_MEMBERS = {"use_dora": "DoRA", "lora_bias": "a bias of its own", "layer_re
 # Starts that change the weights of the base: what was saved is relative to those.
 CHANGED_BASES = ("corda", "loftq", "lora_ga", "olora", "pissa")
 
-# <module>.lora_A[.<adapter>].weight, or <module>.lora_embedding_A[.<adapter>]
-_FACTOR = re.compile(r"(.+)\.lora_(embedding_)?([AB])(?:\.[^.]+)??(?:\.weight)?")
+# Perhaps with the name of an adapter behind: <module>.lora_A[.default].weight, <module>.lora_embedding_A[.default]
+_FACTOR = re.compile(r"(.+)\.lora_(?:([AB])(?:\.[^.]+)?\.weight|embedding_([AB])(?:\.[^.]+)?)")
 _SAVED = re.compile(r"(?:modules_to_save(?:\.[^.]+)?|base_layer|original_module)\.(?=[^.]+$)")
 
 
@@ -195,10 +195,11 @@ def _adapter(blob: Blob, tensors: Mapping[str, TensorSource], config: _Config, p
         if not full.startswith(prefix):
             raise ValueError(f"{blob.url}: tensor {full!r} does not begin with {prefix!r}, as the others do")
         if match := _FACTOR.fullmatch(name):
-            pair = pairs.setdefault((match[1], bool(match[2])), {})
-            if match[3] in pair:
-                raise ValueError(f"{blob.url}: {match[1]!r} has two factors {match[3]}: one adapter at a time")
-            pair[match[3]] = tensor
+            which = match[2] or match[3]
+            pair = pairs.setdefault((match[1], bool(match[3])), {})
+            if which in pair:
+                raise ValueError(f"{blob.url}: {match[1]!r} has two factors {which}: one adapter at a time")
+            pair[which] = tensor
         elif "lora_" in name:
             what = "DoRA" if "magnitude" in name else "not of a product"
             raise ValueError(f"{blob.url}: tensor {full!r} is {what}; merge the adapter with PEFT, and store that")
@@ -212,6 +213,8 @@ def _adapter(blob: Blob, tensors: Mapping[str, TensorSource], config: _Config, p
         if len(a.spec.shape) != 2 or len(b.spec.shape) != 2 or a.spec.shape[0] != b.spec.shape[1]:
             shapes = f"{list(b.spec.shape)} and {list(a.spec.shape)}"
             raise ValueError(f"{blob.url}: the factors of {module!r} are {shapes}: only matrices can be attached")
+        if not a.spec.shape[0]:
+            raise ValueError(f"{blob.url}: the factors of {module!r} have rank 0")
         name = f"{module}.weight"
         if name in products:
             raise ValueError(f"{blob.url}: {name!r} has two products")
