@@ -31,6 +31,18 @@ def with_a_model(tmp_path, monkeypatch):
     (tmp_path / "my-model").mkdir()
     safetensors.numpy.save_file(weights, tmp_path / "my-model" / "model.safetensors")
     (tmp_path / "my-model" / "config.json").write_text("{}")
+    (tmp_path / "my-tuned-model").mkdir()
+    tuned = {name: array + np.float16(0.001) for name, array in weights.items()}
+    safetensors.numpy.save_file(tuned, tmp_path / "my-tuned-model" / "model.safetensors")
+    (tmp_path / "my-adapter").mkdir()
+    factors = {
+        f"base_model.model.model.layers.0.mlp.up_proj.lora_{which}.weight": rng.standard_normal(shape).astype(
+            np.float32
+        )
+        for which, shape in (("A", (4, 512)), ("B", (64, 4)))
+    }
+    safetensors.numpy.save_file(factors, tmp_path / "my-adapter" / "adapter_model.safetensors")
+    (tmp_path / "my-adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
     return tmp_path
 
 
