@@ -593,7 +593,7 @@ def test_diff_and_convert_take_the_values(folder, values, tmp_path):
 
 def test_components_are_those_of_the_changes(folder):
     with mzstore.open(folder / "tuned.mz") as model:
-        assert set(model["large"].components()) == {"planes"}
+        assert set(model["large"].components()) == {"2.planes"}
         assert model["embed.weight"].components() == {}
 
 
