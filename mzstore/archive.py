@@ -18,7 +18,7 @@ from mzstore.payload import check_payload_nbytes
 from mzstore.stats import Stats
 from mzstore.storage import Blob, OnBytes, Operation, Sink
 
-STORED, DEFLATED = 0, 8
+METHODS = STORED, DEFLATED = 0, 8
 ALIGNMENT = 64
 TAIL_NBYTES = 512 << 10  # documents and directory of a model of 1,000 tensors
 MAX_DIRECTORY_NBYTES = 1 << 30  # some 10 million entries: what opening an archive can allocate
@@ -26,6 +26,8 @@ MAX_ENTRY_NBYTES = (1 << 31) - 1  # beyond that TensorStore takes an entry for m
 
 LOCAL = struct.Struct("<IHHHHHIIIHH")
 CENTRAL = struct.Struct("<IHHHHHHIIIHHHHHII")
+# The same without what no reader needs: versions, date, file mode.
+CENTRAL_READ = struct.Struct("<I4xHH4xIIIHHHH6xI")
 END = struct.Struct("<IHHHHIIH")
 END64 = struct.Struct("<IQHHIIQQQQ")
 LOCATOR64 = struct.Struct("<IIQI")
@@ -283,37 +285,22 @@ class ArchiveReader:
             self._tail_start = before
         data = self._read(start, nbytes, operation)
         with garbage.ignored():
-            return {entry.key: entry for entry in self._entries(data, count, start)}
+            return self._entries(data, count, start)
 
-    def _entries(self, data: bytes, count: int, start: int) -> Iterator[Entry]:
+    def _entries(self, data: bytes, count: int, start: int) -> dict[str, Entry]:
         """The ``count`` entries of the directory ``data``, which stands at ``start``, behind all of them."""
-        refuse, nbytes = self._refuse, len(data)
-        raw: list[tuple[str, int, int, int, int, int]] = []
+        refuse, nbytes, unpack = self._refuse, len(data), CENTRAL_READ.unpack_from
+        text = data.decode("latin-1")  # a character for each byte
+        keys: list[str] = []
+        raw: list[tuple[int, int, int, int, int]] = []
         at = 0
         for i in range(count):
             if at + CENTRAL.size > nbytes:
                 raise refuse("the directory is cut short", "zip-2")
-            (
-                signature,
-                _,
-                _,
-                flags,
-                method,
-                _,
-                _,
-                crc32,
-                stored,
-                size,
-                n_name,
-                n_extra,
-                n_comment,
-                disk,
-                _,
-                _,
-                header,
-            ) = CENTRAL.unpack_from(data, at)
+            signature, flags, method, crc32, stored, size, n_name, n_extra, n_comment, disk, header = unpack(data, at)
             name_at = at + CENTRAL.size
-            extra_at, at = name_at + n_name, name_at + n_name + n_extra
+            extra_at = name_at + n_name
+            at = extra_at + n_extra
             if signature != CENTRAL_ID or flags or n_comment or disk or at > nbytes:
                 raise refuse(f"entry {i} of the directory is malformed", "zip-3")
             if header == 0xFFFF_FFFF:
@@ -322,37 +309,41 @@ class ArchiveReader:
                 header = int.from_bytes(data[extra_at + 4 : at], "little")
             elif n_extra:
                 raise refuse(f"entry {i} of the directory has extra fields", "zip-3")
-            if method not in (STORED, DEFLATED) or (method == STORED and stored != size):
+            if method not in METHODS or (method == STORED and stored != size):
                 raise refuse(f"entry {i} of the directory has method {method}, {stored} and {size} bytes", "zip-3")
-            raw.append((self._key(data[name_at:extra_at]), header, stored, size, crc32, method))
+            key = text[name_at:extra_at]
+            if not is_key(key):
+                raise refuse(f"{data[name_at:extra_at][:300]!r} is no key", "key-1")
+            keys.append(key)
+            raw.append((header, stored, size, crc32, method))
         if at != nbytes:
             raise refuse(f"the directory has {nbytes - at} bytes more than its {count} entries", "zip-2")
-
-        keys: set[str] = set()
-        folders: set[str] = set()
-        for i, (key, header, stored, size, crc32, method) in enumerate(raw):
-            stop = raw[i + 1][1] if i + 1 < count else start
+        self._check_distinct(keys)
+        entries: dict[str, Entry] = {}
+        stops = [*(header for header, *_ in raw), start][1:]
+        for key, (header, stored, size, crc32, method), stop in zip(keys, raw, stops, strict=True):
             content = stop - stored
             least = header + LOCAL.size + len(key)
-            if (i == 0 and header) or not least <= content <= least + 0xFFFF:
+            if not least <= content <= least + 0xFFFF or (header and not entries):
                 raise refuse(f"{key!r} does not lie between its neighbours", "zip-4")
-            folded = key.lower()
-            if folded in keys:
-                raise refuse(f"{key!r} occurs twice", "key-2")
-            keys.add(folded)
-            folder = folded.rpartition("/")[0]
-            while folder and folder not in folders:
+            entries[key] = Entry(key, header, content, stored, size, crc32, method)
+        return entries
+
+    def _check_distinct(self, keys: list[str]) -> None:
+        """Refuse keys that could not stand beside each other in a tree, on every system."""
+        files = {key.lower() for key in keys}
+        if len(files) != len(keys):
+            seen: set[str] = set()
+            for key in keys:
+                if key.lower() in seen:
+                    raise self._refuse(f"{key!r} occurs twice", "key-2")
+                seen.add(key.lower())
+        folders: set[str] = set()
+        for folder in files:
+            while (folder := folder.rpartition("/")[0]) and folder not in folders:
                 folders.add(folder)
-                folder = folder.rpartition("/")[0]
-            yield Entry(key, header, content, stored, size, crc32, method)
-        if both := keys & folders:
-            raise refuse(f"{min(both)!r} is an entry, and a folder of others", "key-2")
+        if both := files & folders:
+            raise self._refuse(f"{min(both)!r} is an entry, and a folder of others", "key-2")
 
     def _refuse(self, problem: str, clause: str) -> FormatError:
         return FormatError(problem, where=self.url, clause=clause)
-
-    def _key(self, name: bytes) -> str:
-        key = name.decode("ascii", "replace")
-        if not is_key(key):
-            raise self._refuse(f"{name[:300]!r} is no key", "key-1")
-        return key

@@ -9,7 +9,7 @@ import numpy as np
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.grid import MAX_CHUNK_NBYTES, Grid
 from mzstore.payload import LEVEL_IN_DOCUMENTS
-from mzstore.tensors import MAX_NBYTES, MAX_NDIM
+from mzstore.tensors import INTEGERS, MAX_NBYTES, MAX_NDIM
 
 ITEMSIZE = {
     **{f"{kind}{8 * size}": size for kind in ("uint", "int") for size in (1, 2, 4, 8)},
@@ -119,6 +119,6 @@ _array = functools.lru_cache(256)(Array)  # most tensors of a model are laid out
 
 def integers(value: object) -> tuple[int, ...]:
     """A JSON list of integers >= 0 as a tuple; ValueError for anything else (1.0 and true are no integers here)."""
-    if not isinstance(value, list) or not {int}.issuperset(map(type, value)) or min(value, default=0) < 0:
+    if not isinstance(value, list) or not INTEGERS.issuperset(map(type, value)) or (value and min(value) < 0):
         raise ValueError(f"{value!r:.200} is not a list of integers >= 0")
     return tuple(value)

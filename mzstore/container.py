@@ -94,10 +94,14 @@ def read_model(reader: Objects, operation: Operation | None = None) -> ModelDocu
 
 def _check_chunk_counts(document: ModelDocument, n_objects: int, *, where: str) -> None:
     """Refuse numbers of chunks that somebody made up, before anything walks them."""
+    counts: dict[int, int] = {}  # by part, which tensors of one layout share
     for entry in document.tensors.values():
-        if entry.n_chunks > n_objects:
+        count = counts.get(id(entry.part))
+        if count is None:
+            count = counts[id(entry.part)] = entry.n_chunks
+        if count > n_objects:
             raise CorruptError(
-                f"tensor {entry.spec.name!r} has {entry.n_chunks} chunks, the archive holds only {n_objects} objects",
+                f"tensor {entry.spec.name!r} has {count} chunks, the archive holds only {n_objects} objects",
                 where=where,
                 clause="payload-4",
             )

@@ -4,6 +4,7 @@ Behind it everything is typed and checked (FORMAT.md section 6).
 """
 
 import json
+import marshal
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -279,8 +280,10 @@ def _group(attributes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _about(doc: object, node_type: str, *, where: str) -> dict[str, Any]:
-    match doc:
-        case {"zarr_format": 3, "node_type": kind, "attributes": {"mzstore": dict(about)}} if kind == node_type:
+    if isinstance(doc, dict) and doc.get("zarr_format") == 3 and doc.get("node_type") == node_type:
+        attributes = doc.get("attributes")
+        about = attributes.get("mzstore") if isinstance(attributes, dict) else None
+        if isinstance(about, dict):
             return about
     raise FormatError(f"not a Zarr v3 {node_type} with attributes.mzstore", where=where, clause="document-2")
 
@@ -313,12 +316,13 @@ def _tensors(below: dict[str, Any], n_bases: int, *, where: str) -> dict[str, Te
     if len(folded) != len(below):
         raise FormatError("two node names differ only in upper and lower case", where=where, clause="node-1")
     tensors: dict[str, TensorEntry] = {}
+    known: dict[bytes, Part] = {}
     for key, doc in below.items():
         if "/" in key:
             if key.partition("/")[0] not in below:
                 raise FormatError(f"{key!r} has no parent", where=where, clause="node-2")
             continue
-        entry = _tensor(key, doc, children.get(key, {}), n_bases, where=f"{where}, node {key!r}")
+        entry = _tensor(key, doc, children.get(key, {}), n_bases, known, where=f"{where}, node {key!r}")
         if entry.spec.name in tensors:
             raise FormatError(f"two nodes hold tensor {entry.spec.name!r}", where=where, clause="tensor-1")
         tensors[entry.spec.name] = entry
@@ -341,7 +345,10 @@ def _tensors(below: dict[str, Any], n_bases: int, *, where: str) -> dict[str, Te
     return tensors
 
 
-def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], n_bases: int, *, where: str) -> TensorEntry:
+def _tensor(
+    node: str, doc: dict[str, Any], children: dict[str, Any], n_bases: int, known: dict[bytes, Part], *, where: str
+) -> TensorEntry:
+    """The tensor at ``node``. ``known`` has the parts that were made before, by the documents that they were made of."""
     kind = doc.get("node_type")
     about = _about(doc, "array" if kind == "array" else "group", where=where)
     name, dtype, sha256 = about.get("name", node), about.get("dtype"), about.get("sha256")
@@ -363,22 +370,36 @@ def _tensor(node: str, doc: dict[str, Any], children: dict[str, Any], n_bases: i
         if kind == "array" or children or "parts" in about or not isinstance(about["same_as"], str):
             raise FormatError("a reference has parts or arrays, or is not a string", where=where, clause="tensor-5")
         return TensorEntry(spec, node, sha256, same_as=about["same_as"])
-    parts = about.get("parts")
-    if not isinstance(parts, list) or not 1 <= len(parts) <= MAX_PARTS or not all(map(_is_known, parts)):
-        raise UnsupportedError(f"parts {parts!r:.200} are unknown; upgrade mzstore", where=where, clause="tensor-4")
-    only_base = [part["encoding"] for part in parts] == ["base"]
+    lossy = about.get("lossy")
+    if "lossy" in about and not isinstance(lossy, dict):
+        raise FormatError("'lossy' is not an object", where=where, clause="tensor-6")
+    # Many tensors of a model differ in name and digest only. Version 2 of marshal writes equal values of JSON alike, and
+    # no others: 1, 1.0 and true differ.
+    try:
+        like = marshal.dumps((dtype, about.get("shape"), about.get("parts"), {**doc, "attributes": None}, children), 2)
+    except ValueError as error:
+        raise FormatError(f"lists and objects in each other: {error}", where=where, clause="document-2") from error
+    part = known.get(like)
+    if part is None:
+        part = known[like] = _parts(spec, about.get("parts"), doc, children, n_bases, where=where)
+    return TensorEntry(spec, node, sha256, part, lossy=lossy)
+
+
+def _parts(
+    spec: TensorSpec, docs: Any, doc: dict[str, Any], children: dict[str, Any], n_bases: int, *, where: str
+) -> Part:
+    """The part, or the parts combined, of ``docs``; ``doc`` is that of the node, ``children`` are those below it."""
+    if not isinstance(docs, list) or not 1 <= len(docs) <= MAX_PARTS or not all(map(_is_known, docs)):
+        raise UnsupportedError(f"parts {docs!r:.200} are unknown; upgrade mzstore", where=where, clause="tensor-4")
+    kind, only_base = doc["node_type"], [part["encoding"] for part in docs] == ["base"]
     if len(children) == 1 or ((kind == "array") == bool(children) and not only_base):
         raise FormatError(
             "an array with arrays below it, or a group with less than two", where=where, clause="tensor-4"
         )
     arrays = {name: Array.from_json(child, where=f"{where}/{name}") for name, child in children.items()}
     if kind == "array":
-        arrays = {_only_name(parts): Array.from_json(doc, where=where)}
-    lossy = about.get("lossy")
-    if "lossy" in about and not isinstance(lossy, dict):
-        raise FormatError("'lossy' is not an object", where=where, clause="tensor-6")
-    part = _combined(spec, parts, arrays, n_bases, where=where)
-    return TensorEntry(spec, node, sha256, part, lossy=lossy)
+        arrays = {_only_name(docs): Array.from_json(doc, where=where)}
+    return _combined(spec, docs, arrays, n_bases, where=where)
 
 
 def _is_known(doc: object) -> bool:

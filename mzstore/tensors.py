@@ -8,6 +8,7 @@ from mzstore.dtypes import DType
 MAX_NDIM = 32
 MAX_NBYTES = 2**62  # so that every offset and count of a tensor fits an int64
 MAX_NAME_BYTES = 4096
+INTEGERS = frozenset({int})  # the types of extents: bool is none of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,7 @@ class TensorSpec:
         check_name(self.name)
         if len(self.shape) > MAX_NDIM:
             raise ValueError(f"tensor {self.name!r}: {len(self.shape)} dimensions, at most {MAX_NDIM} are allowed")
-        if not {int}.issuperset(map(type, self.shape)) or min(self.shape, default=0) < 0:
+        if not INTEGERS.issuperset(map(type, self.shape)) or (self.shape and min(self.shape) < 0):
             raise ValueError(f"tensor {self.name!r}: shape {self.shape} is not a tuple of integers >= 0")
         # Bounded without the 0s, so that no partial product overflows either.
         if math.prod(filter(None, self.word_shape)) * self.dtype.word.itemsize > MAX_NBYTES:

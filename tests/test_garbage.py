@@ -26,3 +26,20 @@ def test_who_has_switched_it_off_finds_it_off():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_what_was_made_inside_counts_as_old():
+    with garbage.ignored():
+        made = [[] for _ in range(100_000)]
+    assert any(each is made for each in gc.get_objects(generation=2))
+
+
+def test_what_somebody_has_frozen_stays_frozen():
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with garbage.ignored():
+            pass
+        assert gc.get_freeze_count() == frozen
+    finally:
+        gc.unfreeze()

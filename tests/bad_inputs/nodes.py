@@ -68,6 +68,16 @@ def both(*spoils: Callable[[Forged], None]) -> Callable[[Forged], None]:
     return spoil
 
 
+def twin(spoil: Callable[[str], Callable[[Forged], None]], node: str) -> Callable[[Forged], None]:
+    """A second tensor like that at ``node``, of which only the second one is spoiled."""
+
+    def copy_and_spoil(forged: Forged) -> None:
+        forged.nodes["twin"] = copy.deepcopy(forged.nodes[node])
+        spoil("twin")(forged)
+
+    return copy_and_spoil
+
+
 def refers_to_reference(forged: Forged) -> None:
     forged.nodes["tied2"] = copy.deepcopy(forged.nodes["tied"])
     forged.tensor("tied2")["same_as"] = "tied"
@@ -150,6 +160,15 @@ CASES = [
     Case("another encoding", part("raw", "encoding", "trellis"), UnsupportedError, "are unknown; upgrade"),
     Case("planes as raw", part("planes", "encoding", "raw"), FormatError, "stored as uint16, not as uint8"),
     Case("raw as planes", part("raw", "encoding", "planes"), FormatError, "'top_bits' is not an integer"),
+    # Second tensors whose documents Python takes for equal to those of the first
+    Case("like another, extent 4.0", twin(lambda node: chunks(node, [4.0]), "raw"), FormatError, NO_INTEGERS),
+    Case("like another, extent true", twin(lambda node: chunks(node, [True, 300]), "zstd"), FormatError, NO_INTEGERS),
+    Case(
+        "like another, rotate 1",
+        twin(lambda node: part(node, "rotate", 1), "planes"),
+        FormatError,
+        "'rotate' is neither",
+    ),
     # Narrow
     Case("narrow as wider", part("narrow", "dtype", "float64"), FormatError, "cannot be stored as 'float64'"),
     Case("narrow as integers", part("narrow", "dtype", "uint16"), FormatError, "cannot be stored as 'uint16'"),
