@@ -20,7 +20,7 @@ from mzstore.encodings import read_chunk
 from mzstore.encodings.combined import base_of
 from mzstore.errors import CorruptError
 from mzstore.narrow import convert
-from mzstore.plan import Batch, Job, Unit, make, missing_chunk
+from mzstore.plan import Batch, Job, Unit, batches_for, missing_chunk
 from mzstore.workspace import buffer
 
 # Of values. Threads take turns in Python between the steps of a job, which in small jobs is most of the time.
@@ -58,11 +58,11 @@ def _run_remote(reader: Reader, todo: Iterable[Job], threads: int, done: Callabl
         if done:
             done(sum(job.nbytes for unit in units for job in unit.jobs))
 
-    batches = make(todo, reader.extent, 0, reader.url).batches
-    if batches:
+    planned = batches_for(todo, reader.extent, reader.url)
+    if planned:
         operation = reader.start()
         try:
-            fetch.run(batches, reader.fetch, consume, operation, threads, reader.stats)
+            fetch.run(planned, reader.fetch, consume, operation, threads, reader.stats)
         except CorruptError:
             reader.check_unchanged(reader.start())  # parts of two objects are no sign of damage
             raise

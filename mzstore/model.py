@@ -721,7 +721,8 @@ def _cache_key(tensor: Tensor) -> Hashable:
 
 
 def _nbytes(tensor: Tensor, selection: Selection) -> int:
-    return TensorSpec(tensor.name, tensor._entry.spec.dtype, selection.counts).nbytes
+    dtype = tensor._entry.spec.dtype
+    return math.prod(dtype.word_shape(selection.counts)) * dtype.word.itemsize
 
 
 def _has_ellipsis(index: Index) -> bool:

@@ -164,11 +164,19 @@ class Plan:
 def make(todo: Iterable[Job], locate: Callable[[str, int], Extent | None], result_nbytes: int, url: str) -> Plan:
     """The plan for ``todo``. ``locate`` is told a key and how many bytes its payload has at most.
 
+    Raises what ``batches_for`` does.
+    """
+    return Plan(batches_for(todo, locate, url), result_nbytes)
+
+
+def batches_for(todo: Iterable[Job], locate: Callable[[str, int], Extent | None], url: str) -> tuple[Batch, ...]:
+    """The batches of the plan for ``todo``, which are all that is needed to carry it out.
+
     Raises CorruptError, which names ``url``, for a chunk that is not there, and ValueError for too many objects: a
     document may claim any number of chunks, and of a tree nobody knows which are there.
     """
     with garbage.ignored():
-        return Plan(tuple(_batches(_located(todo, locate, url))), result_nbytes)
+        return tuple(_batches(_located(todo, locate, url)))
 
 
 @dataclass(slots=True)
