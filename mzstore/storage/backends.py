@@ -171,13 +171,15 @@ class _Body:
     """An answer of ``nbytes`` that arrives in pieces."""
 
     def __init__(self, nbytes: int, attempt: Attempt) -> None:
-        self._data, self._done, self._attempt = np.empty(nbytes, np.uint8).data, 0, attempt
+        self._array, self._done, self._attempt = np.empty(nbytes, np.uint8), 0, attempt
+        self._data = self._array.data
 
     def add(self, piece: bytes | memoryview) -> None:
         stop = self._done + len(piece)
         if stop > len(self._data):
             raise Transient(f"the answer has more than the {len(self._data)} bytes that it states")
-        self._data[self._done : stop] = piece
+        # Unlike a memoryview, NumPy lets other threads work meanwhile.
+        self._array[self._done : stop] = np.frombuffer(piece, np.uint8)
         self._done = stop
         self._attempt.received(self._data, stop)
 
