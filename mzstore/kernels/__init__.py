@@ -13,6 +13,8 @@ from types import ModuleType
 # Numba takes 0.2 to 0.4 s to import with its kernels cached; NumPy needs about 0.4 ns per byte more than they do.
 PAYS_FROM_NBYTES = 768 << 20
 
+PLANES = "mzstore.kernels.planes"
+
 # With this set, Numba leaves the kernels to the interpreter, where they are slower than NumPy by far.
 _never = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
@@ -54,7 +56,7 @@ def expect(nbytes: int) -> None:
 
 def load() -> ModuleType:
     """The module of the kernels; imports Numba the first time."""
-    return _load("mzstore.kernels.planes")
+    return _load(PLANES)
 
 
 def load_quantized() -> ModuleType:
@@ -80,7 +82,10 @@ def _load(name: str) -> ModuleType:
             if name not in _kernels:
                 _loading = True
                 try:
-                    _kernels[name] = importlib.import_module(name)
+                    module = importlib.import_module(name)
+                    if name == PLANES:
+                        module.first_calls()
+                    _kernels[name] = module
                 finally:
                     _loading = False
             found = _kernels[name]

@@ -199,3 +199,13 @@ def count_tops(words, rotate, word_bits, shift, counts):
         if rotate:
             r = ((r << one) & mask) | (r >> turn)
         counts[r >> down] += 1
+
+
+def first_calls():
+    """Call what decoding needs. Numba takes as long for a first call as for its own import, and threads that decode would
+    wait for it, together with all that is in flight.
+    """
+    few = np.zeros(8, np.uint8)
+    join2(few, 0, 0, few, 0, 0, 2, np.zeros(2, np.uint16), 0, 0, 1, 2)
+    join4(few, 0, 0, few, 0, 0, 2, np.zeros(2, np.uint32), 0, 0, 1, 2)
+    expand_ranks(few[:1], 0, np.zeros(0, np.uint32), 0xFFFF_FFFF, np.zeros(2, np.uint8))
