@@ -381,7 +381,9 @@ def _tensor(
         raise FormatError(f"lists and objects in each other: {error}", where=where, clause="document-2") from error
     part = known.get(like)
     if part is None:
-        part = known[like] = _parts(spec, about.get("parts"), doc, children, n_bases, where=where)
+        part = _parts(spec, about.get("parts"), doc, children, n_bases, where=where)
+        if not any(component.name.endswith("codebook") for component in part.components):
+            known[like] = part  # with another a codebook is kept, which is that of one tensor
     return TensorEntry(spec, node, sha256, part, lossy=lossy)
 
 
