@@ -60,28 +60,60 @@ def test_rows_are_the_box_in_order(box):
     assert np.count_nonzero(base != 9) <= out.size  # and nothing between
 
 
-@settings(deadline=None, max_examples=200)
-@given(boxes(), st.integers(0, 1 << 32), st.booleans(), st.booleans(), st.integers(0, 8))
-def test_values_are_placed_in_any_memory(box, seed, fast, adds, matrices):
-    """By rows with the kernel and with NumPy, and by indices where there are more matrices than ``MATRICES``."""
+@settings(deadline=None, max_examples=300)
+@given(boxes(), st.data())
+def test_values_are_placed_in_any_memory(box, data):
+    """By rows with the kernels, whatever line they make and how they copy it, and with NumPy; by indices where there are more
+    matrices than ``MATRICES``."""
     shape, source, out = box
-    random = np.random.default_rng(seed)
-    part = Random(0).sparse(F32, Grid(shape, shape), Index()).part
-    places = np.flatnonzero(random.random(np.prod(shape)) < 0.5).astype(np.int32)
-    values = random.normal(size=places.size).astype(np.float32)
-    base = (out.base if out.base is not None else out).copy()
-    expected = np.full(shape, 9, np.uint32).view(np.float32)
-    if adds:
-        expected.reshape(-1)[places] += values
-    else:
-        expected.reshape(-1)[places] = values
-    own, target = (values, out.view(np.float32)) if adds else (values.view(np.uint32), out)
-    with patch.object(kernels, "pays", lambda nbytes: fast), patch.object(sparse, "MATRICES", matrices):
-        part._place(places, own.reshape(-1, 1, 1), source, target, adds=adds)
-    assert out.tobytes() == expected.view(np.uint32)[source].tobytes()
-    after = out.base if out.base is not None else out
+    random = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+    rows_, cols = (1, *shape)[-2:]
+    height = data.draw(st.sampled_from([h for h in range(1, rows_ + 1) if rows_ % h == 0]))
+    width = data.draw(st.sampled_from([w for w in range(1, cols + 1) if cols % w == 0]))
+    part = Random(0).sparse(F32, Grid(shape, shape), Index(), (height, width)).part
+    places = np.flatnonzero(random.random(np.prod(shape) // (height * width)) < 0.5).astype(np.int32)
+    values = random.normal(size=(places.size, height, width)).astype(np.float32)
+    how = data.draw(st.sampled_from(["fill", "put", "add"]))
+    memory = out.base if out.base is not None else out
+    base = memory.copy()
+    expected = np.full((np.prod(shape) // cols, cols), 9, np.uint32).view(np.float32)
+    if how == "fill":
+        expected[...] = 0
+    for place, own in zip(places.tolist(), values, strict=True):
+        row, col = divmod(place, cols // width)
+        where = np.s_[row * height : (row + 1) * height, col * width : (col + 1) * width]
+        expected[where] = own + (expected[where] if how == "add" else 0)
+    words, target = (values, out.view(np.float32)) if how == "add" else (values.view(np.uint32), out)
+    fast, matrices = data.draw(st.booleans()), data.draw(st.sampled_from([0, 3, 64]))
+    line, streamed = data.draw(st.sampled_from([4, 8, 20, 64, 1 << 14])), data.draw(st.sampled_from([0, 1 << 18]))
+    with (
+        patch.object(kernels, "pays", lambda nbytes: fast),
+        patch.multiple(sparse, MATRICES=matrices, LINE_NBYTES=line, STREAMED_NBYTES=streamed, BLOCK=data.draw(st.sampled_from([1, 1 << 16]))),
+    ):  # fmt: skip
+        part._place(places, words, source, target, how)
+    assert out.tobytes() == expected.view(np.uint32).reshape(shape)[source].tobytes()
     out[...] = 9
-    assert (after == base).all()
+    assert (memory == base).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("width", [300, 70_001])
+def test_long_rows_are_copied_past_the_cache(dtype, width, monkeypatch):
+    """Of more values than a line; into memory that begins at any value, and at no line of the cache."""
+    monkeypatch.setattr(kernels, "pays", lambda nbytes: True)
+    own, grid = DTYPES[dtype], Grid((300_000 // width + 1, width), (300_000 // width + 1, width))
+    model, _ = written(Random(0).sparse(own, grid, Index(), density=0.2), grid.shape)
+    with mzstore.open(model.archive()) as opened:
+        monkeypatch.setattr(kernels, "pays", lambda nbytes: False)
+        values = opened["w"][...]
+        monkeypatch.setattr(kernels, "pays", lambda nbytes: True)
+        for index, offset in itertools.product((np.s_[...], np.s_[:, 3:-2], np.s_[1:4, 17_000 % width :]), range(3)):
+            cut = values[index]
+            wide = np.full((cut.shape[0], cut.shape[1] + 70), 7, np.uint8).astype(own.word).view(own.numpy)
+            expected = wide.copy()
+            expected[:, offset : offset + cut.shape[1]] = cut
+            opened["w"].read(index=index, out=wide[:, offset : offset + cut.shape[1]])
+            assert wide.tobytes() == expected.tobytes()
 
 
 def test_a_slice_of_many_axes_is_not_taken_row_by_row(monkeypatch):
@@ -123,12 +155,12 @@ def test_kernels_write_nowhere_else():
     values = np.arange(60, dtype=np.float32) + 1
     for first_row, rows_, first_col, cols in itertools.product(range(6), range(1, 4), range(10), range(1, 5)):
         out = np.zeros(100, np.float32)
-        kernel.put(positions, values, 0, 10, first_row, rows_, first_col, cols, out, 30, 10)
+        kernel.put(positions, values, 10, first_row, rows_, first_col, cols, out, 30, 10)
         expected = np.zeros(100, np.float32)
         inside = values.reshape(6, 10)[first_row : first_row + rows_, first_col : first_col + cols]
         expected[30:][: 10 * rows_].reshape(rows_, 10)[: inside.shape[0], : inside.shape[1]] = inside
         assert (out == expected).all()
-        kernel.add(positions, values, 0, 10, first_row, rows_, first_col, cols, out, 30, 10)
+        kernel.add(positions, values, 10, first_row, rows_, first_col, cols, out, 30, 10)
         assert (out == 2 * expected).all()
 
 
