@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test quick bench bench-load bench-lossy lint clean
+.PHONY: demo test quick bench bench-load bench-lossy bench-sparse lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python tools/demo.py
@@ -27,6 +27,9 @@ bench-load: $(VENV)/bench.stamp
 
 bench-lossy: $(VENV)/bench.stamp
 	$(BIN)/python tools/bench.py lossy
+
+bench-sparse: $(VENV)/bench.stamp
+	$(BIN)/python tools/bench.py sparse
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -19,7 +19,7 @@ from mzstore.quantizers.lengths import coded_bits
 BLOCKS = ((1, 1), (1, 4), (1, 8), (1, 16), (1, 32), (4, 1), (4, 4), (8, 8), (16, 16), (32, 32), (1, 0), (0, 1))
 GROUPS = (2, 4, 8)
 VALUE_SHARE = 2 / 3  # of the bits of a word: about what a value takes
-LEAST_ELEMENTS = 1 << 14  # of a chunk; a table takes some 100 bytes
+LEAST_ELEMENTS = 1 << 16  # of a chunk: a table takes some 100 bytes, and decoding, besides its elements, some 100 µs
 JOINED_NBYTES = 16 << 20  # of words, at most
 LEAST_FULL = 0.5  # of a block's values that are not zero: where fewer are, single values are stored
 

@@ -4,10 +4,11 @@
     python tools/bench.py coder [MODEL] [--dtype bf16|fp16|fp32] [--json] [--quick]
     python tools/bench.py load [MODEL] [--big GB] [--links GBIT ...] [--parts models|open|shards ...] [--json] [--quick]
     python tools/bench.py lossy [MODEL] [--plot PNG] [--offline] [--json] [--quick]
+    python tools/bench.py sparse [MODEL] [--json] [--quick]
 
 MODEL is a safetensors file or a directory of such, its floats cast to --dtype if that is given; without MODEL,
 all-MiniLM-L6-v2 (tools/real_models.py), cast to bf16 if not told otherwise; for load, as bf16 and as fp32; for lossy,
-as fp32. lossy looks at embeddings too if MODEL is the directory of a sentence embedding model, with its tokenizer.
+as fp32; for sparse, as both. lossy and sparse look at embeddings too if MODEL is the directory of a sentence embedding model, with its tokenizer.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from bench_coder import coder
 from bench_load import LINKS, PARTS, load
 from bench_lossless import lossless
 from bench_lossy import lossy
+from bench_sparse import sparse
 from peers import DTYPES
 from real_models import minilm
 from rich.console import Console
@@ -37,7 +39,13 @@ def main() -> None:
         print(json.dumps(result, indent=1))
     else:
         console = Console(width=None if Console().is_terminal else 150)
-        show = {"coder": _show_coder, "lossless": _show_lossless, "load": _show_load, "lossy": _show_lossy}
+        show = {
+            "coder": _show_coder,
+            "lossless": _show_lossless,
+            "load": _show_load,
+            "lossy": _show_lossy,
+            "sparse": _show_sparse,
+        }
         show[arguments.benchmark](result, console)
 
 
@@ -48,6 +56,8 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     model = arguments.model or minilm()
     if arguments.benchmark == "lossy":
         return lossy(model, quick=arguments.quick, fetch=not arguments.offline, plot=arguments.plot)
+    if arguments.benchmark == "sparse":
+        return sparse(model, quick=arguments.quick)
     dtype = arguments.dtype or (None if arguments.model else "bf16")
     if arguments.benchmark == "coder":
         return coder(model, dtype, quick=arguments.quick)
@@ -65,6 +75,11 @@ def _parser() -> argparse.ArgumentParser:
             "lossy",
             [],
             "bits, error, speed and embeddings at rates of 2 to 8.5 bits, beside llama.cpp's types; the goals",
+        ),
+        (
+            "sparse",
+            [],
+            "bits and speed of sparse matrices beside SciPy and PyTorch; pruning, factors, outliers; the goals",
         ),
     ):
         command = benchmarks.add_parser(name, help=about)
@@ -227,6 +242,48 @@ def _show_lossy(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     if result["plot"]:
         console.print(f"plot: {result['plot']}", markup=False, soft_wrap=True)
+    for name, why in result["missing"].items():
+        console.print(f"left out: {name} ({why})", markup=False)
+    _show_goals(result["goals"], console)
+    for condition in result["conditions"]:
+        console.print(f"- {condition}", markup=False)
+
+
+def _show_sparse(result: dict[str, Any], console: Console) -> None:
+    _show_machine(result, console)
+    for density in dict.fromkeys(row["density"] for row in result["rows"]):
+        rows = [row for row in result["rows"] if row["density"] == density]
+        table = Table(title=f"{density:.0%} of the values, H(p) = {rows[0]['entropy_bits']:.4f} bits a weight")
+        table.add_column("", no_wrap=True)
+        for column in ("index, bits", "/ H(p)", "values, bits", "all, bits", "decode, G weights/s"):
+            table.add_column(column, justify="right")
+        for row in rows:
+            cells = [
+                f"{row[key]:.{digits}f}" if key in row else ""
+                for key, digits in (("index_bits", 4), ("index_to_entropy", 3), ("value_bits", 3), ("bits", 3))
+            ]
+            speed = f"{row['weights_per_s'] / 1e9:.2f}" if "weights_per_s" in row else ""
+            table.add_row(row["name"], *cells, speed)
+        console.print(table)
+    pruned = result["pruned"]
+    console.print(
+        f"{result['model']} as bf16, {pruned['kept']:.1%} of the matrices' values kept: {pruned['stored_nbytes']} of "
+        f"{pruned['nbytes']} bytes, {pruned['ratio']:.4f}",
+        markup=False,
+    )
+    table = Table(
+        title=f"{result['model']}: {result['n_weights']} weights; on the right: quantized alone, at the same size"
+    )
+    table.add_column("", no_wrap=True)
+    for column in ("bits", "SNR, dB", "1 - cosine", "bits", "SNR, dB", "1 - cosine"):
+        table.add_column(column, justify="right")
+    for row in result["approximations"]:
+        at_size = row.get("at_its_size")
+        table.add_row(
+            row["name"], f"{row['bits']:.3f}", f"{row['snr_db']:.2f}", _loss(row),
+            f"{at_size['bits']:.3f}" if at_size else "", f"{at_size['snr_db']:.2f}" if at_size else "", _loss(at_size),
+        )  # fmt: skip
+    console.print(table)
     for name, why in result["missing"].items():
         console.print(f"left out: {name} ({why})", markup=False)
     _show_goals(result["goals"], console)

@@ -97,16 +97,16 @@ def lossy(model: Path, *, quick: bool, fetch: bool, plot: Path) -> dict[str, Any
     kernels.load()
     ours = Mzstore(matrices)
     rivals, missing = peers(matrices, fetch=fetch)
-    embedder, why = _embedder(model)
+    embedder, why = find_embedder(model)
     if why:
         missing["embeddings"] = why
     found: list[Peer] = [*(AtRate(ours, bits) for bits in (QUICK_RATES if quick else RATES)), *rivals]
     rows = _rows(found, matrices, embedder, rounds)
     for row in rows:
         if not row["name"].startswith(("mzstore", "gguf")):
-            _say(f"  mzstore as good and as large as {row['name']}")
+            say(f"  mzstore as good and as large as {row['name']}")
             row["at_its_snr"] = _at_snr(ours, matrices, row)
-            row["at_its_size"] = _at_size(ours, matrices, row["bits"], embedder)
+            row["at_its_size"] = at_size(ours, matrices, row["bits"], embedder)
     result = {
         "benchmark": "lossy",
         "commit": commit(),
@@ -129,11 +129,11 @@ def lossy(model: Path, *, quick: bool, fetch: bool, plot: Path) -> dict[str, Any
     return result | {"missing": missing, "goals": lossy_goals(result)}
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def _embedder(model: Path) -> tuple[Embedder | None, str | None]:
+def find_embedder(model: Path) -> tuple[Embedder | None, str | None]:
     """The model that embeds, or why there is none."""
     try:
         return Embedder(model), None
@@ -146,7 +146,7 @@ def _embedder(model: Path) -> tuple[Embedder | None, str | None]:
 def _rows(found: list[Peer], matrices: Matrices, embedder: Embedder | None, rounds: int) -> list[dict[str, Any]]:
     rows = []
     for peer in found:
-        _say(f"  {peer.name}")
+        say(f"  {peer.name}")
         peer.encode()
         for dtype in DTYPES:
             decoded = peer.decode(dtype)  # for the first time: it may compile
@@ -163,7 +163,7 @@ def _rows(found: list[Peer], matrices: Matrices, embedder: Embedder | None, roun
             tasks[peer.name, "encode"] = _timed(lambda peer=peer: peer.encode())
         for dtype in DTYPES:
             tasks[peer.name, f"decode_{dtype}"] = _timed(lambda peer=peer, dtype=dtype: peer.decode(dtype))
-    _say("times")
+    say("times")
     times = take_turns(tasks, rounds)
     for row in rows:
         here = {what: t for (who, what), t in times.items() if who == row["name"]}
@@ -220,7 +220,7 @@ def interpolated(points: list[dict[str, float]], wanted: float) -> float:
     return a["bits"] + share * (b["bits"] - a["bits"])
 
 
-def _at_size(ours: Mzstore, matrices: Matrices, bits: float, embedder: Embedder | None) -> dict[str, Any] | None:
+def at_size(ours: Mzstore, matrices: Matrices, bits: float, embedder: Embedder | None) -> dict[str, Any] | None:
     """What we make of at most ``bits`` a weight; None if even asking for less than that gives more."""
     asked = bits
     for _ in range(MOST_STEPS):

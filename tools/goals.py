@@ -1,4 +1,4 @@
-"""Goals: what mzstore promises, and whether a result of the benchmarks ``lossless``, ``load`` and ``lossy`` meets it."""
+"""Goals: what mzstore promises, and whether a result of the benchmarks ``lossless``, ``load``, ``lossy`` and ``sparse`` meets it."""
 
 import operator
 from typing import Any
@@ -79,6 +79,20 @@ def lossy_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
         measured = rows[f"mzstore {bits}"]["weights_per_s"][what] * unit
         found.append(_goal(f"{bits} bits, 1 thread: {title}", ">=", limit, measured))
     found.append(_goal("cosine of embeddings at the size of Q4_K, less Q4_K's", ">", 0.0, _closer(rows.get("Q4_K"))))
+    return found
+
+
+def sparse_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same for a result of the benchmark ``sparse``."""
+    ours = {row["density"]: row for row in result["rows"] if row["name"] == "mzstore"}
+    found = [
+        _goal(f"index at a density of {density:.0%}: bits / H(p)", "<=", 1.05, ours[density]["index_to_entropy"])
+        for density in (0.01, 0.05, 0.1)
+    ]
+    speed = ours[0.1]["weights_per_s"] * 1e-9
+    found.append(_goal("90 % sparse bf16, 1 thread: decode, G weights/s", ">=", 1.5, speed))
+    title = f"{result['model']} as bf16, 90 % pruned: archive / dense"
+    found.append(_goal(title, "<=", 0.11, result["pruned"]["ratio"]))
     return found
 
 
