@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mzstore import approximate, factorize
+from mzstore import approximate
 from mzstore.approximate import Approximation, Under
 from mzstore.encode import Level
 from mzstore.recipe import Rule
@@ -21,6 +21,8 @@ TOLERANCE = 0.005  # of the error
 MOST_RANK = 64  # that is tried beside single values
 SHARES = (0.0, 0.002, 0.01)  # of the values, the largest, which are no part of a product
 SAMPLE = 1 << 20  # values, on which ranks are compared
+OVERSAMPLES, POWER_ITERATIONS = 16, 2
+LEAST_CODED = 0.6  # of the bytes of factors and values: about what coding leaves of them
 POSITION_NBYTES = 1.25  # of one value of a hundred; about its entropy
 
 
@@ -38,8 +40,11 @@ def approximation(tuned: TensorSource, under: Under, rule: Rule, level: Level) -
     total = float(np.square(change, dtype=np.float64).sum())
     if not total:  # only signs of zeros differ
         return approximate.prepare(tuned, rule, None, level, under=under)
-    made, refused = [], []
-    for way in _ways(change, tuned.spec.dtype.word.itemsize):
+    made: list[Approximation] = []
+    refused: list[ValueError] = []
+    for way, least_nbytes in _ways(change, error, tuned.spec.dtype.word.itemsize):
+        if made and least_nbytes > made[0].stored_nbytes:
+            continue
         try:
             made.append(_reaching(error, total, way, tuned, under, level))
         except ValueError as problem:
@@ -52,11 +57,14 @@ def approximation(tuned: TensorSource, under: Under, rule: Rule, level: Level) -
 Way = Callable[[float], Rule]  # the rule for an error
 
 
-def _ways(change: np.ndarray, itemsize: int) -> Iterator[Way]:
-    yield lambda error: Rule(nmse=error)
-    yield lambda error: Rule(encoding="lowrank", nmse=error)
+def _ways(change: np.ndarray, error: float, itemsize: int) -> Iterator[tuple[Way, float]]:
+    """(a way, the bytes that it takes at least)."""
+    yield lambda error: Rule(nmse=error), 0.0
     products = [_Product(change, share, itemsize) for share in SHARES]
-    yield lambda error: min((product.beside_values(error) for product in products), key=lambda found: found[0])[1]
+    rank = products[0].rank_for(error)
+    yield lambda error: Rule(encoding="lowrank", nmse=error), LEAST_CODED * rank * sum(change.shape) * itemsize
+    best = min(products, key=lambda product: product.beside_values(error)[0])
+    yield lambda error: best.beside_values(error)[1], LEAST_CODED * best.beside_values(error)[0]
 
 
 class _Product:
@@ -69,7 +77,7 @@ class _Product:
             sizes = np.abs(change)
             core = np.where(sizes > np.partition(sizes, -n_large, axis=None)[-n_large], np.float32(0), change)
         rank = min(MOST_RANK, *change.shape)
-        left, right = factorize.factors(core, Rule(encoding="lowrank", rank=rank), None)
+        left, right = _leading(core, rank)
         step = max(1, change.size // SAMPLE)
         rows = max(1, change.shape[0] // step)
         chosen = np.linspace(0, change.shape[0] - 1, rows).astype(int)  # whole rows
@@ -80,6 +88,11 @@ class _Product:
             squares = np.square(change[chosen] - left[chosen, :r] @ right[:r], dtype=np.float64)
             self._left.append(np.cumsum(np.sort(squares, axis=None)))
         self._total = float(np.square(change[chosen], dtype=np.float64).sum())
+
+    def rank_for(self, error: float) -> int:
+        """The rank that leaves ``error``, or one that is too low, of those that are tried."""
+        enough = (rank for rank, left in zip(self._ranks, self._left, strict=True) if left[-1] <= error * self._total)
+        return next(enough, self._ranks[-1])
 
     def beside_values(self, error: float) -> tuple[float, Rule]:
         """(about the bytes, the rule) of the smallest product and single values that leave ``error``."""
@@ -95,6 +108,18 @@ class _Product:
             return nbytes, Rule(top=top)
         parts = [f"lowrank rank={rank}", f"sparse top={top!r}"]
         return nbytes, Rule(parts=parts, rounds=3 if self._share else None)
+
+
+def _leading(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """(left [rows, rank], right [rank, cols]): nearly the best product, by random projections, to tell what rank would do."""
+    rng = np.random.default_rng(0)
+    width = min(rank + OVERSAMPLES, *matrix.shape)
+    basis = matrix @ rng.standard_normal((matrix.shape[1], width)).astype(np.float32)
+    for _ in range(POWER_ITERATIONS):
+        basis = matrix @ (matrix.T @ np.linalg.qr(basis)[0])
+    basis = np.linalg.qr(basis)[0]
+    left, sizes, right = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+    return basis @ left[:, :rank], sizes[:rank, None] * right[:rank]
 
 
 def _reaching(error: float, total: float, way: Way, tuned: TensorSource, under: Under, level: Level) -> Approximation:

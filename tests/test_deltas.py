@@ -618,7 +618,7 @@ def test_commands(base, tmp_path):
     mzstore.save(tmp_path / "tuned.mz", base | {"m.large.weight": noisy(base["m.large.weight"], 3e-5)})
     assert "1 others" in ok("attach", "base.mz", "lora", "a.mz", cwd=tmp_path)
     assert "8 tensors as in base.mz, 1 others" in ok("delta", "base.mz", "tuned.mz", "d.mz", cwd=tmp_path)
-    assert ok("delta", "base.mz", "tuned.mz", "l.mz", "--snr-db", "20", "-q", cwd=tmp_path) == ""
+    assert ok("delta", "base.mz", "tuned.mz", "l.mz", "--max-error", "1e-4", "-q", cwd=tmp_path) == ""
     assert ok("verify", "a.mz", "-q", cwd=tmp_path) == ""
     assert "bases:\n  base.mz" in ok("inspect", "d.mz", cwd=tmp_path)
     assert "base + planes" in ok("inspect", "d.mz", cwd=tmp_path)

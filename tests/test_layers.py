@@ -17,7 +17,7 @@ ALLOWED = {
     "differences": "arrays dtypes encode encodings encodings.planes encodings.raw grid interleave sources tensors",
     "prepared": "approximate encode encodings sources tensors",
     "formats/peft": "documents errors formats.safetensors sources storage",
-    "changes": "approximate encode factorize recipe sources",
+    "changes": "approximate encode recipe sources",
     "cache": "forks stats",
     "cli": "attach convert deltas diff errors formats formats.huggingface get inspect model recipe shards storage text verify version",
     "components": "arrays documents dtypes encodings encodings.codes encodings.combined encodings.lowrank encodings.nested encodings.quantized encodings.raw encodings.sparse encodings.tucker frameworks grid selection tensors",
