@@ -113,6 +113,7 @@ def _table() -> Mapping[str, DType]:
 
 DTYPES = _table()
 BY_SAFETENSORS = MappingProxyType({d.safetensors: d for d in DTYPES.values() if d.safetensors})
+_BY_ANY_NAME = {d.torch: d for d in DTYPES.values() if d.torch} | dict(DTYPES)
 BY_NUMPY = MappingProxyType({d.numpy: d for d in DTYPES.values()})
 
 
@@ -126,7 +127,7 @@ def check_cast(source: DType, target: DType) -> None:
     """Raises ValueError if values of ``source`` are not read as ``target``."""
     if source is target:
         return
-    if any(dtype.packed or dtype.parts > 1 for dtype in (source, target)):
+    if source.packed or target.packed or source.parts > 1 or target.parts > 1:
         raise ValueError(
             f"values of {source.name} are not read as {target.name}; read them as they are, and convert then"
         )
@@ -139,10 +140,8 @@ def of(value: object) -> DType:
     if isinstance(value, DType):
         return value
     name = str(value).removeprefix("torch.") if type(value).__module__.partition(".")[0] == "torch" else value
-    if isinstance(name, str):
-        found = next((d for d in DTYPES.values() if name in (d.name, d.torch)), None)
-        if found:
-            return found
+    if isinstance(name, str) and name in _BY_ANY_NAME:
+        return _BY_ANY_NAME[name]
     try:
         return BY_NUMPY[np.dtype(name).newbyteorder("<")]  # type: ignore[call-overload]
     except (TypeError, KeyError):

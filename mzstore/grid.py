@@ -1,5 +1,6 @@
 """Grid: how an array of words is cut into chunks (FORMAT.md section 7.1). Pure."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ MAX_CHUNK_NBYTES = 64 << 20  # decoded; bounds what one damaged or hostile chunk
 SINGLE_CHUNK_NBYTES = 4 << 20
 RANKS = 8
 KEPT = 1 << 12  # combinations of positions on the inner axes
+FEW = 64  # chunks of a tensor, whose pieces are kept for the next read
 ROW_BLOCK_NBYTES = 64 << 20  # a writer has one or two of them in memory
 
 
@@ -112,6 +114,16 @@ def whole_piece(grid: Grid, chunk: tuple[int, ...]) -> Piece:
 
 def pieces(grid: Grid, spans: tuple[Span, ...]) -> Iterator[Piece]:
     """The chunks that hold a position of ``spans``, and no other, in row-major order."""
+    return iter(_few_pieces(grid, spans)) if grid.n_chunks <= FEW else _pieces(grid, spans)
+
+
+@functools.lru_cache(256)
+def _few_pieces(grid: Grid, spans: tuple[Span, ...]) -> tuple[Piece, ...]:
+    """``pieces``; most tensors of a model are cut as another one of it is."""
+    return tuple(_pieces(grid, spans))
+
+
+def _pieces(grid: Grid, spans: tuple[Span, ...]) -> Iterator[Piece]:
     # One after the other, because documents may claim a number of chunks that no list could hold.
     for cuts in _combinations(tuple(zip(spans, grid.chunk_shape, strict=True))):
         yield Piece(*zip(*cuts, strict=True)) if cuts else Piece((), (), ())

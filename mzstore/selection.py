@@ -5,7 +5,7 @@ import math
 import operator
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 Index = SupportsIndex | slice | EllipsisType | tuple[SupportsIndex | slice | EllipsisType, ...]
 
@@ -64,7 +64,9 @@ def resolve(index: Index, shape: tuple[int, ...]) -> Selection:
 
     Raises IndexError where NumPy does, and TypeError for what is not basic indexing (arrays, lists, masks, None).
     """
-    items = list(index) if isinstance(index, tuple) else [index]
+    if index is Ellipsis:
+        return _whole(shape)
+    items: list[Any] = list(index) if isinstance(index, tuple) else [index]
     ellipses = sum(item is Ellipsis for item in items)
     if ellipses > 1:
         raise IndexError("an index can only have a single ellipsis ('...')")
@@ -92,6 +94,12 @@ def resolve(index: Index, shape: tuple[int, ...]) -> Selection:
             backwards.append(False)
             dropped.append(True)
     return Selection(tuple(spans), tuple(backwards), tuple(dropped))
+
+
+@functools.lru_cache
+def _whole(shape: tuple[int, ...]) -> Selection:
+    none = (False,) * len(shape)
+    return Selection(all_of(shape), none, none)
 
 
 def _position(item: object, axis: int, size: int) -> int:

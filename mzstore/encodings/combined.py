@@ -40,6 +40,8 @@ class Combined:
         init=False, repr=False, compare=False
     )  # (part, first component)
     _summed: tuple[SinglePart, ...] = field(init=False, repr=False, compare=False)  # in float32
+    # By the name of a component of this part: whose it is, and what it is there.
+    _origins: dict[str, tuple[SinglePart, Component]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         first, *more = self.parts
@@ -52,6 +54,9 @@ class Combined:
             components += [Component(component_name(i, c.name), c.array) for c in part.components]
         object.__setattr__(self, "components", tuple(components))
         object.__setattr__(self, "_owners", tuple(owners))
+        origins = [(part, component) for part in self.parts for component in part.components]
+        names = [component.name for component in components]
+        object.__setattr__(self, "_origins", dict(zip(names, origins, strict=True)))
         if self.wanted is None:
             self._check()
         float32 = DTYPES["float32"]
@@ -115,9 +120,8 @@ class Combined:
         return self.parts[0].grid
 
     def component_chunk(self, component: Component, chunk: tuple[int, ...]) -> tuple[int, ...]:
-        at = self.components.index(component)
-        part, first = next((part, first) for part, first in reversed(self._owners) if first <= at)
-        return part.component_chunk(part.components[at - first], chunk)
+        part, own = self._origins[component.name]
+        return part.component_chunk(own, chunk)
 
     def into(self, dtype: DType) -> "Combined | None":
         first, *more = self.parts

@@ -6,6 +6,7 @@ where table(code) is code - zero_point, or codebook[code]. Codes of a small alph
 low bits, which hardly shrink, stand in an array of their own.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ MAX_FLOAT32 = float(np.finfo(np.float32).max)
 MAX_LISTED = 256  # numbers of a codebook that stand in the document
 ZERO_POINT_DTYPES = ("uint8", "uint16")
 STEP_VALUE_NBYTES = 24  # of a value in one step of the decoder: its code, and float32 before and after each product
+_NO_LOCAL = Local()
 KEPT = 8  # decoders with a codebook of their own, of 2 MB at most
 
 
@@ -82,7 +84,8 @@ class Quantized:
     codebook: np.ndarray | Array | None = field(default=None, compare=False)
     scales: tuple[float | Blocked, ...] = ()
     components: tuple[Component, ...] = field(init=False, repr=False, compare=False)
-    _decoder: Decoder | None = field(init=False, repr=False, compare=False)  # made when it is needed
+    # By dtype, made when they are needed; shared with what ``into`` gives.
+    _decoders: dict[str, Decoder] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         ndim = len(self.grid.shape)
@@ -129,7 +132,7 @@ class Quantized:
         if isinstance(self.codebook, Array):
             components.append(Component("codebook", self.codebook))
         object.__setattr__(self, "components", tuple(components))
-        object.__setattr__(self, "_decoder", None)
+        object.__setattr__(self, "_decoders", {})
 
     @property
     def encoding(self) -> str:
@@ -153,7 +156,6 @@ class Quantized:
         for name in Quantized.__slots__:
             object.__setattr__(other, name, getattr(self, name))
         object.__setattr__(other, "dtype", near)
-        object.__setattr__(other, "_decoder", None)
         return other
 
     @property
@@ -267,49 +269,48 @@ class Quantized:
         return found
 
     def decode(self, read: Callable[[int], np.ndarray], source: tuple[slice, ...], out: np.ndarray, where: str) -> None:
-        names = {component.name: i for i, component in enumerate(self.components)}
+        def matrix(i: int) -> np.ndarray:
+            """The chunk of component ``i``."""
+            array = self.components[i].array
+            return read(i).view(array.word).reshape(-1, array.chunk_shape[-1])
 
-        def rows_of(name: str) -> np.ndarray:
-            """The component's chunk as a matrix."""
-            array = self.components[names[name]].array
-            return read(names[name]).view(array.word).reshape(-1, array.chunk_shape[-1])
-
-        codes = rows_of("codes")
+        codes = matrix(0)
         self._check_bytes(codes, where)
         if self.low_bits:
-            codes = with_low(codes, rows_of("low"), self.low_bits)
-        with np.errstate(over="ignore", invalid="ignore"):  # what is too large for the dtype becomes infinity
-            decoder, local = self._decoder_of(rows_of, where), self._local(rows_of, where)
-            try:
-                self._fill(decoder, codes, local, source, out)
-            except ValueError as error:
-                raise CorruptError(str(error), where=where, clause="quantized-5") from error
+            codes = with_low(codes, matrix(1), self.low_bits)
+        decoder, local = self._decoder_of(matrix, where), self._local(matrix, where)
+        try:
+            self._fill(decoder, codes, local, source, out)
+        except ValueError as error:
+            raise CorruptError(str(error), where=where, clause="quantized-5") from error
 
-    def _local(self, rows_of: Callable[[str], np.ndarray], where: str) -> Local:
-        """The scales and zero points of a chunk."""
-
-        def numbers(name: str, blocked: Blocked) -> np.ndarray:
-            return rows_of(name).view(DTYPES[blocked.dtype].numpy)
-
+    def _local(self, matrix: Callable[[int], np.ndarray], where: str) -> Local:
+        """The scales and zero points of a chunk, by ``matrix`` of each component."""
+        first = 2 if self.low_bits else 1  # the component of the first scale that is one
+        if len(self.components) == first:
+            return _NO_LOCAL
+        numbers = (
+            matrix(i).view(DTYPES[blocked.dtype].numpy)
+            for i, blocked in enumerate((b for b in (*self.scales, self.zero_point) if isinstance(b, Blocked)), first)
+        )
         scales = tuple(
-            _finite(scale_name(i), numbers(scale_name(i), scale).astype(np.float32), where)
+            _finite(scale_name(i), next(numbers).astype(np.float32), where)
             if isinstance(scale, Blocked)
-            else self._scheme_scale(scale)
+            else _scheme_scale(scale)
             for i, scale in enumerate(self.scales)
         )
-        zero = self.zero_point
-        return Local(scales, numbers("zero_point", zero).astype(np.int32) if isinstance(zero, Blocked) else None)
+        return Local(scales, next(numbers).astype(np.int32) if isinstance(self.zero_point, Blocked) else None)
 
-    def _decoder_of(self, rows_of: Callable[[str], np.ndarray], where: str) -> Decoder:
+    def _decoder_of(self, matrix: Callable[[int], np.ndarray], where: str) -> Decoder:
         """The decoder of a chunk: one for all of them, unless the codebook has to be read."""
         if isinstance(self.codebook, Array):
-            return self._decoder_with_array(self.codebook, rows_of, where)
-        if self._decoder is None:
-            object.__setattr__(self, "_decoder", self._new_decoder(self.codebook))
-        assert self._decoder is not None
-        return self._decoder
+            return self._decoder_with_array(self.codebook, matrix, where)
+        found = self._decoders.get(self.dtype.name)
+        if found is None:
+            found = self._decoders[self.dtype.name] = self._new_decoder(self.codebook)
+        return found
 
-    def _decoder_with_array(self, codebook: Array, rows_of: Callable[[str], np.ndarray], where: str) -> Decoder:
+    def _decoder_with_array(self, codebook: Array, matrix: Callable[[int], np.ndarray], where: str) -> Decoder:
         """As ``_decoder_of``: some are kept, whatever number of tensors there is, so that not each chunk reads a codebook.
 
         They are those of ``components``, which only this part and what ``into`` makes of it have. The tuple that holds
@@ -319,7 +320,7 @@ class Quantized:
         for components, dtype, decoder in _kept:
             if components is self.components and dtype is self.dtype:
                 return decoder
-        book = rows_of("codebook").view(np.float32).reshape(codebook.shape).copy()
+        book = matrix(len(self.components) - 1).view(np.float32).reshape(codebook.shape).copy()
         decoder = self._new_decoder(_finite("codebook", book, where))
         _kept = ((self.components, self.dtype, decoder), *_kept[: KEPT - 1])
         return decoder
@@ -349,9 +350,6 @@ class Quantized:
                 clause="quantized-5",
             )
 
-    def _scheme_scale(self, scale: float) -> np.ndarray:
-        return np.full((1, 1), scale, np.float32)
-
     def _new_decoder(self, codebook: np.ndarray | None) -> Decoder:
         """For a chunk, which is a matrix of its own."""
         *lead, cols = self.grid.chunk_shape
@@ -366,7 +364,7 @@ class Quantized:
         scales = tuple(
             Scale(block(scale), scale.dtype)
             if isinstance(scale, Blocked)
-            else Scale(shape, "float32", self._scheme_scale(scale))
+            else Scale(shape, "float32", _scheme_scale(scale))
             for scale in self.scales
         )
         zero = (
@@ -375,6 +373,10 @@ class Quantized:
             else self.zero_point
         )
         return Decoder(Scheme(shape, self.levels, zero, codebook, scales), self.per_byte, self.dtype.name)
+
+
+def _scheme_scale(scale: float) -> np.ndarray:
+    return np.array([[scale]], np.float32)
 
 
 def _rows(chunk_shape: tuple[int, ...], source: tuple[slice, ...]) -> tuple[slice, list[int]]:
@@ -404,6 +406,7 @@ def _finite(name: str, values: np.ndarray, where: str) -> np.ndarray:
     return values
 
 
+@functools.lru_cache(256)  # most tensors of a model are laid out as another one of it
 def packed_array(grid: Grid, dimension: int, n: int) -> Array:
     """The array of the codes of ``grid``, one for ``dimension`` values of the last axis, ``n`` to a byte."""
     *lead, cols = grid.shape

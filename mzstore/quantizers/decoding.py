@@ -19,7 +19,12 @@ from mzstore.workspace import buffer
 BLOCK = 1 << 15  # values of float32 that stay in the second-level cache between the steps over them
 NUMPY_COST = 8  # decoding a value with NumPy costs as much as joining so many bytes (see kernels.pays)
 MAX_EXPANDED_NBYTES = 16  # of the words of one byte: the kernel stores them at once, or in two pieces
+_NO_TAIL = np.zeros(0, np.uint64)
 DTYPES_OUT = ("float32", "float16", "bfloat16", "float64")
+
+
+# See ``word_tables``.
+Tables = tuple[np.ndarray, np.ndarray, np.ndarray, int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +32,7 @@ class Local:
     """Scales and zero points over the rows of a chunk, in its first row's order: the values of ``Codes``.
 
     For a scale that is one for the whole matrix, or one for each column, they are those of the scheme. ``scales`` may be
-    empty where all are.
+    empty where all are, for then the decoder has them.
     """
 
     scales: tuple[np.ndarray, ...] = ()
@@ -41,9 +46,12 @@ class Decoder:
     scheme: Scheme
     n: int
     dtype: str
-    _scale: np.float32 | None = field(init=False, repr=False)  # of the whole tensor, where that is all there is
-    _words: np.ndarray | None = field(init=False, repr=False)  # the word of each code, with the scale in it
-    _tables: tuple[np.ndarray, np.ndarray, np.ndarray, int, int] | None = field(init=False, repr=False)
+    _is_table: bool = field(
+        init=False, repr=False
+    )  # whether a code alone decides the value, of a word of 16 or 32 bits
+    # Made when they are needed, with the scales in them: the word of each code, and those of each byte.
+    _words: np.ndarray | None = field(init=False, repr=False)
+    _tables: Tables | None = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES_OUT:
@@ -52,29 +60,37 @@ class Decoder:
             raise ValueError(f"{self.n} codes of {self.scheme.levels} levels do not share a byte")
         if self.n > 1 and self.scheme.dimension > 1:
             raise ValueError("codes of several weights do not share a byte")
-        scale, words, tables = None, None, None
-        if self._is_table():
-            scale = np.float32(1)
-            for own in self.scheme.scales:
-                assert own.values is not None
-                scale = np.float32(scale * own.values[0, 0])
-            codes = np.arange(self.scheme.levels)[None]
-            values = tuple(own.values for own in self.scheme.scales if own.values is not None)
-            words = _to_words(dequantize(codes, self.scheme, values), self.dtype)[0]
-            if self.n > 1 and self.n * words.itemsize <= MAX_EXPANDED_NBYTES:
-                tables = word_tables(words, self.n)
-        for name, value in (("_scale", scale), ("_words", words), ("_tables", tables)):
-            object.__setattr__(self, name, value)
-
-    def _is_table(self) -> bool:
-        """Whether a code alone decides the value, and its word has 16 or 32 bits."""
         scheme = self.scheme
-        return (
+        is_table = (
             scheme.dimension == 1
             and not isinstance(scheme.zero_point, ZeroPoint)
             and self.dtype != "float64"
             and all(scale.values is not None and scale.values.size == 1 for scale in scheme.scales)
         )
+        for name, value in (("_is_table", is_table), ("_words", None), ("_tables", None)):
+            object.__setattr__(self, name, value)
+
+    def _word_of_codes(self) -> np.ndarray:
+        """The word of each code, where ``_is_table``."""
+        if self._words is None:
+            codes = np.arange(self.scheme.levels)[None]
+            with np.errstate(over="ignore", invalid="ignore"):
+                words = _to_words(dequantize(codes, self.scheme, self._scales(Local())), self.dtype)[0]
+            object.__setattr__(self, "_words", words)
+        assert self._words is not None
+        return self._words
+
+    def _word_tables(self) -> Tables:
+        """``word_tables`` of these."""
+        if self._tables is None:
+            object.__setattr__(self, "_tables", word_tables(self._word_of_codes(), self.n))
+        assert self._tables is not None
+        return self._tables
+
+    @property
+    def _expands(self) -> bool:
+        """Whether the values of a byte are stored at once."""
+        return self._is_table and self.n > 1 and self.n * DTYPES[self.dtype].word.itemsize <= MAX_EXPANDED_NBYTES
 
     def decode(self, packed: np.ndarray, rows: slice, cols: slice, local: Local, out: np.ndarray) -> None:
         """Fill ``out`` from the codes of a chunk.
@@ -92,29 +108,32 @@ class Decoder:
         if not out.size:
             return
         if not kernels.pays(NUMPY_COST * out.size):
-            self._decode_numpy(packed, rows, cols, local, out)
-        elif self._tables is not None:
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._decode_numpy(packed, rows, cols, local, out)
+        elif self._expands:
             self._expand(packed, rows, cols, out)
-        elif self._words is not None and self.n == 1:
+        elif self._is_table and self.n == 1:
             self._by_code(packed, rows, cols, out)
         else:
-            self._by_blocks(packed, rows, cols, local, out)
+            with np.errstate(over="ignore", invalid="ignore"):  # what is too large for the dtype becomes infinity
+                self._by_blocks(packed, rows, cols, local, out)
 
     def _check(self, packed: np.ndarray) -> None:
         """The kernels look every code up in a table of ``levels`` entries."""
         levels = self.scheme.levels
         if self.n == 1:
-            largest = np.iinfo(packed.dtype).max
-            if levels <= largest and packed.size and int(packed.max()) >= levels:
+            if levels < 256**packed.itemsize and packed.size and int(packed.max()) >= levels:
                 raise ValueError(f"code {int(packed.max())}, where there are {levels} levels")
             return
-        if self._tables is None and packed.size:  # tables have 256 entries whatever the levels
+        if not self._expands and packed.size:  # tables have 256 entries whatever the levels
             most = int(packed.max())
             if most >= BASES[self.n] ** self.n:
                 raise ValueError(f"byte {most} holds no {self.n} codes")
 
     def _check_local(self, rows: int, local: Local) -> None:
         """The kernels index scales and zero points by row and column, whatever there is."""
+        if self._is_table:
+            return
         scheme = self.scheme
         scales = self._scales(local)
         if len(scales) != len(scheme.scales):
@@ -130,8 +149,7 @@ class Decoder:
                 raise ValueError(f"{name} of shape {own.shape}, where blocks of {block} need {grid}")
 
     def _expand(self, packed: np.ndarray, rows: slice, cols: slice, out: np.ndarray) -> None:
-        assert self._tables is not None
-        table, head, tail, head_nbytes, tail_nbytes = self._tables
+        table, head, tail, head_nbytes, tail_nbytes = self._word_tables()
         first, skip = divmod(cols.start, self.n)
         memory, row = _bytes(out)
         source, start, source_row = _flat(packed, rows.start, first)
@@ -141,15 +159,15 @@ class Decoder:
         )  # fmt: skip
 
     def _by_code(self, packed: np.ndarray, rows: slice, cols: slice, out: np.ndarray) -> None:
-        assert self._words is not None
         kernel = kernels.load_quantized()
         memory, row = _words(out)
         source = (*_flat(packed, rows.start, cols.start), *out.shape)
         scheme = self.scheme
         if scheme.codebook is not None or len(scheme.scales) != 1 or self.dtype == "float16":
-            kernel.look_up(*source, self._words, memory, 0, row)
+            kernel.look_up(*source, self._word_of_codes(), memory, 0, row)
             return
-        zero, scale = np.int32(scheme.zero_point), self._scale  # type: ignore[arg-type]
+        (values,) = self._scales(Local())
+        zero, scale = np.int32(scheme.zero_point), values[0, 0]  # type: ignore[arg-type]
         if self.dtype == "float32":
             kernel.scale_codes(*source, zero, scale, memory.view(np.float32), 0, row)
         else:
@@ -247,8 +265,8 @@ class Decoder:
                     raise ValueError(f"code {int(own.max())}, where there are {self.scheme.levels} levels")
             else:
                 own = own[:, cols.start // d : -(-cols.stop // d)]
-            if self._words is not None:
-                out[i : i + n] = self._words[own]
+            if self._is_table:
+                out[i : i + n] = self._word_of_codes()[own]
                 continue
             out[i : i + n] = _to_words(self._values(own, rows.start + i, cols, local), self.dtype)
 
@@ -283,26 +301,34 @@ def _over(values: np.ndarray, block: Shape, rows: slice, cols: slice) -> np.ndar
 
 
 @functools.cache
-def _digit_tables(n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
+def _digit_tables(n: int) -> Tables:
     """``word_tables`` of the codes themselves."""
     return word_tables(np.arange(BASES[n], dtype=np.uint8), n)
 
 
-def word_tables(words: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int, int]:
+def word_tables(words: np.ndarray, n: int) -> Tables:
     """(table, head, tail, head bytes, tail bytes) of ``kernels.quantized.expand`` for the word of each code.
 
     A digit that is no code (levels below the base of the packing) gives the word of the last code: every byte has values.
     """
-    own = digits(n).astype(np.int64)
-    table = np.ascontiguousarray(words[np.minimum(own, words.size - 1)])
+    table = words[_digits_below(n, words.size)]
     size = n * words.itemsize
     head_nbytes = 4 if size <= 4 else 8
+    if size == head_nbytes:
+        head = table.view(f"<u{size}").reshape(256)
+        return table, head, _NO_TAIL, head_nbytes, 0
     tail_nbytes = next(nbytes for nbytes in (0, 2, 4, 8) if head_nbytes + nbytes >= size)
     raw = np.zeros((256, head_nbytes + max(tail_nbytes, 8)), np.uint8)
     raw[:, :size] = table.view(np.uint8).reshape(256, size)
     head = raw[:, :head_nbytes].copy().view(f"<u{head_nbytes}").reshape(256)
     tail = raw[:, head_nbytes : head_nbytes + (tail_nbytes or 8)].copy().view(f"<u{tail_nbytes or 8}").reshape(256)
     return table, head, tail, head_nbytes, tail_nbytes
+
+
+@functools.cache
+def _digits_below(n: int, levels: int) -> np.ndarray:
+    """int64[256, n]: ``digits``, none of them beyond the last of ``levels``."""
+    return np.minimum(digits(n).astype(np.int64), levels - 1)
 
 
 def _to_words(values: np.ndarray, dtype: str) -> np.ndarray:
