@@ -119,19 +119,21 @@ def expand(
     size = table.itemsize
     one, two, three, four = np.uint64(1), np.uint64(2), np.uint64(3), np.uint64(4)
     step = np.uint64(n * size)
+    # All rows alike: the values of the first byte, the bytes that are stored at once, the values after them.
+    partial = min(n - skip, cols) if skip else 0
+    left = cols - partial
+    safe = left // n
+    if head_nbytes > n * size:  # such a head must not write behind the last value of the row
+        safe = max(0, min(safe, (left * size - head_nbytes) // (n * size) + 1))
+    left -= safe * n
     for i in range(rows):
         at = np.uint64(start + i * row)
         o = np.uint64(out_start + i * out_row)
-        left = cols
         if skip:
-            for d in range(skip, min(n, skip + left)):
+            for d in range(skip, skip + partial):
                 put(out, o, table[packed[at], d])
                 o += np.uint64(size)
-            left -= min(n - skip, left)
             at += np.uint64(1)
-        # A head that is too long must not write behind the last value of the row.
-        whole = left // n
-        safe = max(0, min(whole, (left * size - head_nbytes) // (n * size) + 1)) if head_nbytes > n * size else whole
         if tail_nbytes:
             for j in range(np.uint64(safe)):
                 byte = packed[at + j]
@@ -153,7 +155,6 @@ def expand(
                 put(out, o, head[packed[at + j]])
                 o += step
         at += np.uint64(safe)
-        left -= safe * n
         d = 0
         for _ in range(left):
             put(out, o, table[packed[at], d])
