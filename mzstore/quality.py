@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from mzstore import kernels
 from mzstore.documents import TensorEntry, dump
 from mzstore.dtypes import DType
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.tensors import TensorSpec
 
 PIECE = 1 << 16  # values
+LANES = 512  # a part of PIECE
+NUMPY_COST = 8  # comparing two values with NumPy costs as much as decoding so many bytes does
 ENTRY_NBYTES = 30 + 46  # of the headers of an entry, besides its key
 
 
@@ -28,23 +31,19 @@ class Errors:
 
     @classmethod
     def between(cls, before: np.ndarray, after: np.ndarray, dtype: DType) -> "Errors":
-        """Of values (words of ``dtype``) that became others: in float64, in which no square of a float32 is lost; in pieces
-        that stay in the cache.
+        """Of values (words of ``dtype``) that became others: in float64, in which no square of a float32 is lost.
 
         Raises ValueError for values that ``dtype`` cannot hold.
         """
         before, after = (array.reshape(-1).view(dtype.numpy) for array in (before, after))
-        square = squared_error = greatest = 0.0
+        # In lanes, whose sums are the same whatever adds them; in pieces that stay in the cache.
+        squares, errors, worst = np.zeros((3, LANES))
         for start in range(0, before.size, PIECE):
-            values = before[start : start + PIECE].astype(np.float64)
-            error = after[start : start + PIECE].astype(np.float64)
-            error -= values
-            greatest = max(greatest, float(error.max()), -float(error.min()))
-            square += float(np.add.reduce(np.multiply(values, values, out=values)))
-            squared_error += float(np.add.reduce(np.multiply(error, error, out=error)))
+            _add(before[start : start + PIECE], after[start : start + PIECE], squares, errors, worst)
+        squared_error = float(np.add.reduce(errors))
         if not math.isfinite(squared_error):
             raise ValueError(f"values that {dtype.name} cannot hold come out: take other scales, or keep it lossless")
-        return cls(before.size, square, squared_error, greatest)
+        return cls(before.size, float(np.add.reduce(squares)), squared_error, float(worst.max()))
 
     def __add__(self, other: "Errors") -> "Errors":
         return Errors(
@@ -68,6 +67,28 @@ class Errors:
         if nmse:
             found["snr_db"] = -10 * math.log10(nmse)
         return {name: float(f"{value:.6g}") for name, value in found.items()}
+
+
+def _add(before: np.ndarray, after: np.ndarray, squares: np.ndarray, errors: np.ndarray, worst: np.ndarray) -> None:
+    """Add what ``kernels.quantized.add_errors`` does, of any number of values (at most PIECE) of any float."""
+    whole = before.size // LANES * LANES
+    if before.dtype != np.float64 and kernels.pays(NUMPY_COST * whole):
+        pair = (array[:whole].astype(np.float32, copy=False) for array in (before, after))
+        kernels.load_quantized().add_errors(*pair, squares, errors, worst)
+    elif whole:
+        values, error = (array[:whole].astype(np.float64).reshape(-1, LANES) for array in (before, after))
+        error -= values
+        # With what is there as the first row: one sum after the other, as the kernel does.
+        squares[:] = np.add.reduce(np.concatenate([squares[None], values * values]), axis=0)
+        errors[:] = np.add.reduce(np.concatenate([errors[None], error * error]), axis=0)
+        np.maximum(worst, np.abs(error).max(axis=0), out=worst)
+    if whole < before.size:
+        values, error = (array[whole:].astype(np.float64) for array in (before, after))
+        error -= values
+        n = error.size
+        squares[:n] += values * values
+        errors[:n] += error * error
+        worst[:n] = np.maximum(worst[:n], np.abs(error))
 
 
 def quality_of(

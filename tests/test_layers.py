@@ -67,7 +67,7 @@ ALLOWED = {
     "payload": "errors grid",
     "progress": "",
     "prune": "recipe tensors",
-    "quality": "documents dtypes grid tensors",
+    "quality": "documents dtypes grid kernels tensors",
     "quantize": "arrays documents dtypes encode encodings encodings.combined encodings.positions encodings.quantized encodings.sparse grid payload quality quantizers quantizers.decoding quantizers.packing sources tensors",
     "quantizers/__init__": "dtypes",
     "quantizers/codebooks": "quantizers quantizers.integers quantizers.ranges quantizers.sample",

@@ -57,6 +57,26 @@ def quantize_uniform(values, start, row, rows, cols, inverse, slope, shift, limi
 
 
 @jit
+def add_errors(before, after, squares, errors, worst):
+    """Sums over two arrays of float32, in float64 and in lanes: value i belongs to lane i % lanes, in ascending order.
+
+    before, after    float32, as long as each other, a multiple of the lanes
+    squares, errors  float64[lanes]: before ** 2 and (after - before) ** 2 are added
+    worst            float64[lanes]: the greatest |after - before|, if it is above what is there
+    """
+    lanes = np.uint64(squares.size)
+    for i in range(np.uint64(before.size) // lanes):
+        at = np.uint64(i) * lanes
+        for j in range(lanes):
+            value = np.float64(before[at + j])
+            error = np.float64(after[at + j]) - value
+            squares[j] += value * value
+            errors[j] += error * error
+            error = abs(error)
+            worst[j] = error if error > worst[j] else worst[j]
+
+
+@jit
 def pack(codes, n, base, out):
     """out[i, j] = sum over d of codes[i, n * j + d] * base ** d; ``out`` (uint8) is 0 before.
 

@@ -24,6 +24,7 @@ from mzstore.dtypes import DTYPES
 
 MAX_LEVELS = 1 << 16
 MAX_DIMENSION = 8
+PIECE = 1 << 16  # values that stay in the second-level cache
 # The greatest value that decoding may give, by the dtype of the tensor.
 GREATEST = MappingProxyType({"float32": 3.4e38, "float64": 3.4e38, "bfloat16": 3.38e38, "float16": 65504.0})
 SCALE_DTYPES = ("float32", "float16", "bfloat16")
@@ -224,7 +225,10 @@ def dequantize(
 def without_overflow(codes: Codes, scheme: Scheme, dtype: str, block: np.ndarray) -> Codes:
     """The ``codes`` of ``block``; those that decode to infinity in ``dtype`` are moved to the next finite value towards 0."""
     # Rounding makes no value eight times as great.
-    if not block.size or max(-float(block.min()), float(block.max())) < GREATEST[dtype] / 8:
+    if not block.size:
+        return codes
+    low, high = extremes(block)
+    if max(-low, high) < GREATEST[dtype] / 8:
         return codes
     own = codes.codes.copy()
     ascending = np.arange(scheme.levels) if scheme.codebook is None else np.argsort(scheme.codebook, kind="stable")
@@ -263,6 +267,14 @@ def check_finite(low: float, high: float) -> None:
         raise ValueError(f"there is {kind} among the values: it cannot be quantized; keep this tensor lossless")
 
 
+def extremes(values: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest of ``values`` (float32, not empty), NaN if there is any; read from memory but once."""
+    flat = values.reshape(-1)
+    pieces = [flat[i : i + PIECE] for i in range(0, flat.size, PIECE)]
+    found = np.array([(piece.min(), piece.max()) for piece in pieces])
+    return float(found[:, 0].min()), float(found[:, 1].max())
+
+
 def checked_block(block: np.ndarray, scheme: Scheme, first_row: int) -> np.ndarray:
     """``block``, contiguous, if ``scheme`` can encode it."""
     rows, cols = scheme.shape
@@ -274,8 +286,7 @@ def checked_block(block: np.ndarray, scheme: Scheme, first_row: int) -> np.ndarr
             f"rows {first_row} to {end} do not begin and end at multiples of {many} rows, which share scales"
         )
     block = np.ascontiguousarray(block, np.float32)
-    if block.size:
-        check_finite(float(block.min()), float(block.max()))
+    _check_values(block)
     return block
 
 
@@ -295,14 +306,17 @@ def checked_weights(importance: np.ndarray | None, shape: tuple[int, ...]) -> np
     return weights
 
 
-def weighted_blocks(matrix: Matrix, importance: Importance) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-    """(first row, block, weights that broadcast over it or None), all checked."""
+def weighted_blocks(
+    matrix: Matrix, importance: Importance, *, finite: bool = False
+) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+    """(first row, block, weights that broadcast over it or None), all checked; but values not if ``finite`` says that it is done."""
     rows, cols = matrix.shape
     if importance is None or isinstance(importance, np.ndarray):
         if importance is not None and importance.shape != (cols,):
             raise ValueError(f"importance of shape {importance.shape} for {cols} columns; elements come as a Matrix")
         for first, block in matrix.blocks():
-            _check_values(block)
+            if not finite:
+                _check_values(block)
             yield first, block, checked_weights(importance, block.shape)
         return
     if importance.shape != (rows, cols):
@@ -312,13 +326,14 @@ def weighted_blocks(matrix: Matrix, importance: Importance) -> Iterator[tuple[in
             raise ValueError(
                 f"importance comes in rows {at} + {weights.shape[0]}, values in {first} + {block.shape[0]}"
             )
-        _check_values(block)
+        if not finite:
+            _check_values(block)
         yield first, block, checked_weights(weights, block.shape)
 
 
 def _check_values(block: np.ndarray) -> None:
     if block.size:
-        check_finite(float(block.min()), float(block.max()))
+        check_finite(*extremes(block))
 
 
 def _check_block(block: Shape) -> None:

@@ -26,6 +26,7 @@ from mzstore.quantizers import (
     Scheme,
     checked_block,
     checked_weights,
+    extremes,
     round_to,
     without_overflow,
 )
@@ -169,11 +170,16 @@ class Uniform:
         sample = collect(matrix, importance, factors=None if scale is None else np.float32(1) / scale)
         return self.fit_sample(matrix.shape, sample, scale)
 
-    def fit_sample(self, shape: tuple[int, int], sample: Sample, scale: np.ndarray | None) -> "FittedUniform":
-        """As ``fit``, for a matrix of ``shape``, of which everything that matters is in ``sample`` and column ``scale``."""
+    def fit_sample(
+        self, shape: tuple[int, int], sample: Sample, scale: np.ndarray | None, *, search: bool = True
+    ) -> "FittedUniform":
+        """As ``fit``, for a matrix of ``shape``, of which everything that matters is in ``sample`` and column ``scale``.
+
+        search  whether alphabets that do not reach every value are tried, where ``levels`` is not given
+        """
         rows, cols = shape
         # With column scales it is not the levels that have to be finite in ``dtype``: ``encode`` sees to that.
-        design = (self if scale is None else replace(self, dtype="float32")).design(sample)
+        design = (self if scale is None else replace(self, dtype="float32")).design(sample, search=search)
         scales = [Scale((max(1, rows), max(1, cols)), "float32", np.full((1, 1), design.step, np.float32))]
         if scale is not None:
             scales.append(Scale((max(1, rows), 1), "float16", scale[None]))
@@ -188,8 +194,8 @@ class Uniform:
         factors = None if scale is None else np.float32(1) / scale
         return FittedUniform(self, scheme, design, sample, scale, factors, None if sample.relative is None else mean)
 
-    def design(self, sample: Sample) -> Design:
-        """The best way to quantize the sample; ``levels`` by counted bits unless it is given."""
+    def design(self, sample: Sample, *, search: bool = True) -> Design:
+        """The best way to quantize the sample; ``levels`` by counted bits unless it is given. ``search`` as in ``fit_sample``."""
         if not sample.square > 0:  # all values are 0, or there are none
             return _constant(self.step or 1.0)
         if self.target is not None and self.target.max_error is not None:
@@ -197,6 +203,8 @@ class Uniform:
         if self.levels is not None:
             return self._solve(sample, self.levels)
         full = self._reaching(sample)
+        if not search:
+            return full
         best, cost = full, full.bits
         for levels in sorted(ALPHABETS, reverse=True):
             if levels >= full.levels or _beyond(sample, full.step, levels) > MOST_BEYOND:
@@ -343,7 +351,7 @@ class FittedUniform:
 
         def fitted(levels: int | None) -> FittedUniform:
             quantizer = replace(self.quantizer, step=rounded(step), target=None, levels=levels)
-            return quantizer.fit_sample(self.scheme.shape, self.sample, self.scale)
+            return quantizer.fit_sample(self.scheme.shape, self.sample, self.scale, search=False)
 
         levels = self.design.levels
         if np.isfinite(self.design.reach):
@@ -356,7 +364,8 @@ class FittedUniform:
         if not self.may_have_outliers or not block.size:
             return None
         least, most = reached(self.design)
-        if float(values.min()) >= least and float(values.max()) <= most:
+        low, high = extremes(values)
+        if low >= least and high <= most:
             return None
         flat = np.flatnonzero((values < least) | (values > most))
         return Outliers(flat + first_row * block.shape[1])
@@ -446,7 +455,9 @@ def design_for(
         better = _error(chosen * step, weight, first, second)
         if 0.5 * np.log2(max(plain, 1e-300) / max(better, 1e-300)) * sample.count > 32 * k.size + 8 * 300:
             points = chosen.astype(np.float32)
-    error = _error((k if points is None else chosen) * step, *_plain_cells(sample, k, step, slope, shift, reach))
+    if sample.weighted:
+        weight, first, second = _plain_cells(sample, k, step, slope, shift, reach)
+    error = _error((k if points is None else chosen) * step, weight, first, second)
     outside = (sample.values.size - int(counts.sum())) / sample.values.size
     nmse = error / sample.values.size / sample.power
     return Design(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mzstore.quantizers import Importance, Matrix, check_finite, weighted_blocks
+from mzstore.quantizers import Importance, Matrix, check_finite, extremes, weighted_blocks
 
 LIMIT = 1 << 16  # values: the bits per weight of a design differ by less than 0.006 from those of all values
 RUN = 1 << 15  # values of float64 that stay in the second-level cache
@@ -33,6 +33,11 @@ class Sample:
     _first: np.ndarray
     _second: np.ndarray
     _plain: tuple[np.ndarray, np.ndarray, np.ndarray] | None  # these without weights and factors, where there are any
+
+    @property
+    def weighted(self) -> bool:
+        """Whether there are weights or factors: else ``plain_cells`` are the sums of ``cells``."""
+        return self._plain is not None
 
     @property
     def weight(self) -> float:
@@ -81,19 +86,23 @@ def collect(
     stride = _stride(rows * cols, cols, limit)
     taken, heavy, plain = [], [], []
     low, high, square, power, total = np.inf, -np.inf, 0.0, 0.0, 0.0
-    for first, block, weights in weighted_blocks(matrix, importance):
+    for first, block, weights in weighted_blocks(matrix, importance, finite=True):
         if not block.size:
             continue
-        power += _sum_of_squares(block)
+        least, most = extremes(block)
+        check_finite(least, most)
+        plain_square = _sum_of_squares(block)
+        power += plain_square
         start = -(first * cols) % stride
         if factors is not None:
             with np.errstate(over="ignore"):
                 block, weights = block * factors, None
             plain.append(factors[np.arange(start, block.size, stride) % cols].astype(np.float64) ** -2)
-        low, high = min(low, float(block.min())), max(high, float(block.max()))
-        check_finite(low, high)
+            least, most = extremes(block)
+            check_finite(least, most)
+        low, high = min(low, least), max(high, most)
         taken.append(block.reshape(-1)[start::stride].copy())
-        square += _sum_of_squares(block, weights)
+        square += plain_square if weights is None and factors is None else _sum_of_squares(block, weights)
         if weights is None:
             total += block.size
         else:
