@@ -163,7 +163,7 @@ class ModelDocument:
 
     def features(self) -> list[str]:
         """What a reader must know beyond ``raw`` to read all of this model."""
-        return sorted(_encodings(self.tensors.values()) - {"raw"})
+        return sorted(encodings_of(self.tensors.values()) - {"raw"})
 
 
 def parts_of(part: Part) -> tuple[SinglePart, ...]:
@@ -180,7 +180,7 @@ def _part_documents(part: Part) -> Iterator[dict[str, object]]:
         yield other.to_json() if default else other.to_json() | {"combine": how}
 
 
-def _encodings(entries: Iterable[TensorEntry]) -> set[str]:
+def encodings_of(entries: Iterable[TensorEntry]) -> set[str]:
     """Of all parts, and of those inside of them."""
     return {name for entry in entries if entry.part for part in parts_of(entry.part) for name in _encodings_of(part)}
 
@@ -260,7 +260,7 @@ def parse(root: dict[str, Any], *, where: str) -> ModelDocument:
         raise FormatError("'metadata' is not an object", where=where, clause="root-5")
     bases = _bases(about.get("bases", []), where=where)
     tensors = _tensors(below, len(bases), where=where)
-    used = _encodings(tensors.values()) - {"raw"}
+    used = encodings_of(tensors.values()) - {"raw"}
     if used - set(features):
         raise FormatError(
             f"encoding {min(used - set(features))!r} is used but is not in 'features'", where=where, clause="root-3"

@@ -19,10 +19,9 @@ from mzstore.cache import TensorCache
 from mzstore.components import ComponentView, components
 from mzstore.container import Objects, Reader, open_reader, read_model
 from mzstore.decode import bound
-from mzstore.documents import Asset, ModelDocument, TensorEntry, parts_of
+from mzstore.documents import Asset, ModelDocument, TensorEntry, encodings_of
 from mzstore.encodings import chunk_path, first_of
 from mzstore.encodings.combined import base_of
-from mzstore.encodings.quantized import Quantized
 from mzstore.errors import CorruptError
 from mzstore.frameworks import Framework
 from mzstore.payload import unseal
@@ -37,6 +36,8 @@ from mzstore.tensors import TensorSpec
 
 if TYPE_CHECKING:
     import zarr
+
+LOSSLESS = {"raw", "planes", "sparse"}  # encodings that give any values
 
 
 def open(  # noqa: A001  what a user types is mzstore.open
@@ -386,10 +387,13 @@ class StoredTensor:
         return self.entry.sha256
 
     @property
-    def quantized(self) -> bool:
-        """Whether its payloads are to be copied as they are: they stand for all of its values."""
+    def changed(self) -> bool:
+        """Whether codes or factors stand for its values, or others were made 0: as words these would take more, or what was
+        reached would be forgotten."""
         assert self.stored.part is not None
-        return not base_of(self.stored.part) and any(isinstance(part, Quantized) for part in parts_of(self.stored.part))
+        if base_of(self.stored.part):
+            return False
+        return self.stored.lossy is not None or not encodings_of([self.stored]) <= LOSSLESS
 
     def payloads(self) -> Iterator[tuple[str, bytes, bool]]:
         """(path below the node, payload, whether it is uncompressed) of all chunks, each checked against its checksum."""

@@ -146,12 +146,12 @@ def origin(source: TensorSource) -> TensorSource:
 def read_ahead(tensors: Iterable[TensorSource]) -> Iterator[TensorSource]:
     """``tensors``, each read whole while the one before it is at work, if it is of moderate size.
 
-    For sources on remote storage, of which a writer reads more than once. Of those that are quantized it may want the
-    chunks, not the values.
+    For sources on remote storage, of which a writer reads more than once. Of those that a recipe has changed it may
+    want the chunks, not the values.
     """
 
     def ahead(source: TensorSource) -> TensorSource:
-        return source if getattr(source, "quantized", False) else held(source)
+        return source if getattr(source, "changed", False) else held(source)
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="mzstore-ahead")
     try:

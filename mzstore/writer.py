@@ -153,10 +153,17 @@ def _thresholds(source: ModelSource, recipe: Recipe | None, importance: Importan
         return {}
     from mzstore import approximate, prune
 
-    def reading(tensor: TensorSource) -> prune.Read:
-        return lambda: approximate.matrix_of(tensor, importance.get(tensor.spec.name))
-
-    return prune.thresholds(recipe, ((tensor.spec, reading(tensor)) for tensor in source.tensors))
+    counted = prune.Thresholds()
+    for tensor in source.tensors:
+        rule = recipe.rule_for(tensor.spec)
+        if rule is None or rule.scope != "global" or is_constant(tensor):
+            continue
+        try:
+            counted.add(rule, *approximate.matrix_of(tensor, importance.get(tensor.spec.name)))
+        except ValueError as error:
+            if rule.on_error != "lossless":
+                raise ValueError(f"tensor {tensor.spec.name!r}: {error}") from error
+    return counted.found()
 
 
 def _check_names(importance: Importances | None, names: Container[str]) -> None:
@@ -259,7 +266,7 @@ class _ModelWriter:
         alike = [
             other
             for other in self._by_prefix.setdefault(prefix, [])
-            if (other.rule and other.rule.asked) == (rule and rule.asked) and other.importance is importance
+            if self._asked(other.rule) == self._asked(rule) and other.importance is importance
         ]
         if alike and spec.nbytes:
             digest = _digest(source)
@@ -272,13 +279,17 @@ class _ModelWriter:
                     return
         written = self._approximated(source, node, rule, importance) if rule and not is_constant(source) else None
         if written is None:
-            if isinstance(source, StoredTensor) and source.quantized:
+            if isinstance(source, StoredTensor) and source.changed:
                 written = self._copied(source, node)
             else:
                 written = self._lossless(source, node)
         written.rule, written.importance = rule, importance
         self._keep(written)
         self._by_prefix[prefix].append(written)
+
+    def _asked(self, rule: Rule | None) -> object:
+        """What tells apart rules that make different things of equal values."""
+        return rule and (rule.asked, self._thresholds.get(id(rule)))
 
     def _lossless(self, source: TensorSource, node: str) -> _Written:
         choice = choose(source, self._level)
@@ -302,7 +313,7 @@ class _ModelWriter:
         return _Written(TensorEntry(spec, node, "", source.part), lambda: sha256, lambda: sha256)
 
     def _copied(self, source: StoredTensor, node: str) -> _Written:
-        """A tensor that is quantized already, as it is: its values stored lossless would take more."""
+        """A tensor that a recipe has changed already, as it is."""
         self._drain(0)
         for payload in source.payloads():
             self._write(node, [Payload(*payload)])
