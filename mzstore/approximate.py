@@ -32,7 +32,8 @@ from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.interleave import Fields
 from mzstore.payload import seal
 from mzstore.quality import Errors
-from mzstore.quantize import Encoded, to_float32
+from mzstore.quantize import Encoded, to_float32, weights_of
+from mzstore.quantizers import checked_weights
 from mzstore.recipe import FACTORIZED, GROUPS, Rule
 from mzstore.sources import ArraySource, TensorSource
 from mzstore.targets import Map
@@ -115,7 +116,7 @@ class _Fit:
 
     rule: Rule
     combine: Combine | None  # None: it is the first one
-    values: np.ndarray  # float32 [rows, cols]: what it adds; of one that replaces, nothing
+    values: np.ndarray | None = None  # float32 [rows, cols]: what it adds; of one that replaces, nothing
     replaced: np.ndarray | None = None  # bool [rows, cols]: where it replaces the others
     stored: _Stored | None = None
     kept: dict[str, Any] = field(default_factory=dict)
@@ -164,55 +165,83 @@ class _Fitting:
         self._words = source.read(0, source.spec.size).reshape(self._shape)
         rules: tuple[Rule, ...] = rule.parts if rule.parts is not None else (rule,)  # type: ignore[assignment]
         self._under = under
-        self._below = matrix_of(under.values, None)[0] if under else np.zeros((1, 1), np.float32)
+        self._below = matrix_of(under.values, None)[0] if under else None
+        self._wanted = self._values if self._below is None else self._values - self._below  # of all parts together
         self._fits = [
-            _Fit(own, how, np.zeros(self._shape, np.float32))
-            for own, how in zip(rules, _combines(rules, begun=under is not None), strict=True)
+            _Fit(own, how) for own, how in zip(rules, _combines(rules, begun=under is not None), strict=True)
         ]
         self._grid = Grid(source.spec.shape, self._chunk_shape(rules))
 
     def approximation(self) -> Approximation:
+        """Of all rounds, the parts with the least error. Raises ValueError if their dtype cannot hold what they give."""
+        least = math.inf
         for _ in range(self._rule.rounds or 1):
             for fit in self._fits:
                 self._fit(fit)
-        stored = tuple(fit.stored for fit in self._fits if fit.stored)
+            if (error := self._error()) < least:
+                least, found = error, [(fit.stored, fit.kept) for fit in self._fits]
+        if least == math.inf:
+            raise ValueError(f"values that {self._spec.dtype.name} cannot hold come out: keep it lossless")
+        stored = tuple(stored for stored, _ in found if stored)
         part: Part = stored[0].part
-        parts, kept = tuple(each.part for each in stored), [fit.kept for fit in self._fits]
+        parts, kept = tuple(each.part for each in stored), [kept for _, kept in found]
         if self._under:
             parts = (replace(self._under.part, grid=self._grid), *parts)
-            change = np.square(self._values - self._below, dtype=np.float64).mean()
+            change = np.square(self._wanted, dtype=np.float64).mean()
             kept.insert(0, {"encoding": "base", "rms_change": float(f"{math.sqrt(change):.6g}")})
         if len(parts) > 1:
             part = Combined(parts, tuple(f.combine for f in self._fits if f.combine))
         values = self._under.values if self._under else None
         return Approximation(self._spec, part, dict(self._rule.asked), kept, stored, values)
 
+    def _error(self) -> float:
+        """The (weighted) squared error of what the parts give; infinity if that is not finite."""
+        if len(self._fits) == 1 and self._fits[0].values is None:
+            return 0.0  # what is kept is exact, and nothing else could be taken
+        given = np.zeros(self._shape, np.float32) if self._below is None else self._below.copy()
+        for fit in self._fits:
+            if fit.values is not None:
+                given += fit.values
+        for fit in self._fits:
+            if fit.replaced is not None:
+                given[fit.replaced] = self._values[fit.replaced]
+        with np.errstate(over="ignore", invalid="ignore"):
+            error = np.square(self._rounded(given) - self._values, dtype=np.float64)
+            found = float((error if self._weights is None else error * self._weights).sum())
+        return found if math.isfinite(found) else math.inf
+
+    def _rounded(self, values: np.ndarray) -> np.ndarray:
+        """``values`` (float32) as the dtype of the tensor has them."""
+        dtype = self._spec.dtype
+        return cast(cast(values.view(np.uint32), FLOAT32, dtype), dtype, FLOAT32).view(np.float32)
+
     def _chunk_shape(self, rules: Sequence[Rule]) -> tuple[int, ...]:
         """Of all parts: no chunk cuts what shares a scale; those of a sparse tensor may be larger than others."""
         shape, itemsize = self._spec.shape, max(4, self._spec.dtype.word.itemsize)
         if len(rules) == 1 and rules[0].encoding == "sparse":
             (rule,) = rules
-            density = 0.1 if rule.threshold is not None or rule.pattern is not None else prune.share_kept(rule)
+            density = 0.1 if rule.threshold is not None else prune.share_kept(rule)
             return sparsity.chunks_for(shape, itemsize, density)
         chunk = list(choose_chunk_shape(shape, itemsize))
         for rule in rules:
             if rule.encoding == "quantized":
-                wide = math.lcm(
-                    rule.dimension or 1, rule.group or GROUPS.get(str(rule.quantizer), 1), (rule.tile or (1, 1))[1]
-                )
+                wide = _width(rule)
                 chunk[-1] = min(shape[-1], -(-chunk[-1] // wide) * wide)
                 if rule.tile is not None and len(chunk) == 2:
                     chunk[0] = min(shape[0], -(-chunk[0] // rule.tile[0]) * rule.tile[0])
         return tuple(chunk)
 
     def _fit(self, fit: _Fit) -> None:
+        target = self._wanted
         others = [other for other in self._fits if other is not fit]
-        target = self._values - self._below
         for other in others:
-            target -= other.values
+            if other.values is not None:
+                target = target - other.values
         for other in others:
             if other.replaced is not None:  # whatever this part gives there
-                target[other.replaced] = fit.values[other.replaced] if fit.rule.encoding in FACTORIZED else 0
+                own = fit.values[other.replaced] if fit.values is not None and fit.rule.encoding in FACTORIZED else 0
+                target = target.copy() if target is self._wanted else target
+                target[other.replaced] = own
         if fit.rule.encoding == "quantized":
             self._quantize(fit, target)
         elif fit.rule.encoding == "sparse":
@@ -235,7 +264,19 @@ class _Fitting:
         weights = self._weights
         if weights is not None and weights.ndim == 2:
             raise ValueError("importance of each value: factors take that of columns")
-        left, right = factorize.factors(target, fit.rule, weights)
+        found = factorize.Decomposition(target, weights)
+        if fit.rule.rank is not None:
+            self._multiply(fit, *found.factors(fit.rule.rank))
+            return
+        nmse = float(fit.rule.nmse or 0) if fit.rule.energy is None else 1 - fit.rule.energy
+        rank, most = found.least_rank(nmse), min(self._shape)
+        while (error := self._multiply(fit, *found.factors(rank), target)) > nmse:  # by rounding, or by weights
+            if rank == most:
+                raise ValueError(f"nmse = {nmse:g} cannot be reached by a product, only {error:.3g}: keep it lossless")
+            rank = min(most, rank + max(1, rank // 16))
+
+    def _multiply(self, fit: _Fit, left: np.ndarray, right: np.ndarray, target: np.ndarray | None = None) -> float:
+        """Take the product of these factors; its squared error / squared values of ``target``, if that is given."""
         rank, grid = left.shape[1], self._grid
         stored_left, left = self._nested(left.reshape(left_grid(grid, rank).shape), fit.rule, left_grid(grid, rank))
         stored_right, right = self._nested(right, fit.rule, right_grid(grid, rank))
@@ -246,6 +287,11 @@ class _Fitting:
         fit.stored = _Stored(part, _renamed(stored_left, nested_left) | _renamed(stored_right, nested_right))
         fit.values = product
         fit.kept = {"encoding": "lowrank", "rank": rank}
+        if target is None:
+            return 0.0
+        given = self._rounded(product) if len(self._fits) == 1 and target is self._values else product
+        total = float(np.square(target, dtype=np.float64).sum())
+        return float(np.square(given - target, dtype=np.float64).sum()) / total if total else 0.0
 
     def _tucker(self, fit: _Fit, target: np.ndarray) -> None:
         if self._weights is not None:
@@ -286,75 +332,100 @@ class _Fitting:
     def _prune(self, fit: _Fit, target: np.ndarray) -> None:
         mask = prune.kept(target, fit.rule, self._weights, self._least)
         fit.kept = {"encoding": "sparse"} | prune.describe(mask)
-        fit.replaced, fit.values = None, np.zeros(self._shape, np.float32)
         exact = fit.rule.quantization is None or int(np.count_nonzero(mask)) < LEAST_QUANTIZED
-        if exact and (fit.combine == "replace" or np.array_equal(target, self._values)):
+        if exact and (fit.combine == "replace" or target is self._values):
             words, dtype = np.where(mask, self._words, self._words.dtype.type(0)), self._spec.dtype
-        elif exact and self._spec.dtype.name in FLOATS:
-            dtype = self._spec.dtype
-            words = cast(np.where(mask, target, 0).astype(np.float32).view(np.uint32), FLOAT32, dtype)
         else:
             words, dtype = np.where(mask, target, np.float32(0)).view(np.uint32), FLOAT32
-        fit.stored, given = self._sparse(fit, mask, words, dtype, exact=exact)
+            if exact and self._spec.dtype.name in FLOATS:
+                words, dtype = cast(words, FLOAT32, self._spec.dtype), self._spec.dtype
+        rule = None if exact else fit.rule.quantization
         if fit.combine == "replace":
+            fit.stored, _ = self._sparse(fit, mask, words, dtype, rule)
             fit.replaced = mask
         else:
-            fit.values = given
+            fit.stored, fit.values = self._sparse(fit, mask, words, dtype, rule)
 
     def _sparse(
-        self, fit: _Fit, mask: np.ndarray, words: np.ndarray, dtype: DType, *, exact: bool
-    ) -> tuple[_Stored, np.ndarray]:
-        """(the part that has ``words`` of ``dtype`` where ``mask`` is true, what it gives: float32 [rows, cols])."""
-        grid, shape = self._grid, self._spec.shape
+        self, fit: _Fit, mask: np.ndarray, words: np.ndarray, dtype: DType, rule: Rule | None
+    ) -> tuple[_Stored, np.ndarray | None]:
+        """(the part that has ``words`` of ``dtype`` where ``mask`` is true; what it gives: float32 [rows, cols]).
+
+        rule  how the values are quantized; None: they are not. Of such a part alone nobody asks what it gives: None
+        """
+        grid, shape, chunks = self._grid, self._spec.shape, list(self._grid.chunks())
         own_mask, own_words = mask.reshape(shape), words.reshape(shape)
-        chunks = list(grid.chunks())
 
         def of(array: np.ndarray, chunk: tuple[int, ...]) -> np.ndarray:
             part = array[grid.box(chunk)]
-            return np.pad(part, [(0, full - n) for full, n in zip(grid.chunk_shape, part.shape, strict=True)])
+            missing = [(0, full - n) for full, n in zip(grid.chunk_shape, part.shape, strict=True)]
+            return np.pad(part, missing) if part.shape != grid.chunk_shape else part
 
-        single = fit.combine == "replace"  # another value in a block would replace what the parts before give
-        structure = sparsity.find(of(own_mask, chunks[len(chunks) // 2]), dtype.word_bits, single=single)
-        try:
-            room = sparsity.room((of(own_mask, chunk) for chunk in chunks), structure)
-        except ValueError:  # a pattern that the other chunks do not have
-            structure = sparsity.Structure()
-            room = sparsity.room((of(own_mask, chunk) for chunk in chunks), structure)
-        n_values = room.n_elements * math.prod(structure.block)
-        held = np.zeros((len(chunks), n_values), dtype.word)
-        places = []
-        for row, chunk in zip(held, chunks, strict=True):
-            found = structure.places(of(own_mask, chunk))
-            places.append(found)
-            blocks = blocks_of(of(own_words, chunk), structure.block)[found]
-            row[: blocks.size] = blocks.reshape(-1)
-        own = values_grid(grid, n_values)
-        if exact:
-            fields = Fields(dtype.word_bits, 8, rotate=True)
-            stored = _lossless(held.reshape(own.shape), Planes.new(dtype, own, fields))
-            decoded = cast(held, dtype, FLOAT32).view(np.float32)
-        else:
-            assert fit.rule.quantization is not None
-            values = held.view(np.float32).reshape(own.shape)
-            stored, decoded = self._quantized(values, fit.rule.quantization, None, own.chunk_shape)
-            if fit.combine != "add":
-                assert isinstance(stored.part, Quantized)
-                stored = replace(stored, part=replace(stored.part, dtype=self._spec.dtype))
+        # Where a value replaces others, and where codes may not stand for 0, none may be stored that is not kept.
+        exact = fit.combine == "replace" or rule is not None
+        middle = of(own_mask, tuple((n - 1) // 2 for n in grid.counts))
+        found = sparsity.find(middle, dtype.word_bits, exact=exact)
+        unit = 1 if rule is None else _width(rule)
+        for structure in dict.fromkeys((found, sparsity.Structure())):
+            try:
+                places = [structure.places(of(own_mask, chunk)).astype(np.int32) for chunk in chunks]
+            except ValueError:  # a pattern that the other chunks do not have
+                continue
+            room = sparsity.room(places, structure, grid.chunk_size)
+            size = math.prod(structure.block)
+            step = unit // math.gcd(unit, size)
+            n_elements = -(-room.n_elements // step) * step
+            if structure == sparsity.Structure() or (
+                (structure.index.pattern is None or n_elements == room.n_elements)
+                and (not exact or self._covered(structure, places, chunks) == np.count_nonzero(mask))
+            ):
+                break
+        held = np.zeros((len(chunks), n_elements * size), dtype.word)
+        for row, chunk, taken in zip(held, chunks, places, strict=True):
+            row[: taken.size * size] = blocks_of(of(own_words, chunk), structure.block)[taken].reshape(-1)
+        stored, decoded = self._values_of(fit, held, values_grid(grid, held.shape[1]), dtype, rule)
         nested = Nested("values", stored.part)
-        low = bytes_array(grid, room.n_elements) if structure.index.low_bits else None
-        positions = bytes_array(grid, room.n_bytes)
-        sparse = Sparse(self._spec.dtype, grid, positions, nested, structure.index, low, structure.block)
+        low = bytes_array(grid, n_elements) if structure.index.low_bits else None
+        sparse = Sparse(
+            self._spec.dtype, grid, bytes_array(grid, room.n_bytes), nested, structure.index, low, structure.block
+        )
         payloads = _renamed(stored, nested)
-        given = np.zeros(shape, np.float32)
-        for row, chunk, found in zip(decoded.reshape(len(chunks), n_values), chunks, places, strict=True):
-            index = sparse.encode_index(found, CODING)
+        for chunk, taken in zip(chunks, places, strict=True):
+            index = sparse.encode_index(taken, CODING)
             payloads |= {(c.name, (*chunk, 0)): seal(body) for c, body in zip(sparse.components, index, strict=False)}
+        if fit.combine == "replace" or (rule is None and len(self._fits) == 1):
+            return _Stored(sparse, payloads), None
+        given = np.zeros(shape, np.float32)
+        for row, chunk, taken in zip(decoded, chunks, places, strict=True):
             dense = np.zeros(grid.chunk_size, np.float32)
-            at = sparse.positions_of(found)
-            dense[at] = row[: at.size]
+            dense[sparse.positions_of(taken)] = row[: taken.size * size]
             box = grid.box(chunk)
             given[box] = dense.reshape(grid.chunk_shape)[tuple(slice(0, s.stop - s.start) for s in box)]
         return _Stored(sparse, payloads), given.reshape(self._shape)
+
+    def _covered(
+        self, structure: sparsity.Structure, places: Sequence[np.ndarray], chunks: Sequence[tuple[int, ...]]
+    ) -> int:
+        """How many values of the tensor belong to elements at these places of its chunks."""
+        total = 0
+        for taken, chunk in zip(places, chunks, strict=True):
+            inner = tuple(slice(0, s.stop - s.start) for s in self._grid.box(chunk))
+            total += int(np.count_nonzero(structure.covered(taken, self._grid.chunk_shape)[inner]))
+        return total
+
+    def _values_of(
+        self, fit: _Fit, held: np.ndarray, grid: Grid, dtype: DType, rule: Rule | None
+    ) -> tuple[_Stored, np.ndarray]:
+        """(the part that holds the words ``held`` [chunks, room] of ``dtype``; what it gives, float32 of the same shape)."""
+        if rule is None:
+            part = Planes.new(dtype, grid, Fields(dtype.word_bits, 8, rotate=True))
+            return _lossless(held.reshape(grid.shape), part), cast(held, dtype, FLOAT32).view(np.float32)
+        stored, given = self._quantized(held.view(np.float32).reshape(grid.shape), rule, None, grid.chunk_shape)
+        given = given.reshape(held.shape)
+        if fit.combine == "add":
+            return stored, given
+        assert isinstance(stored.part, Quantized)
+        return replace(stored, part=replace(stored.part, dtype=self._spec.dtype)), self._rounded(given)
 
     def _nested(self, values: np.ndarray, rule: Rule, grid: Grid) -> tuple[_Stored, np.ndarray]:
         """(the part that holds ``values`` (float32) inside of another one, over ``grid``; what it gives, in float32)."""
@@ -362,8 +433,11 @@ class _Fitting:
             return self._quantized(values, rule.quantization, None, grid.chunk_shape)
         dtype = DTYPES[rule.factor_dtype or (self._spec.dtype.name if self._spec.dtype.name in FLOATS else "float32")]
         words = cast(values.view(np.uint32), FLOAT32, dtype)
+        given = cast(words, dtype, FLOAT32).view(np.float32)
+        if not np.isfinite(given).all():
+            raise ValueError(f"factors that {dtype.name} cannot hold: take another factor_dtype")
         part = Planes.new(dtype, grid, Fields(dtype.word_bits, 8, rotate=True))
-        return _lossless(words, part), cast(words, dtype, FLOAT32).view(np.float32)
+        return _lossless(words, part), given
 
     def _quantized(
         self, values: np.ndarray, rule: Rule, importance: Any, chunk_shape: tuple[int, ...]
@@ -421,25 +495,21 @@ def _combines(rules: Sequence[Rule], *, begun: bool = False) -> list[Combine | N
     return found
 
 
+def _width(rule: Rule) -> int:
+    """Of how many values along the last axis a chunk of codes is a multiple."""
+    group = rule.group or GROUPS.get(str(rule.quantizer), 1)
+    return math.lcm(rule.dimension or 1, group, (rule.tile or (1, 1))[1])
+
+
 def matrix_of(source: TensorSource, importance: Any) -> tuple[np.ndarray, np.ndarray | None]:
     """(the values, float32 [rows, cols]; how much their squares matter, float32 [cols] or [rows, cols], or None).
 
-    Raises ValueError for NaN and infinity, and for importance of another shape.
+    Raises ValueError for NaN and infinity, and for importance that will not do.
     """
     *lead, cols = source.spec.shape
     values = to_float32(source.read(0, source.spec.size), source.spec.dtype).reshape(math.prod(lead), cols)
     if not np.isfinite(values).all():
-        raise ValueError("values with NaN or infinity are not approximated: keep it lossless")
-    return values, None if importance is None else _weights(importance, source.spec, (values.shape[0], cols))
-
-
-def _weights(importance: Any, spec: TensorSpec, shape: tuple[int, int]) -> np.ndarray:
-    """float32 [cols] or [rows, cols]."""
-    weights = np.asarray(importance, np.float32)
-    if weights.shape == shape[1:]:
-        return weights
-    if weights.shape != spec.shape:
-        raise ValueError(
-            f"importance of shape {weights.shape}: one for each column or each value of {spec.shape} will do"
-        )
-    return weights.reshape(shape)
+        raise ValueError("values with NaN or infinity, or beyond float32, are not approximated: keep it lossless")
+    weights = weights_of(importance, source.spec)
+    checked_weights(weights, values.shape)
+    return values, weights

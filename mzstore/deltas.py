@@ -112,7 +112,7 @@ def _tensors(
         elif (
             entry is None
             or (entry.spec.dtype, entry.spec.shape) != (spec.dtype, spec.shape)
-            or (isinstance(stored, StoredTensor) and stored.quantized)
+            or (isinstance(stored, StoredTensor) and stored.changed)
         ):
             yield source
         else:

@@ -217,12 +217,16 @@ class _Survey:
         if grid.chunk_shape[-1] % structure.block[1] or (1, *grid.chunk_shape)[-2] % structure.block[0]:
             structure = sparsity.Structure()  # rows that are cut off the sample
         try:
-            room = sparsity.room(self._present(dtype, grid), structure)
-        except ValueError:
+            room = self._room(dtype, grid, structure)
+        except ValueError:  # a pattern that the other chunks do not have
             structure = sparsity.Structure()
-            room = sparsity.room(self._present(dtype, grid), structure)
+            room = self._room(dtype, grid, structure)
         for planes in (True, False) if dtype.word_bits > 8 else (False,):
             yield Choice(sparsity.lossless(dtype, grid, structure, room, planes=planes), Coding())
+
+    def _room(self, dtype: DType, grid: Grid, structure: sparsity.Structure) -> sparsity.Room:
+        places = (structure.places(present) for present in self._present(dtype, grid))
+        return sparsity.room(places, structure, grid.chunk_size)
 
     def _present(self, dtype: DType, grid: Grid) -> Iterator[np.ndarray]:
         """For every chunk, which of its words are not 0."""
@@ -289,7 +293,8 @@ def _resized(part: Raw | Planes | Sparse, sample: np.ndarray) -> Raw | Planes | 
     if isinstance(part, Sparse):
         structure = sparsity.Structure(part.block, part.index)
         planes = isinstance(part.values.part, Planes)
-        return sparsity.lossless(part.dtype, grid, structure, sparsity.room([sample != 0], structure), planes=planes)
+        room = sparsity.room([structure.places(sample != 0)], structure, sample.size)
+        return sparsity.lossless(part.dtype, grid, structure, room, planes=planes)
     if isinstance(part, Raw):
         return replace(part, shape=shape, array=replace(part.array, shape=shape, chunk_shape=shape))
     return part.over(grid)

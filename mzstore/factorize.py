@@ -16,66 +16,60 @@ FULL = 1536  # rows or columns: up to here, all singular values are computed, wh
 OVERSAMPLES = 16
 POWER_ITERATIONS = 4
 FIRST_RANK = 64  # of a large matrix whose rank is to be found
+LEAST_WEIGHT = 1e-8  # of the greatest: what does not matter at all may not be anything
 
 
-def factors(matrix: np.ndarray, rule: Rule, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """(left [rows, rank], right [rank, cols]), float32, whose product is the nearest to ``matrix`` (float32 [rows, cols]).
+class Decomposition:
+    """Singular values and vectors of a matrix, as many as were asked for until now.
 
-    weights  float32 [cols]: how much the squared error of a column matters; None: all the same
-
-    Raises ValueError for a rank that is no smaller than the matrix; ImportError where a large one needs scikit-learn.
+    The product of the first ``rank`` is the nearest matrix of that rank; with weights the nearest by the weighted square.
     """
-    rows, cols = matrix.shape
-    if rule.rank is not None and rule.rank > min(rows, cols):
-        raise ValueError(f"rank = {rule.rank} of a matrix of {rows} x {cols}, whose rank is {min(rows, cols)} at most")
-    roots = None
-    scaled = matrix.astype(np.float64)
-    if weights is not None:
-        roots = np.sqrt(np.maximum(weights.astype(np.float64), np.finfo(np.float32).tiny))
-        scaled *= roots
-    total = float(np.square(scaled).sum())
-    if min(rows, cols) <= FULL:
-        left, sizes, right = np.linalg.svd(scaled, full_matrices=False)
-        rank = rule.rank or _rank(sizes, total, rule)
-    else:
-        rank = rule.rank or FIRST_RANK
+
+    def __init__(self, matrix: np.ndarray, weights: np.ndarray | None) -> None:
+        """
+        matrix   float32 [rows, cols]
+        weights  float32 [cols]: how much the squared error of a column matters; None: all the same
+        """
+        self._full = min(matrix.shape) <= FULL
+        self._scaled = matrix.astype(np.float64) if self._full else matrix
+        self._roots: np.ndarray | None = None
+        if weights is not None and weights.any():
+            self._roots = np.sqrt(np.maximum(weights, LEAST_WEIGHT * weights.max())).astype(self._scaled.dtype)
+            self._scaled = self._scaled * self._roots
+        self._left, self._sizes, self._right = (np.empty(0) for _ in range(3))
+
+    def factors(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """(left [rows, rank], right [rank, cols]), float32. Raises ImportError where scikit-learn is needed."""
+        self._find(rank)
+        left, sizes, right = self._left[:, :rank], self._sizes[:rank], self._right[:rank]
+        # A pair of vectors may be negated: the greatest entry of the left one is positive, whichever way it was found.
+        signs = np.sign(left[np.abs(left).argmax(axis=0), np.arange(rank)])
+        signs[signs == 0] = 1
+        half = np.sqrt(sizes) * signs
+        right = half[:, None] * right
+        if self._roots is not None:
+            right = right / self._roots
+        return (left * half).astype(np.float32), right.astype(np.float32)
+
+    def least_rank(self, nmse: float) -> int:
+        """The least rank that leaves no more than this part of the (weighted) squares."""
+        total = float(np.square(self._scaled, dtype=np.float64).sum())
+        most, known = min(self._scaled.shape), FIRST_RANK
         while True:
-            left, sizes, right = _randomized(scaled, rank)
-            if rule.rank is not None or _left(sizes, total) <= _allowed(total, rule):
-                break
-            if rank >= min(rows, cols):
-                break
-            rank = min(2 * rank, *matrix.shape)
-        rank = rule.rank or _rank(sizes, total, rule)
-    left, sizes, right = left[:, :rank], sizes[:rank], right[:rank]
-    # A pair of vectors may be negated: the greatest entry of the left one is positive, whichever way it was found.
-    signs = np.sign(left[np.abs(left).argmax(axis=0), np.arange(rank)])
-    signs[signs == 0] = 1
-    half = np.sqrt(sizes) * signs
-    right = half[:, None] * right
-    if roots is not None:
-        right = right / roots
-    return (left * half).astype(np.float32), right.astype(np.float32)
+            self._find(min(known, most))
+            left = total - np.cumsum(np.square(self._sizes, dtype=np.float64))
+            enough = np.flatnonzero(left <= nmse * total)
+            if enough.size or self._sizes.size == most:
+                return int(enough[0]) + 1 if enough.size else most  # of which rounding leaves more than nothing
+            known *= 2
 
-
-def _rank(sizes: np.ndarray, total: float, rule: Rule) -> int:
-    """The least rank at which what is left of the squares is as little as ``rule`` asks for."""
-    if total == 0:
-        return 1
-    left = total - np.cumsum(np.square(sizes))
-    enough = np.flatnonzero(left <= _allowed(total, rule) * (1 + 1e-9) + total * 1e-15)
-    if not enough.size:
-        raise ValueError(f"nmse = {rule.nmse} cannot be reached by a product: leave it lossless")
-    return int(enough[0]) + 1
-
-
-def _left(sizes: np.ndarray, total: float) -> float:
-    return total - float(np.square(sizes).sum())
-
-
-def _allowed(total: float, rule: Rule) -> float:
-    """The squared error that the rule allows."""
-    return total * (1 - rule.energy if rule.energy is not None else float(rule.nmse or 0))
+    def _find(self, rank: int) -> None:
+        if self._sizes.size >= rank:
+            return
+        if self._full or rank + OVERSAMPLES >= min(self._scaled.shape):
+            self._left, self._sizes, self._right = np.linalg.svd(self._scaled, full_matrices=False)
+        else:
+            self._left, self._sizes, self._right = _randomized(self._scaled, rank)
 
 
 def _randomized(matrix: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -65,7 +65,7 @@ class Errors:
             "max_error": self.greatest,
         }
         if nmse:
-            found["snr_db"] = -10 * math.log10(nmse)
+            found["snr_db"] = 0.0 - 10 * math.log10(nmse)  # which is not -0.0
         return {name: float(f"{value:.6g}") for name, value in found.items()}
 
 

@@ -204,8 +204,9 @@ def fit(
     alone        whether outliers have a part of their own; else codes saturate, and other parts may put that right
     """
     matrix = SourceMatrix(source)
-    weights, given = _importance(importance, source.spec, matrix.shape)
-    return _bound(source, quantizer.fit(matrix, given), dict(asked), weights, coding, chunk_shape, alone)
+    weights = weights_of(importance, source.spec)
+    fitted = quantizer.fit(matrix, _importance(weights))
+    return _bound(source, fitted, dict(asked), weights, coding, chunk_shape, alone)
 
 
 def _bound(
@@ -330,19 +331,26 @@ def _chunk_shape(spec: TensorSpec, scheme: Scheme, unit: int) -> tuple[int, ...]
     return tuple(chunk)
 
 
-def _importance(importance: Any, spec: TensorSpec, shape: tuple[int, int]) -> tuple[np.ndarray | None, Importance]:
-    """(float32[cols] or float32[rows, cols] or None, the same as quantizers take it)."""
+def weights_of(importance: Any, spec: TensorSpec) -> np.ndarray | None:
+    """How much the squared errors of a tensor matter, as it was given for it: float32 [cols] or [rows, cols], or None."""
     if importance is None:
-        return None, None
+        return None
+    *lead, cols = spec.shape
     weights = np.asarray(importance, np.float32)
-    if weights.shape == shape[1:]:
-        return weights, weights
+    if weights.shape == (cols,):
+        return weights
     if weights.shape != spec.shape:
         raise ValueError(
             f"importance of shape {weights.shape}: one for each column or each value of {spec.shape} will do"
         )
-    weights = weights.reshape(shape)
-    return weights, ArrayMatrix(weights, max(1, (4 << 20) // max(1, shape[1])))
+    return weights.reshape(math.prod(lead), cols)
+
+
+def _importance(weights: np.ndarray | None) -> Importance:
+    """``weights`` as quantizers take them."""
+    if weights is None or weights.ndim == 1:
+        return weights
+    return ArrayMatrix(weights, max(1, (4 << 20) // max(1, weights.shape[1])))
 
 
 def _rows_of(weights: np.ndarray | None, first_row: int, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -23,6 +23,7 @@ it saves. As TOML:
 
 import difflib
 import fnmatch
+import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +41,7 @@ from mzstore.tensors import MAX_NDIM, TensorSpec
 CONDITIONS = ("name", "dtype", "ndim", "shape", "min_size", "max_size")
 TARGETS = ("bits", "nmse", "snr_db", "max_error")
 KEPT = ("sparsity", "top", "threshold", "pattern")  # one of which says how many values a sparse part has
-MAX_PARTS = 3  # a quantizer may add one for its outliers
+MAX_PARTS = 4
 MAX_ROUNDS = 100
 QUANTIZABLE = ("float16", "bfloat16", "float32", "float64")
 SCALES = ("tensor", "row", "column", "row*column", "group", "tile")
@@ -131,7 +132,7 @@ class Rule:
     parts      several encodings, as strings like "sparse top=0.5%" or tables, each for what those before it leave
     rounds     how often the parts are fitted again, each to what all others leave
 
-    With importance, "sparse" keeps what has the greatest squares times weights, and "lowrank" takes weights of columns.
+    With importance, to "sparse" a magnitude is that times the root of its weight; "lowrank" takes weights of columns.
     Keys of a quantizer beside "sparse" or "lowrank" are for the values that are kept and for the factors; there ``bits`` is
     for each of these.
 
@@ -360,6 +361,8 @@ class Rule:
     def asked(self) -> dict[str, Any]:
         """What is done, defaults included, for JSON; conditions and ``on_error`` are left out."""
         found = {key: getattr(self, key) for key in ("encoding", *self._given())}
+        if self.quantization is not None:
+            found = self.quantization.asked | found
         if self.parts is not None:
             found["parts"] = [part.asked for part in self.parts]  # type: ignore[union-attr]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}
@@ -374,7 +377,21 @@ class Rule:
             return "a tensor of one axis has no factors"
         if self.ranks is not None and len(self.ranks) != len(spec.shape):
             return f"ranks = {list(self.ranks)} for a tensor of {len(spec.shape)} axes"
+        *lead, cols = spec.shape
+        most = min(math.prod(lead), cols)
+        if self.encoding == "lowrank" and self.rank is not None and self.rank > most:
+            return f"rank = {self.rank}, and that of a matrix of {math.prod(lead)} x {cols} is {most} at most"
+        group = 1 if self.quantization is None else self.quantization.group or 1
+        if self.rank is not None and self.rank % group:
+            return f'rank = {self.rank} is no multiple of groups of {group}: take another group, or scales = "row"'
         return None
+
+    def _no_parts(self, spec: TensorSpec) -> str | None:
+        parts: Sequence[Rule] = self.parts  # type: ignore[assignment]
+        added = any(part.encoding != "sparse" or part.quantization is not None for part in parts[1:])
+        if spec.dtype.name == "float64" and parts[0].encoding == "sparse" and added:
+            return "of float64 no sparse part can come first where others are added: put it behind them"
+        return next(filter(None, (part.misfit(spec) for part in parts)), None)
 
     @property
     def _done(self) -> str:
@@ -401,7 +418,7 @@ class Rule:
         if spec.dtype.name not in QUANTIZABLE:
             return f"values of {spec.dtype.name} cannot be {self._done}, only {', '.join(QUANTIZABLE)}"
         if self.encoding == "parts":
-            return next(filter(None, (part.misfit(spec) for part in self.parts)), None)  # type: ignore[union-attr]
+            return self._no_parts(spec)
         if self.encoding == "sparse":
             if self.pattern and columns % int(self.pattern.partition(":")[2]):
                 return f"{columns} values along the last axis are no multiple of the groups of pattern {self.pattern!r}"
@@ -542,31 +559,36 @@ def _part_rule(part: object) -> Rule:
     elif isinstance(part, Mapping):
         table = dict(part)
     elif isinstance(part, Rule):
-        if any(getattr(part, key) is not None for key in CONDITIONS):
-            raise ValueError("one of several parts has conditions: they stand before all of them")
-        table = part.asked
+        if any(getattr(part, key) is not None for key in CONDITIONS) or part.on_error != "refuse":
+            raise ValueError("one of several parts has conditions or on_error: they stand beside parts")
+        return _checked_part(part)
     else:
         raise ValueError(f'part {part!r:.100}: a string like "sparse top=0.5%", a table or a Rule will do')
     for key in table:
         if key not in (*ACTIONS, "encoding") or key in ENCODINGS["parts"]:
             raise ValueError(f"part {part!r:.100}: unknown key {key!r}{_nearest(key, ACTIONS)}")
     try:
-        rule = Rule(**table)
+        return _checked_part(Rule(**table))
     except ValueError as error:
         raise ValueError(f"part {part!r:.100}: {error}") from None
-    if rule.encoding == "lossless":
-        raise ValueError(f"part {part!r:.100}: lossless is no part; what is left of a tensor is what it does without")
+
+
+def _checked_part(rule: Rule) -> Rule:
+    if rule.encoding in ("lossless", "parts"):
+        raise ValueError(f"{rule.encoding} is no part: one is quantized, sparse or of factors")
     return rule
 
 
 def _parsed(text: str) -> dict[str, Any]:
     """The keys of a part in one line. Values are those of TOML, or percentages; words need no quotation marks."""
-    encoding, *words = text.split()
+    encoding, *words = text.split() or [""]
     table: dict[str, Any] = {"encoding": encoding}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key.isidentifier():
             raise ValueError(f"part {text!r:.100}: {word!r} is not key=value")
+        if key in table:
+            raise ValueError(f"part {text!r:.100}: {key} is said twice")
         try:
             table[key] = float(value[:-1]) / 100 if value.endswith("%") else tomllib.loads(f"value = {value}")["value"]
         except (ValueError, tomllib.TOMLDecodeError):
@@ -581,8 +603,9 @@ def _not_taken(quantizer: str, key: str) -> str:
     elif key in TARGETS and key != "bits":
         advice = 'its width is fixed; quantizer = "uniform" aims at targets'
     else:
-        takers = " or ".join(name for name, kind in QUANTIZERS.items() if key in kind.takes)
-        advice = f"leave it out, or take {takers}"
+        takers = [name for name, kind in QUANTIZERS.items() if key in kind.takes]
+        takers += [f'encoding = "{name}"' for name, keys in ENCODINGS.items() if key in keys]
+        advice = f"leave it out, or take {' or '.join(takers)}"
     return f'quantizer = "{quantizer}" takes no {key}: {advice}'
 
 

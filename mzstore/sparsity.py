@@ -35,6 +35,15 @@ class Structure:
         """int64: the places, ascending, where a chunk has elements if it has values where ``present`` is true."""
         return taken_places(present, self.block, self.index.pattern)
 
+    def covered(self, places: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """bool, of the chunk's ``shape``: which values belong to the elements at ``places``."""
+        height, width = self.block
+        taken = np.zeros(self.n_places(math.prod(shape)), bool)
+        taken[places] = True
+        rows = taken.reshape(-1, shape[-1] // width).repeat(height, axis=0)
+        found: np.ndarray = rows.repeat(width, axis=1).reshape(shape)
+        return found
+
     def n_places(self, chunk_size: int) -> int:
         return chunk_size // (self.block[0] * self.block[1])
 
@@ -47,26 +56,26 @@ class Room:
     n_elements: int
 
 
-def find(present: np.ndarray, word_bits: int, *, single: bool = False) -> Structure:
+def find(present: np.ndarray, word_bits: int, *, exact: bool = False) -> Structure:
     """The structure in which a chunk takes the fewest bits, counted.
 
     present    bool, of the chunk's shape: which values are not zero
     word_bits  of a value
-    single     whether no other value may be stored than those that are present
+    exact      whether no other value may be stored than those that are present
     """
     *_, height, width = (1, *present.shape)
     count = int(np.count_nonzero(present))
     best, least = Structure(), math.inf
-    for rows, cols in BLOCKS[:1] if single else BLOCKS:
+    for rows, cols in BLOCKS:
         block = (rows or height, cols or width)
         if height % block[0] or width % block[1]:
             continue
         taken = np.asarray(blocks_of(present, block).any(axis=(1, 2)))
         stored = int(np.count_nonzero(taken)) * block[0] * block[1]
-        if block != (1, 1) and (not count or count < LEAST_FULL * stored):
+        if block != (1, 1) and (not count or count < (1 if exact else LEAST_FULL) * stored):
             continue
-        for index, bits in _indexes(taken, VALUE_SHARE * word_bits * block[0] * block[1]):
-            if bits < least and not (single and index.pattern):
+        for index, bits in _indexes(taken, VALUE_SHARE * word_bits * block[0] * block[1], exact=exact):
+            if bits < least:
                 best, least = Structure(block, index), bits
     return best
 
@@ -83,19 +92,14 @@ def chunks_for(shape: tuple[int, ...], itemsize: int, density: float) -> tuple[i
     return tuple(chunk)
 
 
-def room(chunks: Iterable[np.ndarray], structure: Structure) -> Room:
-    """What is needed for the fullest of ``chunks`` (bool, of the chunk's shape each: which values are stored).
-
-    Raises ValueError if one does not have the structure's pattern.
-    """
-    n_bytes = n_elements = 1
-    for present in chunks:
-        places = structure.places(present)
-        n_elements = max(n_elements, places.size)
+def room(places: Iterable[np.ndarray], structure: Structure, chunk_size: int) -> Room:
+    """What is needed for the fullest chunk, where the ``places`` of each are taken."""
+    n_bytes = 1 if structure.index.kind == "gaps" else structure.index.exact_nbytes(structure.n_places(chunk_size))
+    n_elements = 1
+    for taken in places:
+        n_elements = max(n_elements, taken.size)
         if structure.index.kind == "gaps":
-            n_bytes = max(n_bytes, gaps(places, structure.index.low_bits)[0].size)
-        else:
-            n_bytes = structure.index.exact_nbytes(structure.n_places(present.size))
+            n_bytes = max(n_bytes, gaps(taken, structure.index.low_bits)[0].size)
     return Room(n_bytes, n_elements)
 
 
@@ -109,8 +113,8 @@ def lossless(dtype: DType, grid: Grid, structure: Structure, room: Room, *, plan
     return Sparse.new(dtype, grid, structure.index, room.n_bytes, values, structure.block)
 
 
-def _indexes(taken: np.ndarray, element_bits: float) -> Iterator[tuple[Index, float]]:
-    """(index, bits that it and the values take) for the places that are ``taken``."""
+def _indexes(taken: np.ndarray, element_bits: float, *, exact: bool) -> Iterator[tuple[Index, float]]:
+    """(index, bits that it and the values take) for the places that are ``taken``, or, unless ``exact``, for more of them."""
     places = np.flatnonzero(taken)
     for low_bits in LOW_BITS:
         steps, low = gaps(places, low_bits)
@@ -122,7 +126,7 @@ def _indexes(taken: np.ndarray, element_bits: float) -> Iterator[tuple[Index, fl
         if taken.size % group:
             continue
         most = int(taken.reshape(-1, group).sum(axis=1).max())
-        if 1 <= most < group:
-            n_groups = taken.size // group
+        n_groups = taken.size // group
+        if 1 <= most < group and not (exact and places.size < n_groups * most):
             bits = n_groups * math.log2(math.comb(group, most))
             yield Index("pattern", 0, (most, group)), bits + element_bits * n_groups * most
