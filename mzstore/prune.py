@@ -67,12 +67,19 @@ def block_of(rule: Rule, shape: tuple[int, ...]) -> tuple[int, int]:
 def block_scores(own: np.ndarray, block: tuple[int, int]) -> np.ndarray:
     """float32: the root of the mean square of the scores in each block; blocks at the far edges may be smaller."""
     greatest = own.max()
-    squares = np.square(own / (greatest or 1))  # which float32 has room for
-    starts = [np.arange(0, n, step) for n, step in zip(own.shape, block, strict=True)]
-    for axis in (0, 1) if block[0] > 1 else (1, 0):  # what makes it smaller comes first
-        squares = np.add.reduceat(squares, starts[axis], axis=axis, dtype=np.float64)
-    heights, widths = (np.diff(start, append=n) for start, n in zip(starts, own.shape, strict=True))
-    found: np.ndarray = greatest * np.sqrt(squares / np.multiply.outer(heights, widths))
+    squares = own / (greatest or 1)  # whose squares float32 has room for
+    np.square(squares, out=squares)
+    (height, width), (rows, cols) = block, own.shape
+    sums: np.ndarray = squares
+    if height > 1:
+        sums = np.zeros((-(-rows // height), cols))
+        for i in range(height):
+            part = squares[i::height]
+            sums[: part.shape[0]] += part
+    starts = np.arange(0, cols, width)
+    sums = np.add.reduceat(sums, starts, axis=1, dtype=np.float64)
+    heights, widths = np.diff(np.arange(0, rows, height), append=rows), np.diff(starts, append=cols)
+    found: np.ndarray = greatest * np.sqrt(sums / np.multiply.outer(heights, widths))
     return found.astype(np.float32)
 
 

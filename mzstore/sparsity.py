@@ -70,7 +70,7 @@ def find(present: np.ndarray, word_bits: int, *, exact: bool = False) -> Structu
         block = (rows or height, cols or width)
         if height % block[0] or width % block[1]:
             continue
-        taken = np.asarray(blocks_of(present, block).any(axis=(1, 2)))
+        taken = present.reshape(-1) if block == (1, 1) else np.asarray(blocks_of(present, block).any(axis=(1, 2)))
         stored = int(np.count_nonzero(taken)) * block[0] * block[1]
         if block != (1, 1) and (not count or count < (1 if exact else LEAST_FULL) * stored):
             continue

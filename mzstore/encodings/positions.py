@@ -84,7 +84,7 @@ class Index:
             bits[positions] = 1
             return np.packbits(bits, bitorder="little"), none
         if self.pattern is not None:
-            return _ranks(positions, n, self.pattern), none
+            return _ranks(positions, self.pattern), none
         return gaps(positions, self.low_bits)
 
     def decode(self, body: np.ndarray, low: np.ndarray, n: int, room: int, where: str) -> np.ndarray:
@@ -218,10 +218,9 @@ def _bits() -> tuple[np.ndarray, np.ndarray]:
     return table, counts
 
 
-def _ranks(positions: np.ndarray, n: int, pattern: tuple[int, int]) -> np.ndarray:
-    _, group = pattern
-    masks = np.zeros(n // group, np.int64)
-    np.add.at(masks, positions // group, 1 << (positions % group))
+def _ranks(positions: np.ndarray, pattern: tuple[int, int]) -> np.ndarray:
+    taken, group = pattern
+    masks = (1 << (positions % group).reshape(-1, taken)).sum(axis=1)
     of_mask = np.zeros(1 << group, np.int64)
     table = combinations(pattern)
     of_mask[(1 << table).sum(axis=1)] = np.arange(table.shape[0])

@@ -342,14 +342,16 @@ def taken_places(present: np.ndarray, block: tuple[int, int], pattern: tuple[int
 
     With a pattern as many of each group as it wants, others among them; ValueError if there are more.
     """
-    taken = blocks_of(present, block).any(axis=(1, 2))
+    taken = present.reshape(-1) if block == (1, 1) else blocks_of(present, block).any(axis=(1, 2))
     if pattern is not None:
         count, group = pattern
         own = taken.reshape(-1, group)
         missing = count - own.sum(axis=1, dtype=np.int64)
         if missing.min() < 0:
             raise ValueError(f"more than {count} of {group} places are taken")
-        own |= ~own & (np.cumsum(~own, axis=1) <= missing[:, None])
+        short = np.flatnonzero(missing)
+        taken = taken.copy()
+        taken.reshape(-1, group)[short] |= np.cumsum(~own[short], axis=1) <= missing[short, None]
     return np.flatnonzero(taken)
 
 
