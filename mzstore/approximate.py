@@ -167,9 +167,7 @@ class _Fitting:
         self._under = under
         self._below = matrix_of(under.values, None)[0] if under else None
         self._wanted = self._values if self._below is None else self._values - self._below  # of all parts together
-        self._fits = [
-            _Fit(own, how) for own, how in zip(rules, _combines(rules, begun=under is not None), strict=True)
-        ]
+        self._fits = [_Fit(own, how) for own, how in zip(rules, _combines(rules, begun=under is not None), strict=True)]
         self._grid = Grid(source.spec.shape, self._chunk_shape(rules))
 
     def approximation(self) -> Approximation:

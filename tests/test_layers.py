@@ -8,7 +8,7 @@ import pytest
 ALLOWED = {
     "__init__": "attach convert deltas diff errors model recipe storage verify version writer",
     "__main__": "cli",
-    "approximate": "documents dtypes encode encodings encodings.base encodings.combined encodings.lowrank encodings.nested encodings.planes encodings.quantized encodings.sparse encodings.tucker factorize grid interleave payload prune quality quantize recipe sources sparsity targets tensors",
+    "approximate": "documents dtypes encode encodings encodings.base encodings.combined encodings.lowrank encodings.nested encodings.planes encodings.quantized encodings.sparse encodings.tucker factorize grid interleave payload prune quality quantize quantizers recipe sources sparsity targets tensors",
     "archive": "errors extents garbage nodes payload stats storage",
     "arrays": "errors grid payload tensors",
     "attach": "arrays bases container decode documents encode encodings encodings.base encodings.combined encodings.lowrank encodings.nested encodings.planes encodings.raw formats formats.peft grid interleave kernels model plan prepared sources storage tensors writer",
