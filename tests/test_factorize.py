@@ -167,7 +167,7 @@ def test_importance_of_columns(method):
         (weights((40, 60)), 40),
         (np.eye(50, dtype=np.float32), 7),
         (np.diag(np.r_[np.float32(1), np.zeros(49, np.float32)]), 3),  # of rank 1: of others only directions are left
-        (weights((40, 60)) * np.float32(1e-38), 5),
+        (weights((40, 60)) * np.float32(1e-33), 5),
     ],
     ids=lambda value: str(getattr(value, "shape", value)),
 )
