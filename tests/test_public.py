@@ -69,7 +69,7 @@ def test_public_attributes():
 
     assert names(mzstore.Tensor) == [
         "base", "components", "dtype", "encoding", "name", "nbytes", "ndim", "quality", "read", "sha256", "shape", "shard",
-        "size", "stored_nbytes",
+        "size", "stored_nbytes", "to_scipy", "to_torch",
     ]  # fmt: skip
     assert names(mzstore.Model) == [
         "assets",
