@@ -171,10 +171,16 @@ def test_each_part_fits_what_the_others_leave():
 def test_importance():
     """What matters more is met better, by every part that heeds it."""
     importance = np.where(np.arange(256) < 32, 100, 1).astype(np.float32)
-    for parts in (["quantized bits=3", "sparse top=1%"], ["lowrank rank=6", "sparse top=5%"], ["lowrank rank=6", "quantized bits=2"]):
+    for parts in (
+        ["quantized bits=3", "sparse top=1%"],
+        ["lowrank rank=6", "sparse top=5%"],
+        ["lowrank rank=6", "quantized bits=2"],
+    ):
         errors = []
-        for given in (None, {"w": importance}):
-            with mzstore.open(saved({"w": TENSORS["matrix"]}, recipe=recipe(parts=parts, rounds=2), importance=given)) as model:
+        for weights in (None, {"w": importance}):
+            with mzstore.open(
+                saved({"w": TENSORS["matrix"]}, recipe=recipe(parts=parts, rounds=2), importance=weights)
+            ) as model:
                 errors.append(np.square(model["w"][...] - TENSORS["matrix"])[:, :32].sum())
         assert errors[1] < 0.95 * errors[0], parts  # fmt: skip
 
@@ -183,7 +189,9 @@ def test_importance():
 def test_float64(parts):
     array = with_outliers((192, 256), 6, "float64")
     if parts[0].startswith("sparse"):
-        with pytest.raises(ValueError, match="tensor 'w': of float64 no sparse part can come first where others are added"):
+        with pytest.raises(
+            ValueError, match="tensor 'w': of float64 no sparse part can come first where others are added"
+        ):
             saved({"w": array}, recipe=recipe(parts=parts))
         return
     data = saved({"w": array}, recipe=recipe(parts=parts))
@@ -193,7 +201,9 @@ def test_float64(parts):
 
 
 @pytest.mark.parametrize("shape", [(1, 300), (300, 1), (2, 2), (3, 1, 50), (7, 5)])
-@pytest.mark.parametrize("parts", [["quantized bits=8", "sparse top=10%"], ["lowrank rank=1", "sparse top=10%"]], ids=str)
+@pytest.mark.parametrize(
+    "parts", [["quantized bits=8", "sparse top=10%"], ["lowrank rank=1", "sparse top=10%"]], ids=str
+)
 def test_hardly_any_values(shape, parts):
     array = weights(shape, 1)
     data = saved({"w": array}, recipe=recipe(parts=parts, on_error="lossless"))
@@ -203,8 +213,18 @@ def test_hardly_any_values(shape, parts):
 
 
 def test_the_defaults_keep_small_things_lossless():
-    tensors = {"w": weights((256, 128)), "norm.weight": weights((256, 128)), "bias": weights((30000,)), "small": weights((64, 64))}
-    for keys in ({"top": 0.1}, {"rank": 4}, {"parts": ["lowrank rank=4", "sparse top=1%"]}, {"sparsity": 0.9, "scope": "global"}):
+    tensors = {
+        "w": weights((256, 128)),
+        "norm.weight": weights((256, 128)),
+        "bias": weights((30000,)),
+        "small": weights((64, 64)),
+    }
+    for keys in (
+        {"top": 0.1},
+        {"rank": 4},
+        {"parts": ["lowrank rank=4", "sparse top=1%"]},
+        {"sparsity": 0.9, "scope": "global"},
+    ):
         with mzstore.open(saved(tensors, recipe=Recipe(**keys))) as model:
             assert [name for name, tensor in model.items() if tensor.quality] == ["w"]  # fmt: skip
 

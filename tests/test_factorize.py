@@ -18,7 +18,10 @@ def recipe(**keys: Any) -> Recipe:
 def matrix(rows: int, cols: int, seed: int = 0, decay: float = 0.05) -> np.ndarray:
     """float32, with singular values that fall off as those of weights do."""
     rng = np.random.default_rng(seed)
-    left, right = np.linalg.qr(rng.standard_normal((rows, min(rows, cols))))[0], np.linalg.qr(rng.standard_normal((cols, min(rows, cols))))[0]
+    left, right = (
+        np.linalg.qr(rng.standard_normal((rows, min(rows, cols))))[0],
+        np.linalg.qr(rng.standard_normal((cols, min(rows, cols))))[0],
+    )
     sizes = np.exp(-decay * np.arange(min(rows, cols)))
     return np.asarray((left * sizes) @ right.T, np.float32)  # fmt: skip
 
@@ -151,7 +154,7 @@ def test_importance_of_columns(method):
         values, _ = factorized(array, none, rank=20)
         assert np.abs(values).max() < 10 * np.abs(array).max()
     # The error that is asked for is without importance.
-    values, reached = factorized(array, importance, encoding="lowrank", nmse=0.3)
+    values, _ = factorized(array, importance, encoding="lowrank", nmse=0.3)
     assert nmse(values, array) <= 0.3
     with pytest.raises(ValueError, match="tensor 'w': importance of each value: factors take that of columns"):
         factorized(array, np.ones(array.shape), rank=20)

@@ -108,7 +108,9 @@ def test_patterns_are_found(taken, group):
     assert stored(array)[0] == "sparse"
 
 
-@pytest.mark.parametrize("shape", [(1,), (2,), (7,), (513,), (1, 1), (1, 300), (300, 1), (3, 5, 7, 64), (5, 0, 3), (2049, 33)])
+@pytest.mark.parametrize(
+    "shape", [(1,), (2,), (7,), (513,), (1, 1), (1, 300), (300, 1), (3, 5, 7, 64), (5, 0, 3), (2049, 33)]
+)
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.5])
 def test_shapes(shape, density, monkeypatch):
     array = masked(weights(shape, 3), random_mask(shape, density))
@@ -124,7 +126,10 @@ def test_a_tensor_that_is_not_the_same_everywhere(where, monkeypatch):
     """A sample of zeros, a structure that other chunks do not have: right, and hardly larger than if nothing was looked for."""
     array = weights((2100, 1050), 1, "bfloat16")
     third = {"first": slice(0, 700), "middle": slice(700, 1400), "last": slice(1400, 2100)}[where]
-    for mask in (random_mask((700, 1050), 0.01), np.tile([True, False, False, False], 700 * 1050)[: 700 * 1050].reshape(700, 1050)):
+    for mask in (
+        random_mask((700, 1050), 0.01),
+        np.tile([True, False, False, False], 700 * 1050)[: 700 * 1050].reshape(700, 1050),
+    ):
         changed = array.copy()
         changed[third] = masked(array[third], mask)
         assert stored(changed)[1] <= 1.01 * dense_nbytes(changed, monkeypatch)  # fmt: skip
