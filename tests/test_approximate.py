@@ -177,9 +177,9 @@ def test_importance():
         ["lowrank rank=6", "quantized bits=2"],
     ):
         errors = []
-        for weights in (None, {"w": importance}):
+        for known in (None, {"w": importance}):
             with mzstore.open(
-                saved({"w": TENSORS["matrix"]}, recipe=recipe(parts=parts, rounds=2), importance=weights)
+                saved({"w": TENSORS["matrix"]}, recipe=recipe(parts=parts, rounds=2), importance=known)
             ) as model:
                 errors.append(np.square(model["w"][...] - TENSORS["matrix"])[:, :32].sum())
         assert errors[1] < 0.95 * errors[0], parts  # fmt: skip
