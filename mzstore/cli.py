@@ -119,6 +119,15 @@ def convert(
         float | None, typer.Option(metavar="E", help="Quantize to this squared error / squared weights.")
     ] = None,
     snr_db: Annotated[float | None, typer.Option(metavar="S", help="The same in decibels.")] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option(
+            metavar="P", help="Prune: this part of the weights becomes 0. With --bits, what is left is quantized."
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(metavar="R", help="Factors of this rank. With --bits, these are quantized.")
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(metavar="FILE.toml", help="Quantize as these rules say, see README.")
     ] = None,
@@ -148,7 +157,9 @@ def convert(
     from mzstore.convert import convert, open_importance
 
     start = time.monotonic()
-    rules = _recipe(lossless, recipe, bits=bits, nmse=nmse, snr_db=snr_db)
+    rules = _recipe(
+        lossless, recipe, {"bits": bits, "nmse": nmse, "snr_db": snr_db}, {"sparsity": sparsity, "rank": rank}
+    )
     if importance and not rules:
         raise ValueError("--importance is for quantizing; give --bits, --nmse, --snr-db or --recipe as well")
     with open_importance(importance) if importance else nullcontext() as weights:
@@ -457,18 +468,22 @@ def _moved(given: list[str] | None) -> dict[str, str] | None:
     return found or None
 
 
-def _recipe(lossless: bool, file: str | None, **targets: float | None) -> "Recipe | None":
-    """What the options of ``convert`` ask for, of which there may be one."""
+def _recipe(
+    lossless: bool, file: str | None, targets: dict[str, float | None], forms: dict[str, float | None]
+) -> "Recipe | None":
+    """What the options of ``convert`` ask for: a recipe, or one of ``targets``, one of ``forms``, or one of each."""
     from mzstore.recipe import Recipe, Rule
 
-    given = ["--lossless"] if lossless else []
-    given += [f"--{key.replace('_', '-')}" for key, value in targets.items() if value is not None]
-    given += ["--recipe"] if file is not None else []
-    if len(given) > 1:
-        raise ValueError(f"{' and '.join(given)} exclude each other; a recipe has several rules")
+    for keys in (targets, forms):
+        given = ["--lossless"] if lossless else []
+        given += [f"--{key.replace('_', '-')}" for key, value in keys.items() if value is not None]
+        given += ["--recipe"] if file is not None else []
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other; a recipe has several rules")
     if file is not None:
         return Recipe.load(file)
-    return Recipe([Rule(**targets)]) if given and not lossless else None  # type: ignore[arg-type]
+    asked = {key: value for key, value in (targets | forms).items() if value is not None}
+    return Recipe([Rule(**asked)]) if asked else None  # type: ignore[arg-type]
 
 
 def _reached(location: str) -> str:

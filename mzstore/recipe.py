@@ -362,7 +362,7 @@ class Rule:
         """What is done, defaults included, for JSON; conditions and ``on_error`` are left out."""
         found = {key: getattr(self, key) for key in ("encoding", *self._given())}
         if self.quantization is not None:
-            found = self.quantization.asked | found
+            found |= {key: value for key, value in self.quantization.asked.items() if key != "encoding"}
         if self.parts is not None:
             found["parts"] = [part.asked for part in self.parts]  # type: ignore[union-attr]
         return {key: list(value) if isinstance(value, tuple) else value for key, value in found.items()}

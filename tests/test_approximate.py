@@ -56,7 +56,7 @@ PARTS: dict[str, tuple[list[Any], str, list[str]]] = {
 TENSORS = {
     "matrix": with_outliers((192, 256), 1),
     "half": with_outliers((192, 256), 2, "bfloat16"),
-    "float16": with_outliers((200, 160), 3, "float16"),
+    "float16": with_outliers((200, 192), 3, "float16"),
     "cube": with_outliers((3, 70, 128), 4, "bfloat16"),
 }
 CUT = {"cut": with_outliers((521, 1088), 5, "bfloat16")}  # of several chunks
@@ -103,7 +103,9 @@ def test_the_bits_that_are_reached_are_all_that_is_stored(case):
     empty = saved({})
     with mzstore.open(data) as model:
         reached = model["w"].quality["reached"]["bits"]
-    assert 8 * (len(data) - len(empty)) / TENSORS["half"].size == pytest.approx(reached, rel=0.01)
+    assert 8 * (len(data) - len(empty)) / TENSORS["half"].size == pytest.approx(
+        reached, rel=0.02
+    )  # documents deflate better together
 
 
 def test_slices_are_cut_from_the_whole(case):
@@ -143,7 +145,7 @@ def test_rounds_are_never_worse(name):
 
 def test_outliers_are_exact():
     """A sparse part behind all others gives the values themselves, where these are furthest off."""
-    array = TENSORS["half"]
+    array = TENSORS["matrix"]
     with mzstore.open(saved({"w": array}, recipe=recipe(parts=["quantized bits=3", "sparse top=1%"]))) as model:
         values = model["w"][...]
     with mzstore.open(saved({"w": array}, recipe=recipe(parts=["quantized bits=3"]))) as model:
@@ -177,9 +179,9 @@ def test_importance():
         ["lowrank rank=6", "quantized bits=2"],
     ):
         errors = []
-        for known in (None, {"w": importance}):
+        for weighted in (None, {"w": importance}):
             with mzstore.open(
-                saved({"w": TENSORS["matrix"]}, recipe=recipe(parts=parts, rounds=2), importance=known)
+                saved({"w": TENSORS["matrix"]}, recipe=recipe(parts=parts, rounds=2), importance=weighted)
             ) as model:
                 errors.append(np.square(model["w"][...] - TENSORS["matrix"])[:, :32].sum())
         assert errors[1] < 0.95 * errors[0], parts  # fmt: skip

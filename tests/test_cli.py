@@ -165,6 +165,32 @@ def test_convert_quantizes(tmp_path):
     assert (tmp_path / "l.mz").read_bytes() == (tmp_path / "w.mz").read_bytes()
 
 
+def test_convert_prunes_and_factorizes(tmp_path):
+    save_file({"w": weights((300, 128)), "b": weights((128,), 1)}, tmp_path / "w.safetensors")
+    for args, asked in (
+        (("--sparsity", 0.9), {"encoding": "sparse", "sparsity": 0.9}),
+        (
+            ("--sparsity", 0.5, "--bits", 4),
+            {"encoding": "sparse", "sparsity": 0.5, "quantizer": "uniform", "bits": 4.0},
+        ),
+        (("--rank", 8), {"encoding": "lowrank", "rank": 8}),
+    ):
+        ok("convert", "w.safetensors", "w.mz", *args, "-q", cwd=tmp_path)
+        with mzstore.open(tmp_path / "w.mz") as model:
+            assert model["w"].quality["asked"] == asked
+            assert model["b"].quality is None
+    (tmp_path / "r.toml").write_text('[[rule]]\nparts = ["quantized bits=3", "sparse top=0.5%"]\n')
+    ok("convert", "w.safetensors", "w.mz", "--recipe", "r.toml", "-q", cwd=tmp_path)
+    with mzstore.open(tmp_path / "w.mz") as model:
+        assert model["w"].encoding == "quantized + sparse"
+    for args, says in (
+        (("--sparsity", 0.9, "--rank", 8), "--sparsity and --rank exclude each other"),
+        (("--lossless", "--rank", 8), "--lossless and --rank exclude each other"),
+        (("--sparsity", 2), "sparsity = 2.0: a number above 0 and below 1 will do"),
+    ):
+        assert says in fails("convert", "w.safetensors", "x.mz", *args, cwd=tmp_path)
+
+
 def test_what_convert_cannot_quantize(place, tmp_path):
     def refused(*args: object) -> str:
         return fails("convert", place / "w.safetensors", tmp_path / "x.mz", *args)

@@ -99,9 +99,120 @@ GOOD = [
 def test_what_is_asked(keys, asked):
     rule = Recipe(**keys).rule_for(spec())
     assert rule is not None
-    assert rule.asked == {"encoding": "quantized", **asked}
+    assert rule.asked == {"encoding": "quantized"} | asked
     assert json.loads(json.dumps(rule.asked)) == rule.asked
     assert Rule(**rule.asked | ({"levels": None} if "bits" in asked and rule.codebook == "kmeans" else {})) == rule
+
+
+OTHERS = [
+    ({"sparsity": 0.9}, {"encoding": "sparse", "sparsity": 0.9}),
+    ({"top": 0.1, "block": "4x4", "scope": "global"}, {"encoding": "sparse", "top": 0.1, "block": "4x4", "scope": "global"}),
+    ({"pattern": "2:4", "bits": 4}, {"encoding": "sparse", "pattern": "2:4", "quantizer": "uniform", "bits": 4.0}),
+    (
+        {"threshold": 0.01, "quantizer": "nf4"},
+        {
+            "encoding": "sparse", "threshold": 0.01, "quantizer": "codebook", "levels": 16, "codebook": "nf4", "dimension": 1,
+            "scales": "group", "group": 64, "scale_dtype": "float16",
+        },
+    ),
+    ({"rank": 64, "factor_dtype": "float16"}, {"encoding": "lowrank", "rank": 64, "factor_dtype": "float16"}),
+    ({"energy": 0.95}, {"encoding": "lowrank", "energy": 0.95}),
+    ({"encoding": "lowrank", "nmse": 0.1, "bits": 6}, {"encoding": "lowrank", "nmse": 0.1, "quantizer": "uniform", "bits": 6.0}),
+    (
+        {"parts": ["quantized bits=3", "sparse top=0.5%"], "rounds": 3},
+        {
+            "encoding": "parts", "rounds": 3,
+            "parts": [{"encoding": "quantized", "quantizer": "uniform", "bits": 3.0}, {"encoding": "sparse", "top": 0.005}],
+        },
+    ),
+    (
+        {"parts": [{"rank": 8, "bits": 8}, {"encoding": "quantized", "nmse": 0.01}]},
+        {
+            "encoding": "parts",
+            "parts": [
+                {"encoding": "lowrank", "rank": 8, "quantizer": "uniform", "bits": 8.0},
+                {"encoding": "quantized", "quantizer": "uniform", "nmse": 0.01},
+            ],
+        },
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("keys", "asked"), OTHERS, ids=str)
+def test_what_is_asked_of_other_encodings(keys, asked):
+    rule = Recipe(**keys).rule_for(spec())
+    assert rule is not None
+    assert rule.asked == asked
+    assert json.loads(json.dumps(rule.asked)) == rule.asked
+    assert Rule(**rule.asked).asked == asked
+    text = "[[rule]]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in keys.items() if k != "parts")
+    if "parts" in keys and isinstance(keys["parts"][0], str):
+        text += f"parts = {json.dumps(keys['parts'])}\n"
+    for part in keys.get("parts", ()):
+        if isinstance(part, dict):
+            text += "[[rule.parts]]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in part.items())
+    assert Recipe.parse(text) == Recipe(**keys)
+
+
+@pytest.mark.parametrize(
+    ("line", "table"),
+    [
+        ("quantized bits=3", {"encoding": "quantized", "bits": 3}),
+        ("quantized quantizer=affine bits=4 tile=[16,32]", {"encoding": "quantized", "quantizer": "affine", "bits": 4, "tile": [16, 32]}),
+        ("sparse top=0.5%", {"encoding": "sparse", "top": 0.005}),
+        ("sparse  sparsity=99% block=1x*", {"encoding": "sparse", "sparsity": 0.99, "block": "1x*"}),
+        ("sparse pattern=2:4 bits=5", {"encoding": "sparse", "pattern": "2:4", "bits": 5}),
+        ("lowrank energy=95% factor_dtype=bfloat16", {"encoding": "lowrank", "energy": 0.95, "factor_dtype": "bfloat16"}),
+        ("lowrank rank=8 quantizer=symmetric bits=8 scales=row search=true", {"encoding": "lowrank", "rank": 8, "quantizer": "symmetric", "bits": 8, "scales": "row", "search": True}),
+    ],
+)  # fmt: skip
+def test_a_part_in_one_line(line, table):
+    assert Rule(parts=[line]) == Rule(parts=[table]) == Rule(parts=[Rule(**table)])
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"sparsity": 0.9, "top": 0.1}, 'encoding = "sparse" takes one of sparsity, top, threshold, pattern, not sparsity and top'),
+        ({"encoding": "sparse"}, "takes one of sparsity, top, threshold, pattern, not none of them"),
+        ({"sparsity": 1}, "sparsity = 1: a number above 0 and below 1 will do"),
+        ({"top": "10%"}, "top = '10%': a number above 0 and below 1 will do"),
+        ({"pattern": "4:2"}, "pattern = '4:2': \"2:4\", or another number out of at most 8"),
+        ({"pattern": "2:4", "block": "4x4"}, "a pattern is of single values"),
+        ({"top": 0.1, "block": "*x*"}, "block = '*x*' is the whole tensor"),
+        ({"top": 0.1, "block": "4"}, "block = '4': rows and columns will do"),
+        ({"threshold": 0.1, "scope": "global"}, 'scope = "global" takes sparsity or top, not threshold'),
+        ({"rank": 8, "energy": 0.5}, 'encoding = "lowrank" takes one of rank, energy, nmse, not rank and energy'),
+        ({"rank": 8, "bits": 4, "factor_dtype": "float16"}, "factors that are quantized have no factor_dtype"),
+        ({"rank": 8, "top": 0.1}, 'encoding = "sparse" takes no rank: leave one of the two out, or take parts'),
+        ({"encoding": "quantized", "bits": 4, "top": 0.1}, 'takes no top: leave it out, or take encoding = "sparse"'),
+        ({"sparsity": 0.9, "bits": 40}, "bits = 40: a number above 0 and up to 16"),
+        ({"sparsity": 0.9, "quantizer": "affine"}, 'quantizer = "affine" takes bits'),
+        ({"encoding": "parts"}, "takes parts, like"),
+        ({"parts": "quantized bits=3"}, "parts = 'quantized bits=3': a list will do"),
+        ({"parts": []}, "0 parts, where 1 to 4 will do"),
+        ({"parts": [""]}, "part '': encoding = ''"),
+        ({"parts": ["quantised bits=3"]}, "encoding = 'quantised': did you mean 'quantized'?"),
+        ({"parts": ["quantized bits"]}, "'bits' is not key=value"),
+        ({"parts": ["quantized bits=3 bits=4"]}, "bits is said twice"),
+        ({"parts": ["quantized bitz=3"]}, "unknown key 'bitz': did you mean 'bits'?"),
+        ({"parts": ["sparse top=half"]}, "top = 'half': a number above 0"),
+        ({"parts": ["sparse top=ten%"]}, "top = 'ten%': a number above 0"),
+        ({"parts": ["quantized bits=3", "quantized bits=2"]}, "two parts that are quantized"),
+        ({"parts": ["sparse top=1% scope=global"]}, 'scope = "global" is for a rule of its own'),
+        ({"parts": ["lossless"]}, "lossless is no part"),
+        ({"parts": [3]}, "part 3: a string like"),
+        ({"parts": [{"encoding": "sparse", "top": 0.1, "name": "w"}]}, "unknown key 'name'"),
+        ({"parts": [Rule(top=0.1, name="w")]}, "has conditions or on_error"),
+        ({"parts": [Rule(top=0.1, on_error="lossless")]}, "has conditions or on_error"),
+        ({"parts": [Rule(parts=["sparse top=1%"])]}, "parts is no part"),
+        ({"parts": ["sparse top=1%"], "bits": 3}, 'encoding = "parts" takes no bits'),
+        ({"parts": ["sparse top=1%"], "rounds": 0}, "rounds = 0: an integer from 1"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_other_encodings_that_make_no_sense(keys, says):
+    assert says in message(Rule, **keys)
 
 
 def test_every_quantizer_has_a_row_in_the_table():
