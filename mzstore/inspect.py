@@ -201,7 +201,8 @@ def _words(details: Mapping[str, Any], shape: tuple[int, ...]) -> list[str]:
         factors = dict.fromkeys(details[side]["encoding"] for side in ("left", "right"))
         words += [f"rank {details['rank']}", f"factors {' and '.join(factors)}"]
     if "modes" in details:
-        words.append(f"ranks {'x'.join(map(str, details['modes']))}")
+        modes = details["modes"]
+        words.append(f"ranks {'x'.join(map(str, modes))}" if details["core"] else f"{modes[0]} outer products")
     if "index" in details:
         if details["block"] != [1, 1]:
             words.append(f"blocks of {'x'.join(map(str, details['block']))}")

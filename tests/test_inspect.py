@@ -31,7 +31,7 @@ def lines(of: Summary, width: int | None = None) -> list[str]:
 
 
 @pytest.fixture
-def no_chunk(monkeypatch):
+def no_chunk(forged, monkeypatch):  # behind the model, which is read while it is made
     def never(*_):
         raise AssertionError("a chunk is read")
 
@@ -103,6 +103,17 @@ def test_the_encoding_in_words(forged):
         "codes": "quantized, 16 levels",
         "grouped": "quantized + sparse, 100 levels, scales of 1x2, gaps, values raw, at most 12.5 % replaced",
         "pairs": "quantized, 300 levels",
+        "gaps": "sparse, gaps, values raw, at most 56.2 %",
+        "far": "sparse, gaps, values raw, at most 1.33 %",
+        "bitmap": "sparse, bitmap, values quantized, at most 68.8 %",
+        "pattern": "sparse, 2:4, values planes, at most 50 %",
+        "blocks": "sparse, blocks of 2x2, gaps, values quantized, at most 50 %",
+        "product": "lowrank, rank 2, factors quantized and raw",
+        "core": "tucker, ranks 2x3x2",
+        "outer": "tucker, 2 outer products",
+        "sum": "quantized + lowrank + sparse, 16 levels, rank 2, factors quantized and raw, gaps, values raw, "
+        "at most 12.5 % replaced",
+        "xor": "planes + raw, zstd",
         "tied": "same as constant",
     }
 
