@@ -367,7 +367,7 @@ def test_values_that_are_codes():
 @pytest.mark.parametrize("bits", [None, 6])
 def test_factors(bits):
     rng = np.random.default_rng(2)
-    values = (rng.standard_normal((200, 4)) @ rng.standard_normal((4, 300))).astype(np.float32)
+    values = (rng.standard_normal((1200, 4)) @ rng.standard_normal((4, 1500))).astype(np.float32)
     archive = saved(
         {"w": values}, [Rule(rank=4) if bits is None else Rule(rank=4, quantizer="symmetric", bits=bits, group=4)]
     )
@@ -376,10 +376,10 @@ def test_factors(bits):
         assert tensor.encoding == "lowrank"
         parts = tensor.components()
         left, right, scale = (parts[name] for name in ("left", "right", "scale"))
-        assert (left.shape, right.shape, scale.shape) == ((200, 4), (4, 300), (1, 1))
+        assert (left.shape, right.shape, scale.shape) == ((1200, 4), (4, 1500), (1, 1))
         whole = np.asarray(left)
         assert (left[10:20, 1] == whole[10:20, 1]).all()
-        product = np.zeros((200, 300), np.float32)
+        product = np.zeros((1200, 1500), np.float32)
         for k in range(4):
             product += whole[:, k : k + 1].astype(np.float32) * np.asarray(right)[k].astype(np.float32)
         assert (product * np.asarray(scale) == tensor[...]).all()
