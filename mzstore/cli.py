@@ -403,7 +403,7 @@ def delta(
         base,
         tuned,
         target,
-        recipe=_recipe(lossless, recipe, bits=bits, nmse=nmse, snr_db=snr_db, max_error=max_error),
+        recipe=_recipe(lossless, recipe, {"bits": bits, "nmse": nmse, "snr_db": snr_db, "max_error": max_error}, {}),
         base_url=base_url,
         level=level,  # type: ignore[arg-type]
         threads=threads,
