@@ -77,7 +77,7 @@ def _command(failed: int = FAILED) -> Callable[[Callable[..., None]], Callable[.
                 # Python flushes once more when it ends; that must not fail again.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
                 raise typer.Exit(BROKEN_PIPE) from None
-            except (MzError, ValueError, LookupError, OSError, MemoryError) as error:
+            except (MzError, ValueError, LookupError, OSError, MemoryError, ImportError) as error:
                 text = error.args[0] if isinstance(error, KeyError) and error.args else error
                 print(f"mzstore: {shown(str(text)) or type(error).__name__}", file=sys.stderr)
                 raise typer.Exit(failed) from None

@@ -125,8 +125,8 @@ class TensorSummary:
             return f"same as {shown(self.same_as)}"
         words = ["constant" if self.details.get("constant") else self.encoding, *_words(self.details, self.shape)]
         for part in self.details.get("parts", ()):
-            own = _words(part, self.shape)
-            words += [*own[:-1], f"{own[-1]} replaced"] if part["combine"] == "replace" else own
+            if part["combine"] != "replace":  # those are few, and lines are short
+                words += _words(part, self.shape)
         if stored := self.details.get("stored_dtype"):
             words.append(f"as {stored}")
         return ", ".join(words)
@@ -187,7 +187,7 @@ class Summary:
 
 
 def _words(details: Mapping[str, Any], shape: tuple[int, ...]) -> list[str]:
-    """Of one part; the last one of a sparse part says how many values it has."""
+    """Of one part; of a sparse one, how many values it has."""
     words = [name for name in ("zstd", "ranks") if details.get(name) is True]
     if symbols := details.get("symbols"):
         words.append(f"{symbols} symbols")
@@ -206,10 +206,12 @@ def _words(details: Mapping[str, Any], shape: tuple[int, ...]) -> list[str]:
     if "index" in details:
         if details["block"] != [1, 1]:
             words.append(f"blocks of {'x'.join(map(str, details['block']))}")
-        words.append(":".join(map(str, details["pattern"])) if "pattern" in details else details["index"])
-        words.append(f"values {details['values']['encoding']}")
+        if details["index"] != "gaps":
+            words.append(":".join(map(str, details["pattern"])) if "pattern" in details else details["index"])
+        if details["values"]["encoding"] == "quantized":
+            words.append("quantized")
         kept, room = details.get("kept"), details["room"]
-        words.append(f"at most {100 * room:.3g} %" if kept is None else f"{100 * kept:.3g} %")
+        words.append(f"{100 * (room if kept is None else kept):.3g} %")
     return words
 
 
