@@ -1,0 +1,221 @@
+"""Manifest: several archives as one model, and a checkpoint that is made of them. The door between its JSON and objects.
+
+A manifest names archives, which are immutable, and for every tensor the pieces that it is made of: boxes, each the whole of a
+tensor in one of the archives. It is written last, once, and only if there is none: then the model exists (FORMAT.md section 10).
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mzstore.arrays import integers
+from mzstore.documents import dump, load
+from mzstore.dtypes import DTYPES
+from mzstore.errors import FormatError, UnsupportedError
+from mzstore.tensors import TensorSpec, check_name
+
+FORMAT = 1
+SUFFIX = ".json"
+MAX_NBYTES = 1 << 28
+MAX_ARCHIVES = 1 << 16
+MAX_PIECES = 1 << 22  # of all tensors
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_SAVE_ID = re.compile(r"[0-9a-z-]{8,64}")
+
+
+@dataclass(frozen=True, slots=True)
+class ArchiveRef:
+    """One archive: where it lies, relative to the manifest, and what it is."""
+
+    path: str
+    nbytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A box of a tensor: from ``offsets`` on, of ``shape``. It is the whole of tensor ``name`` in archive ``archive``."""
+
+    archive: int
+    name: str
+    offsets: tuple[int, ...]
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestTensor:
+    """A tensor and its pieces, which tile it. One that exists is valid; ValueError otherwise."""
+
+    spec: TensorSpec
+    pieces: tuple[Piece, ...]
+
+    def __post_init__(self) -> None:
+        shape = self.spec.shape
+        for piece in self.pieces:
+            if len(piece.offsets) != len(shape) or len(piece.shape) != len(shape):
+                raise ValueError(f"a piece at {piece.offsets} of {piece.shape} in a tensor of {shape}")
+            if any(o + n > extent for o, n, extent in zip(piece.offsets, piece.shape, shape, strict=True)):
+                raise ValueError(f"a piece at {piece.offsets} of {piece.shape} reaches beyond a tensor of {shape}")
+        held = sum(math.prod(piece.shape) for piece in self.pieces)
+        if held != self.spec.size:
+            raise ValueError(f"the pieces have {held} values of {self.spec.size}")
+        if self.spec.size and (twice := overlap(self.pieces)):
+            raise ValueError(f"the pieces at {twice[0].offsets} and {twice[1].offsets} overlap")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One that exists is valid; ValueError otherwise.
+
+    checkpoint  what makes a checkpoint of the model: step, state, metrics; see mzstore.checkpoints
+    """
+
+    save_id: str
+    archives: tuple[ArchiveRef, ...]
+    tensors: Mapping[str, ManifestTensor]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Mapping[str, Any] | None = None
+    writer: str = ""
+
+    def __post_init__(self) -> None:
+        if not _SAVE_ID.fullmatch(self.save_id):
+            raise ValueError(f"save id {self.save_id!r:.100}")
+        for tensor in self.tensors.values():
+            for piece in tensor.pieces:
+                if piece.archive >= len(self.archives):
+                    raise ValueError(f"archive {piece.archive}, where there are {len(self.archives)}")
+
+    def to_bytes(self) -> bytes:
+        """The document, always the same for the same manifest."""
+        doc: dict[str, Any] = {
+            "mzstore_manifest": FORMAT,
+            "save_id": self.save_id,
+            "writer": self.writer,
+            "archives": [{"path": a.path, "nbytes": a.nbytes, "sha256": a.sha256} for a in self.archives],
+            "tensors": {name: _tensor_json(name, tensor) for name, tensor in self.tensors.items()},
+        }
+        if self.metadata:
+            doc["metadata"] = dict(self.metadata)
+        if self.checkpoint is not None:
+            doc["checkpoint"] = dict(self.checkpoint)
+        return dump(doc)
+
+    @classmethod
+    def parse(cls, data: bytes, *, where: str) -> "Manifest":
+        """Raises FormatError or UnsupportedError."""
+        doc = load(data, where=where, clause="manifest-1")
+        version = doc.get("mzstore_manifest")
+        if type(version) is not int or version < 1:
+            raise FormatError(
+                f"'mzstore_manifest' is {version!r:.100}, not an integer >= 1", where=where, clause="manifest-1"
+            )
+        if version > FORMAT:
+            raise UnsupportedError(
+                f"a manifest of format {version}, this mzstore reads up to {FORMAT}; upgrade mzstore",
+                where=where,
+                clause="manifest-1",
+            )
+        archives, tensors = doc.get("archives"), doc.get("tensors")
+        metadata, checkpoint = doc.get("metadata", {}), doc.get("checkpoint")
+        if not isinstance(archives, list) or len(archives) > MAX_ARCHIVES or not isinstance(tensors, dict):
+            raise FormatError("'archives' is no list, or 'tensors' no object", where=where, clause="manifest-2")
+        if not isinstance(metadata, dict) or not isinstance(checkpoint, dict | None):
+            raise FormatError("'metadata' or 'checkpoint' is no object", where=where, clause="manifest-2")
+        try:
+            return cls(
+                str(doc.get("save_id")),
+                tuple(_archive(each) for each in archives),
+                {name: _tensor(name, each) for name, each in tensors.items()},
+                metadata,
+                checkpoint,
+                str(doc.get("writer", "")),
+            )
+        except ValueError as error:
+            raise FormatError(str(error), where=where, clause="manifest-3") from error
+
+
+def overlap(pieces: Sequence[Piece]) -> tuple[Piece, Piece] | None:
+    """Two of ``pieces`` that have a value in common, if there are such.
+
+    Boxes are swept along the first axis on which they differ, so that a grid of n pieces takes about n log n steps.
+    """
+    boxes = [piece for piece in pieces if 0 not in piece.shape]
+    return _sweep(boxes, 0) if len(boxes) > 1 else None
+
+
+def _sweep(boxes: Sequence[Piece], axis: int) -> tuple[Piece, Piece] | None:
+    if len(boxes) < 2:
+        return None
+    if axis == len(boxes[0].shape):
+        return boxes[0], boxes[1]
+    edges = sorted({edge for box in boxes for edge in (box.offsets[axis], box.offsets[axis] + box.shape[axis])})
+    if len(edges) * len(boxes) > 1 << 24 and len(boxes) > 1 << 12:
+        raise ValueError(f"{len(boxes)} pieces that lie on no grid")
+    starts = sorted(boxes, key=lambda box: box.offsets[axis])
+    active: list[Piece] = []
+    following = iter(starts)
+    upcoming = next(following, None)
+    for low, _ in itertools.pairwise(edges):
+        active = [box for box in active if box.offsets[axis] + box.shape[axis] > low]
+        new = False
+        while upcoming is not None and upcoming.offsets[axis] <= low:
+            active.append(upcoming)
+            upcoming, new = next(following, None), True
+        if new and (found := _sweep(active, axis + 1)):
+            return found
+    return None
+
+
+def _tensor_json(name: str, tensor: ManifestTensor) -> dict[str, Any]:
+    return {
+        "dtype": tensor.spec.dtype.name,
+        "shape": list(tensor.spec.shape),
+        "pieces": [_piece_json(name, tensor.spec.shape, piece) for piece in tensor.pieces],
+    }
+
+
+def _piece_json(name: str, shape: tuple[int, ...], piece: Piece) -> dict[str, Any]:
+    """What goes without saying is left out: the tensor's own name, and that a piece is all of it."""
+    doc: dict[str, Any] = {"archive": piece.archive}
+    if piece.name != name:
+        doc["name"] = piece.name
+    if piece.shape != shape:
+        doc |= {"offsets": list(piece.offsets), "shape": list(piece.shape)}
+    return doc
+
+
+def _archive(doc: object) -> ArchiveRef:
+    match doc:
+        case {"path": str(path), "nbytes": int(nbytes), "sha256": str(sha256)} if (
+            type(nbytes) is int and nbytes >= 0 and _DIGEST.fullmatch(sha256) and path
+        ):
+            return ArchiveRef(path, nbytes, sha256)
+    raise ValueError(f"archive {doc!r:.200} has no path, size or digest")
+
+
+def _tensor(name: str, doc: object) -> ManifestTensor:
+    match doc:
+        case {"dtype": str(dtype), "shape": shape, "pieces": list(pieces)} if (
+            dtype in DTYPES and len(pieces) <= MAX_PIECES
+        ):
+            check_name(name)
+            spec = TensorSpec(name, DTYPES[dtype], integers(shape))
+            return ManifestTensor(spec, tuple(_pieces(name, spec.shape, pieces)))
+    raise ValueError(f"tensor {name!r:.200} has no known dtype, no shape or no pieces")
+
+
+def _pieces(name: str, shape: tuple[int, ...], docs: Sequence[object]) -> Iterator[Piece]:
+    for doc in docs:
+        match doc:
+            case {"archive": int(archive)} if type(archive) is int and archive >= 0:
+                own = doc.get("name", name)
+                if not isinstance(own, str):
+                    raise ValueError(f"the name of a piece of {name!r:.200} is not a string")
+                offsets = integers(doc.get("offsets", [0] * len(shape)))
+                yield Piece(archive, own, offsets, integers(doc.get("shape", list(shape))))
+            case _:
+                raise ValueError(f"a piece of {name!r:.200} is {doc!r:.200}, which has no archive")
