@@ -211,11 +211,11 @@ def _tensor(name: str, doc: object) -> ManifestTensor:
 def _pieces(name: str, shape: tuple[int, ...], docs: Sequence[object]) -> Iterator[Piece]:
     for doc in docs:
         match doc:
-            case {"archive": int(archive)} if type(archive) is int and archive >= 0:
-                own = doc.get("name", name)
+            case {"archive": int(archive), **rest} if type(archive) is int and archive >= 0:
+                own = rest.get("name", name)
                 if not isinstance(own, str):
                     raise ValueError(f"the name of a piece of {name!r:.200} is not a string")
-                offsets = integers(doc.get("offsets", [0] * len(shape)))
-                yield Piece(archive, own, offsets, integers(doc.get("shape", list(shape))))
+                offsets = integers(rest.get("offsets", [0] * len(shape)))
+                yield Piece(archive, own, offsets, integers(rest.get("shape", list(shape))))
             case _:
                 raise ValueError(f"a piece of {name!r:.200} is {doc!r:.200}, which has no archive")
