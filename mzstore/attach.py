@@ -117,8 +117,10 @@ def base_part(spec: TensorSpec, sha256: str, name: str) -> Prepared:
 
 
 def check_depth(model: Model, target: str | os.PathLike[str]) -> None:
-    """Raises ValueError if no model at ``target`` can refer to ``model``: too many models would stand one behind another, or it
-    refers to ``target`` itself. Opens the bases of ``model``, and raises what ``open`` does for them."""
+    """Raises ValueError if no model at ``target`` can refer to ``model``: it is a manifest, too many models would stand one
+    behind another, or it refers to ``target`` itself. Opens the bases of ``model``, and raises what ``open`` does for them."""
+    if model.archives:
+        raise ValueError(f"{model.url!r} is a manifest, which is no base: convert it to an archive, and refer to that")
     deepest = max((depth(model, model.document.stored(entry)) for entry in model.document.tensors.values()), default=0)
     if deepest >= MAX_DEPTH:
         raise ValueError(f"{model.url!r} has {deepest} models behind it already: merge it, and refer to that")

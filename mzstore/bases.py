@@ -48,6 +48,15 @@ class Opened(Protocol):
     @property
     def bases(self) -> "Bases": ...
 
+    @property
+    def archives(self) -> "Pieces | None": ...
+
+
+class Pieces(Protocol):
+    """What knows, of a model whose values lie in several archives, which of them has which words."""
+
+    def spread(self, wanted: "Sequence[Wanted]") -> "list[Wanted]": ...
+
 
 BaseLocations = Mapping[str, Location | Opened]
 
@@ -57,11 +66,13 @@ class Wanted:
     """Words of one tensor, which go to ``out`` (one axis for each of ``spans``).
 
     entry  a stored tensor, never a reference; its dtype is that of the read, see ``decode.bound``
+    owner  the archive that it is in, if the model is made of several
     """
 
     entry: TensorEntry
     spans: tuple[Span, ...]
     out: np.ndarray
+    owner: "Opened | None" = None
 
     @property
     def base(self) -> Base | None:
@@ -91,6 +102,7 @@ def fill(
 
     behind  the models that refer to this one, from the first on
     """
+    wanted = _spread(model, wanted)
     cast = [each for each in wanted if _is_cast(each)]
     _fill([each for each in wanted if not _is_cast(each)] if cast else wanted, model, threads, done, behind)
     for group in _groups(cast):
@@ -105,14 +117,16 @@ def fill(
 def fill_bases(model: Opened, wanted: Sequence[Wanted], threads: int = 1, behind: tuple[Opened, ...] = ()) -> None:
     """Only the words of bases, of tensors in their own dtype."""
     for of in _by_base(model, wanted, behind):
-        fill(of.base, of.wanted, threads, None, (*behind, model))
+        fill(of.base, of.wanted, threads, None, of.behind)
 
 
 def plan(model: Opened, wanted: Sequence[Wanted], result_nbytes: int = 0, behind: tuple[Opened, ...] = ()) -> Plan:
-    """What ``fill`` would ask remote storage for. Opens bases, and reads no chunk. ``out`` may be one word, broadcast."""
+    """What ``fill`` would ask remote storage for. Opens bases and archives, and reads no chunk. ``out`` may be one word,
+    broadcast."""
+    wanted = _spread(model, wanted)
     own = [_in_own_dtype(each, _nowhere) if _is_cast(each) else each for each in wanted]
     cast = [mine.out.nbytes for mine, each in zip(own, wanted, strict=True) if mine is not each]
-    bases = [(of.base.reader.url, plan(of.base, of.wanted, 0, (*behind, model))) for of in _by_base(model, own, behind)]
+    bases = [(of.base.reader.url, plan(of.base, of.wanted, 0, of.behind)) for of in _by_base(model, own, behind)]
 
     def todo() -> Iterator[Job]:
         for each in own:
@@ -139,15 +153,16 @@ def _fill(
     behind: tuple[Opened, ...],
 ) -> None:
     for of in _by_base(model, wanted, behind):
-        fill(of.base, of.wanted, threads, done and _share(done, of), (*behind, model))
+        fill(of.base, of.wanted, threads, done and _share(done, of), of.behind)
     run(model.reader, (job for each in wanted for job in each.jobs()), threads, done)
 
 
 @dataclass(slots=True)
 class _OfBase:
-    """What is wanted of one base, as tensors of that model."""
+    """What is wanted of one base, as tensors of that model; ``behind``: the models that refer to it."""
 
     base: Opened
+    behind: tuple[Opened, ...]
     wanted: list[Wanted] = field(default_factory=list)
     nbytes: int = 0
     whole_nbytes: int = 0  # of tensors that are nothing else
@@ -167,15 +182,17 @@ def _share(done: Callable[[int], None], of: _OfBase) -> Callable[[int], None]:
 
 def _by_base(model: Opened, wanted: Sequence[Wanted], behind: tuple[Opened, ...]) -> list[_OfBase]:
     """By base, all checked against what the model says of it."""
-    found: dict[int, _OfBase] = {}
+    found: dict[tuple[int, int], _OfBase] = {}
     for each in wanted:
         part = each.base
         if part is None:
             continue
-        if part.base not in found:
-            found[part.base] = _OfBase(model.bases.open(part.base, (*behind, model)))
-        of = found[part.base]
-        of.wanted.append(replace(each, entry=pinned(model, of.base, each.entry, part)))
+        owner = each.owner or model
+        chain = (*behind, owner)
+        if (id(owner), part.base) not in found:
+            found[id(owner), part.base] = _OfBase(owner.bases.open(part.base, chain), chain)
+        of = found[id(owner), part.base]
+        of.wanted.append(replace(each, entry=pinned(owner, of.base, each.entry, part), owner=None))
         of.nbytes += each.out.nbytes
         of.whole_nbytes += each.out.nbytes if each.whole else 0
     return list(found.values())
@@ -212,7 +229,11 @@ def _in_own_dtype(wanted: Wanted, allocate: Callable[[tuple[int, ...], np.dtype]
     assert wanted.base is not None
     dtype = wanted.base.dtype
     entry = replace(wanted.entry, spec=replace(wanted.entry.spec, dtype=dtype))
-    return Wanted(entry, wanted.spans, allocate(wanted.out.shape, dtype.word))
+    return replace(wanted, entry=entry, out=allocate(wanted.out.shape, dtype.word))
+
+
+def _spread(model: Opened, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
+    return model.archives.spread(wanted) if model.archives else wanted
 
 
 def _nowhere(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -308,6 +329,7 @@ class OpenModel:
     reader: Reader
     document: ModelDocument
     bases: "Bases"
+    archives: Pieces | None = None
 
 
 class Family:
@@ -326,6 +348,7 @@ class Family:
 
     def renew(self) -> None:
         self._lock = threading.Lock()
+        self._opening: dict[str, threading.Lock] = {}
 
     def add(self, model: Opened) -> None:
         """The model that all begins with, which is not closed with the others."""
@@ -338,8 +361,10 @@ class Family:
 
     def get(self, place: Place, data: Location | None) -> Opened:
         """The model at ``place``; in memory, that of ``data``."""
+        identity = place.identity or f"<memory {id(data)}>"
         with self._lock:
-            identity = place.identity or f"<memory {id(data)}>"
+            opening = self._opening.setdefault(identity, threading.Lock())
+        with opening:  # others may be opened meanwhile
             if identity not in self._open:
                 operation = self._retry.start()
                 location = data if place.location is None else place.location

@@ -261,7 +261,7 @@ def _blocks(a: TensorSource, b: TensorSource, track: _Track) -> Iterator[tuple[i
 def _same_digest(a: TensorSource, b: TensorSource) -> bool | None:
     """Whether the words are the same, as far as that is known without reading them; None if it is not."""
     if isinstance(a, StoredTensor) and isinstance(b, StoredTensor):
-        return a.sha256 == b.sha256
+        return a.sha256 == b.sha256 if a.sha256 and b.sha256 else None
     return None
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mzstore.archive import ArchiveReader
-from mzstore.documents import DOCUMENT, FORMAT, TensorEntry, parts_of
+from mzstore.composite import Archives, Tiled
+from mzstore.documents import DOCUMENT, FORMAT, ModelDocument, TensorEntry, parts_of
 from mzstore.encodings import Part
 from mzstore.encodings.base import Base
 from mzstore.encodings.combined import Combined
@@ -91,12 +92,12 @@ class TensorSummary:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    encoding: str  # raw, planes, ...; same: the values are those of tensor ``same_as``
+    encoding: str  # raw, planes, ...; same: the values are those of tensor ``same_as``; pieces: of several in archives
     details: Mapping[str, Any]
     nbytes: int
     stored_nbytes: int
     chunks: int
-    sha256: str
+    sha256: str  # empty of several pieces
     same_as: str | None = None
     lossy: Mapping[str, Any] | None = None  # of values that were changed: what ``Tensor.quality`` has
 
@@ -124,6 +125,8 @@ class TensorSummary:
         if self.same_as is not None:
             return f"same as {shown(self.same_as)}"
         words = ["constant" if self.details.get("constant") else self.encoding, *_words(self.details, self.shape)]
+        if self.encoding == "pieces":
+            words = [count(self.details["pieces"], "piece")]
         for part in self.details.get("parts", ()):
             if part["combine"] != "replace":  # those are few, and lines are short
                 words += _words(part, self.shape)
@@ -137,7 +140,7 @@ class Summary:
     """One model. Sizes are in bytes."""
 
     location: str
-    container: str  # archive or tree
+    container: str  # archive, tree or manifest
     writer: str
     tensors: tuple[TensorSummary, ...]
     metadata: Mapping[str, Any]
@@ -216,15 +219,13 @@ def _words(details: Mapping[str, Any], shape: tuple[int, ...]) -> list[str]:
 
 
 def summarize(model: Model) -> Summary:
-    """The summary of an open model. Reads nothing of an archive, and the listing of a tree."""
+    """The summary of an open model. Reads nothing of an archive, the listing of a tree, and opens all archives of a manifest."""
+    if model.archives:
+        return _of_archives(model, model.archives)
     reader, document = model.reader, model.document
     sizes = reader.sizes()
     names = {entry.node: entry.spec.name for entry in document.tensors.values()}
-    stored = dict.fromkeys(names, 0)
-    for key, nbytes in sizes.items():  # of what is there: a grid may claim more chunks than anyone could list
-        node, _, rest = key.partition("/")
-        if node in stored and not rest.endswith(DOCUMENT):
-            stored[node] += nbytes
+    stored = _stored_nbytes(sizes, document)
 
     def tensor(entry: TensorEntry) -> TensorSummary:
         spec, part = entry.spec, entry.part
@@ -256,8 +257,58 @@ def summarize(model: Model) -> Summary:
     )
 
 
+def _stored_nbytes(sizes: Mapping[str, int], document: ModelDocument) -> dict[str, int]:
+    """Of the chunks at each node."""
+    stored = {entry.node: 0 for entry in document.tensors.values()}
+    for key, nbytes in sizes.items():  # of what is there: a grid may claim more chunks than anyone could list
+        node, _, rest = key.partition("/")
+        if node in stored and not rest.endswith(DOCUMENT):
+            stored[node] += nbytes
+    return stored
+
+
+def _of_archives(model: Model, archives: Archives) -> Summary:
+    """What is stored once counts where it occurs first."""
+    indices = range(len(archives.manifest.archives))
+    archives.open_all(set(indices))
+    opened = [archives.open(index) for index in indices]
+    stored = [_stored_nbytes(each.reader.sizes(), each.document) for each in opened]
+
+    def tensor(entry: TensorEntry) -> TensorSummary:
+        spec, tiled = entry.spec, entry.part
+        assert isinstance(tiled, Tiled)
+        found = [(piece, archives.stored(piece, spec.dtype)[1]) for piece in tiled.pieces]
+        whole = found[0][1] if tiled.whole else None
+        return TensorSummary(
+            spec.name,
+            spec.dtype.name,
+            spec.shape,
+            whole.part.encoding if whole and whole.part else tiled.encoding,
+            _details(whole) if whole else {"pieces": len(tiled.pieces)},
+            spec.nbytes,
+            sum(stored[piece.archive].pop(inner.node, 0) for piece, inner in found),
+            sum(inner.n_chunks for _, inner in found),
+            whole.sha256 if whole else "",
+            None,
+            whole.lossy if whole else None,
+        )
+
+    return Summary(
+        model.url,
+        "manifest",
+        model.document.writer,
+        tuple(tensor(entry) for entry in model.document.tensors.values()),
+        model.metadata,
+        (),
+        (),
+        tuple(dict.fromkeys(url for each in opened for url in each.document.bases)),
+        sum(archive.nbytes for archive in archives.manifest.archives),
+    )
+
+
 def _details(entry: TensorEntry) -> dict[str, Any]:
     """
+    pieces        of a manifest: in how many tensors of archives the values lie; then nothing else
     chunk_shape   of the words: two 4-bit values to a word, and a last axis of 2 behind a complex tensor
     stored_dtype  the narrower dtype that holds all values exactly; absent if it is the tensor's own
     zstd          raw: whether the chunks are compressed

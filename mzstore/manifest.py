@@ -15,6 +15,7 @@ from mzstore.arrays import integers
 from mzstore.documents import dump, load
 from mzstore.dtypes import DTYPES
 from mzstore.errors import FormatError, UnsupportedError
+from mzstore.nodes import is_node_name
 from mzstore.tensors import TensorSpec, check_name
 
 FORMAT = 1
@@ -22,6 +23,7 @@ SUFFIX = ".json"
 MAX_NBYTES = 1 << 28
 MAX_ARCHIVES = 1 << 16
 MAX_PIECES = 1 << 22  # of all tensors
+MAX_UP = 2  # folders: checkpoints share archives that lie beside their manifests
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SAVE_ID = re.compile(r"[0-9a-z-]{8,64}")
@@ -29,11 +31,17 @@ _SAVE_ID = re.compile(r"[0-9a-z-]{8,64}")
 
 @dataclass(frozen=True, slots=True)
 class ArchiveRef:
-    """One archive: where it lies, relative to the manifest, and what it is."""
+    """One archive: where it lies, relative to the manifest, and what it is. ValueError for a path that leads elsewhere."""
 
     path: str
     nbytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        *folders, name = self.path.split("/")
+        up = next((i for i, folder in enumerate(folders) if folder != ".."), len(folders))
+        if up > MAX_UP or not all(is_node_name(part) for part in (*folders[up:], name)):
+            raise ValueError(f"the path of an archive is {self.path!r:.200}, which is none below the manifest's folder")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,8 @@ class ManifestTensor:
 
     def __post_init__(self) -> None:
         shape = self.spec.shape
+        if self.spec.dtype.packed and any(piece.offsets[-1] % 2 for piece in self.pieces if piece.offsets):
+            raise ValueError("a piece begins at the second value of a byte")
         for piece in self.pieces:
             if len(piece.offsets) != len(shape) or len(piece.shape) != len(shape):
                 raise ValueError(f"a piece at {piece.offsets} of {piece.shape} in a tensor of {shape}")
@@ -125,6 +135,8 @@ class Manifest:
             raise FormatError("'archives' is no list, or 'tensors' no object", where=where, clause="manifest-2")
         if not isinstance(metadata, dict) or not isinstance(checkpoint, dict | None):
             raise FormatError("'metadata' or 'checkpoint' is no object", where=where, clause="manifest-2")
+        if sum(len(t["pieces"]) for t in tensors.values() if isinstance(t, dict) and isinstance(t.get("pieces"), list)) > MAX_PIECES:
+            raise FormatError(f"more than {MAX_PIECES} pieces", where=where, clause="manifest-2")
         try:
             return cls(
                 str(doc.get("save_id")),
@@ -200,7 +212,7 @@ def _archive(doc: object) -> ArchiveRef:
 def _tensor(name: str, doc: object) -> ManifestTensor:
     match doc:
         case {"dtype": str(dtype), "shape": shape, "pieces": list(pieces)} if (
-            dtype in DTYPES and len(pieces) <= MAX_PIECES
+            dtype in DTYPES
         ):
             check_name(name)
             spec = TensorSpec(name, DTYPES[dtype], integers(shape))

@@ -7,13 +7,13 @@ import math
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from mzstore import dtypes, frameworks, kernels
+from mzstore import composite, dtypes, frameworks, kernels
 from mzstore.bases import BaseLocations, Bases, Family, Opened, Place, Wanted, fill, plan
 from mzstore.cache import TensorCache
 from mzstore.components import ComponentView, components
@@ -48,7 +48,8 @@ def open(  # noqa: A001  what a user types is mzstore.open
     cache_bytes: int = 0,
     bases: BaseLocations | None = None,
 ) -> "Model":
-    """Open a model for reading: an archive or a tree, at a path or any fsspec URL, or an archive's bytes.
+    """Open a model for reading: an archive or a tree, at a path or any fsspec URL, or an archive's bytes; or the archives of
+    a manifest, whose name ends in ``.json``, as one model.
 
     storage_options  for the fsspec filesystem of a URL: credentials, endpoint
     retry            how long remote storage is waited for, and how often it is asked; None: ``Retry()``
@@ -58,14 +59,21 @@ def open(  # noqa: A001  what a user types is mzstore.open
                      (see ``Model.base_urls``), a location, or an open model, which its owner closes. Without: what
                      ``bases.locate`` allows a file to say
 
-    Reads the documents only: of a remote archive its tail, in one request. Raises FormatError, UnsupportedError,
+    Reads the documents only: of a remote archive its tail, in one request; of a manifest nothing of its archives, each of
+    which is opened when something of it is read. Raises FormatError, UnsupportedError,
     CorruptError or StorageError.
     """
-    operation = (retry or Retry()).start()  # one deadline for all of it
-    reader = open_reader(location, storage_options, operation)
+    operation, stats = (retry or Retry()).start(), Stats()  # one deadline for all of it
+    opening = _Opening(location, storage_options, retry, cache_bytes, bases)
+    links = Bases(Place.of(location, storage_options), Family(retry, stats, bases))
+    if composite.is_manifest(location):
+        manifest = composite.read_manifest(location, storage_options, operation, stats)
+        archives = composite.Archives(manifest, links.place, links.family)
+        whole = composite.CompositeReader(links.place, stats, operation.retry, archives.reader)
+        return Model(whole, composite.document(manifest), opening, links, archives)
+    reader = open_reader(location, storage_options, operation, stats)
     try:
-        opening = _Opening(location, storage_options, retry, cache_bytes, bases)
-        return Model(reader, read_model(reader, operation), opening)
+        return Model(reader, read_model(reader, operation), opening, links)
     except BaseException:
         reader.close()
         raise
@@ -135,8 +143,10 @@ class Tensor:
     @property
     def encoding(self) -> str:
         """How the values are stored: ``raw``, ``planes``, ``quantized``, ``quantized + sparse``; ``same`` if they are those
-        of another tensor."""
-        return self._entry.part.encoding if self._entry.part else "same"
+        of another tensor, ``pieces`` if they lie in several tensors of archives."""
+        if self._entry.part is None:
+            return "same"
+        return self._laid_down()[1].part.encoding  # type: ignore[union-attr]  # it has one
 
     @property
     def quality(self) -> Mapping[str, Any] | None:
@@ -146,27 +156,34 @@ class Tensor:
         ``ratio`` (size of the values / stored), ``nmse`` (squared error / squared values), ``snr_db`` (the same as
         -10 log10; absent if there is no error), ``rmse`` and ``max_error``.
         """
-        return None if self._stored.lossy is None else copy.deepcopy(dict(self._stored.lossy))
+        lossy = self._laid_down()[1].lossy
+        return None if lossy is None else copy.deepcopy(dict(lossy))
 
     @property
     def base(self) -> tuple[str, str] | None:
         """(URL of the model, as ``Model.base_urls`` has it; name there) of the tensor whose values it begins with, if they are
         not its own."""
-        part = base_of(self._stored.part) if self._stored.part else None
-        return (self._model.document.bases[part.base], part.tensor) if part else None
+        owner, stored = self._laid_down()
+        part = base_of(stored.part) if stored.part else None
+        return (owner.document.bases[part.base], part.tensor) if part else None
 
     @property
     def sha256(self) -> str:
-        """Digest of the values, little endian, in row-major order."""
-        return self._entry.sha256
+        """Digest of the values, little endian, in row-major order; empty if they lie in several tensors of archives, each of
+        which has its own."""
+        return self._entry.sha256 or self._laid_down()[1].sha256
 
     @property
     def stored_nbytes(self) -> int:
-        """Bytes of the tensor's chunks in the container; 0 if the values are stored with another tensor.
+        """Bytes of the tensor's chunks in the container, or in all archives; 0 if the values are stored with another tensor.
 
         Raises CorruptError if a chunk is missing.
         """
-        return sum(self._chunk_nbytes(key) for key in self._entry.chunk_keys())
+        if self._model.archives and isinstance(self._entry.part, composite.Tiled):
+            pieces = [self._model.archives.stored(each, self._entry.spec.dtype) for each in self._entry.part.pieces]
+        else:
+            pieces = [(self._model, self._entry)]
+        return sum(self._chunk_nbytes(owner, key) for owner, entry in pieces for key in entry.chunk_keys())
 
     def read(self, out: Any = None, *, index: Index = ..., dtype: Any = None, threads: int = 1) -> Any:
         """The values: a new array, or ``out`` filled (an array of the same shape and dtype with any strides, or a
@@ -233,6 +250,7 @@ class Tensor:
         values of another model that a tensor begins with are no array of this one: see ``base``.
         """
         frameworks.check_framework(framework)
+        self._check_own()
         return components(self._stored, self._open, framework)
 
     def to_scipy(self, format: ScipyFormat = "csr") -> Any:  # noqa: A002  SciPy's name for it
@@ -243,6 +261,7 @@ class Tensor:
         have, become float32. Raises ValueError for a tensor that is not stored as ``sparse`` alone or that is no matrix
         (but ``coo`` takes any), ImportError without SciPy, CorruptError or StorageError.
         """
+        self._check_own()
         return to_scipy(self.name, self._stored, self._open, format)
 
     def to_torch(self, layout: TorchLayout = "coo") -> Any:
@@ -254,10 +273,19 @@ class Tensor:
         check_layout(layout)
         if layout == "strided":
             return self._model.load([self.name], framework="torch", threads=1)[self.name]
+        self._check_own()
         return to_torch(self.name, self._stored, self._open, layout)
 
     def _open(self, entry: TensorEntry) -> "Tensor":
         return Tensor(self._model, entry, entry)
+
+    def _check_own(self) -> None:
+        """Raises ValueError for a tensor whose arrays are those of archives."""
+        if self._model.archives and isinstance(self._entry.part, composite.Tiled):
+            places = dict.fromkeys(self._model.archives.path(piece) for piece in self._entry.part.pieces)
+            raise ValueError(
+                f"tensor {self.name!r} is made of pieces of archives, which have the arrays: open {' or '.join(places)}"
+            )
 
     def shard(self, axis: int | None, index: int, count: int) -> np.ndarray:
         """The part that rank ``index`` of ``count`` holds if the tensor is cut on ``axis``; all of it for None.
@@ -290,7 +318,8 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self) -> str:
-        return f"<mzstore.Tensor {self.name!r}: {self._entry.spec.dtype.name} {list(self.shape)}, {self.encoding}>"
+        how = self._entry.part.encoding if self._entry.part else "same"  # nothing is opened to show a tensor
+        return f"<mzstore.Tensor {self.name!r}: {self._entry.spec.dtype.name} {list(self.shape)}, {how}>"
 
     def _in(self, dtype: Any) -> "Tensor":
         """This tensor as a read in ``dtype`` sees it."""
@@ -304,10 +333,18 @@ class Tensor:
         entry = bound(self._entry, wanted)
         return Tensor(self._model, entry, entry if self._stored is self._entry else bound(self._stored, wanted))
 
-    def _chunk_nbytes(self, key: str) -> int:
-        nbytes = self._model.reader.nbytes(key)
+    def _laid_down(self) -> tuple[Opened, TensorEntry]:
+        """The model that has the values, and its tensor: of a tensor that is one piece, its archive, which is opened."""
+        part = self._stored.part
+        piece = part.whole if isinstance(part, composite.Tiled) else None
+        if piece is None or self._model.archives is None:
+            return self._model, self._stored
+        return self._model.archives.stored(piece, self._stored.spec.dtype)
+
+    def _chunk_nbytes(self, owner: Opened, key: str) -> int:
+        nbytes = owner.reader.nbytes(key)
         if nbytes is None:
-            raise missing_chunk(key, where=f"{self._model.url}, tensor {self.name!r}")
+            raise missing_chunk(key, where=f"{owner.reader.url}, tensor {self.name!r}")
         return nbytes
 
     def _fill(self, spans: tuple[Span, ...], words: np.ndarray, threads: int) -> None:
@@ -384,6 +421,7 @@ class StoredTensor:
 
     @property
     def sha256(self) -> str:
+        """Empty if nobody has stated it: of all that lies in several archives."""
         return self.entry.sha256
 
     @property
@@ -446,13 +484,18 @@ class Model(Mapping[str, Tensor]):
     Safe to use from several threads, and in processes forked from this one. Close it, or use it in a ``with`` block.
     """
 
-    def __init__(self, reader: Reader, document: ModelDocument, opening: _Opening) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        document: ModelDocument,
+        opening: _Opening,
+        bases: Bases,
+        archives: composite.Archives | None = None,
+    ) -> None:
         self.reader, self.document, self._opening = reader, document, opening
+        self.bases, self.archives = bases, archives
         self._cache = TensorCache(opening.cache_nbytes, reader.stats)
-        self.bases = Bases(
-            Place.of(opening.location, opening.options), Family(opening.retry, reader.stats, opening.bases)
-        )
-        self.bases.family.add(self)
+        bases.family.add(self)
 
     @property
     def url(self) -> str:
@@ -623,14 +666,26 @@ class Model(Mapping[str, Tensor]):
         return self._cache.fetch(_cache_key(tensor), spec.nbytes, make_words)
 
     def sources(self, threads: int = 1) -> list[StoredTensor]:
-        """All tensors, to be read by ranges of words."""
-        return [StoredTensor(self, t._entry, t._stored, threads) for t in self.values()]
+        """All tensors, to be read by ranges of words; one that is all of a tensor of an archive, as that. Opens archives."""
+        return [self._source(tensor, threads) for tensor in self.values()]
+
+    def _source(self, tensor: Tensor, threads: int) -> StoredTensor:
+        owner, stored = tensor._laid_down()
+        entry = tensor._entry
+        if owner is not self:
+            entry = replace(entry, sha256=stored.sha256)
+        return StoredTensor(owner, entry, stored, threads)
 
     def zarr(self) -> "zarr.Group":
-        """The hierarchy as zarr-python sees it: encoded components, not values. For local archives and trees."""
+        """The hierarchy as zarr-python sees it: encoded components, not values. For local archives and trees.
+
+        Raises ValueError for a model of several archives, each of which has its own.
+        """
         import zarr
         from zarr.storage import LocalStore, ZipStore
 
+        if self.archives:
+            raise ValueError(f"{self.url!r} is a manifest: each of its archives is a hierarchy of its own")
         store = LocalStore(self.url, read_only=True) if os.path.isdir(self.url) else ZipStore(self.url, mode="r")
         return zarr.open_group(store, mode="r")
 

@@ -8,18 +8,19 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from mzstore import kernels
+from mzstore import composite, kernels
 from mzstore.archive import STORED, ArchiveReader
-from mzstore.bases import BaseLocations, Bases, Family, OpenModel, Place, Wanted, fill_bases
+from mzstore.bases import BaseLocations, Bases, Family, OpenModel, Place, Wanted, fill_bases, locate
 from mzstore.container import Reader, open_reader, read_model
 from mzstore.decode import decode
 from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, Asset, Layout, ModelDocument, TensorEntry, load
@@ -30,12 +31,16 @@ from mzstore.errors import CorruptError, FormatError, MzError, StorageError
 from mzstore.formats import MAX_LAYOUT_NBYTES, safetensors
 from mzstore.frameworks import check_memory
 from mzstore.grid import Grid, whole_piece
+from mzstore.manifest import ArchiveRef
 from mzstore.model import asset_blocks, check_threads
 from mzstore.payload import unseal
 from mzstore.plan import Job
 from mzstore.progress import progress
 from mzstore.selection import Span
-from mzstore.storage import BLOCK_NBYTES, Location, Operation, Options
+from mzstore.stats import Stats
+from mzstore.storage import BLOCK_NBYTES, Folder, Location, Operation, Options, open_location
+
+DIGEST_NBYTES = 64 << 20  # of an archive at a time: remote storage is asked for many parts of it at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class Problem:
 
     kind    ``container`` (directory, headers), ``document``, ``missing`` (chunk), ``chunk``, ``tensor`` (its digest),
             ``base`` (a model that this one refers to: missing, another one, or broken itself), ``asset``, ``layout``, ``stray`` (stored, and nothing asks for it)
-    key     in the container; empty for the container itself
+    key     in the container; empty for the container itself. Of a manifest, it begins with the path of the archive
     clause  the rule of FORMAT.md that is broken
     """
 
@@ -111,11 +116,13 @@ def verify(
     bases: BaseLocations | None = None,
 ) -> Report:
     """Check all of an archive or a tree: every header, checksum, document, chunk, digest, and that nothing is
-    missing or too much. Of the models that it refers to, the values that it begins with are read; ``bases``: see ``open``.
+    missing or too much; of a manifest all of its archives, and that they are those that it was made of. Of the models that it refers to, the values that it begins with are read; ``bases``: see ``open``.
 
     What is broken becomes a ``Problem`` of the report. Raises only where the question cannot be answered: StorageError
     if reading fails, UnsupportedError if the model needs a newer mzstore.
     """
+    if composite.is_manifest(location):
+        return _manifest(location, check_threads(threads), show_progress, storage_options, bases)
     try:
         reader = open_reader(location, storage_options)
     except (FormatError, CorruptError) as error:
@@ -125,6 +132,72 @@ def verify(
     with contextlib.closing(reader), contextlib.closing(family):
         links = Bases(Place.of(location, storage_options), family)
         return _Verifier(reader, links, check_threads(threads), show_progress).report()
+
+
+def _manifest(
+    location: Location, threads: int, show_progress: bool | None, options: Options, bases: BaseLocations | None
+) -> Report:
+    name = os.fspath(location) if isinstance(location, os.PathLike) else str(location)
+    try:
+        manifest = composite.read_manifest(location, options)
+    except (FormatError, CorruptError) as error:
+        return Report(name, (_problem("document", error),))
+    place = Place.of(location, options)
+    problems: list[Problem] = []
+    reports = []
+    for ref in manifest.archives:
+        found: list[Problem] = []
+        try:
+            there = locate(ref.path, place)
+            assert there.location is not None
+            if problem := _whole(ref, there):
+                found.append(problem)
+            report = verify(
+                there.location, threads=threads, show_progress=show_progress, storage_options=there.options, bases=bases
+            )
+            reports.append(report)
+            found += report.problems
+        except StorageError as error:  # the others may be whole
+            found.append(_problem("missing", error))
+        except ValueError as error:
+            found.append(Problem("missing", str(error), clause="manifest-4"))
+        problems += [replace(each, key=f"{ref.path}/{each.key}" if each.key else ref.path) for each in found]
+    with contextlib.closing(Family(None, Stats(), bases)) as family:
+        archives = composite.Archives(manifest, place, family)
+        for tensor in manifest.tensors.values():
+            for piece in tensor.pieces:
+                try:
+                    archives.stored(piece, tensor.spec.dtype)
+                except (FormatError, CorruptError) as error:
+                    problems.append(_problem("tensor", error, archives.path(piece), tensor.spec.name))
+                except StorageError:
+                    pass  # it is among the problems
+    return Report(
+        name,
+        tuple(problems),
+        len(manifest.tensors),
+        sum(report.chunks for report in reports),
+        sum(report.nbytes for report in reports),
+        sum(report.assets for report in reports),
+    )
+
+
+def _whole(ref: ArchiveRef, place: Place) -> Problem | None:
+    """What is wrong with an archive as a whole: another size or digest than ``ref`` says."""
+    assert place.location is not None
+    blob = open_location(place.location, place.options)
+    if isinstance(blob, Folder):
+        return Problem("container", "it is no archive", clause="manifest-4")
+    with contextlib.closing(blob):
+        if blob.nbytes != ref.nbytes:
+            text = f"it has {blob.nbytes} bytes, and was written with {ref.nbytes}"
+            return Problem("container", text, clause="manifest-4")
+        digest, operation = hashlib.sha256(), blob.start()
+        for start in range(0, blob.nbytes, DIGEST_NBYTES):
+            digest.update(blob.read(start, min(start + DIGEST_NBYTES, blob.nbytes), operation=operation))
+    if digest.hexdigest() != ref.sha256:
+        return Problem("container", "it does not have the digest (sha256) that the manifest states", clause="manifest-4")
+    return None
 
 
 def _problem(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from mzstore import model, storage
+from mzstore import composite, model, storage
 from mzstore.bases import BaseLocations, check_unchanged
 from mzstore.documents import DOCUMENT
 from mzstore.errors import FormatError
@@ -27,7 +27,7 @@ def open_source(
 ) -> Iterator[ModelSource]:
     """A model in any supported format, to be read as long as the block lasts.
 
-    An mzstore archive or tree, a safetensors file, the index of a sharded one (``*.safetensors.index.json``), or a
+    An mzstore archive, tree or manifest, a safetensors file, the index of a sharded one (``*.safetensors.index.json``), or a
     Hugging Face directory. Raises FormatError for anything else. ``bases``: see ``model.open``.
     """
     with ExitStack() as stack:
@@ -39,6 +39,10 @@ def open_source(
             if not isinstance(folder, storage.Folder):
                 raise FormatError("not a directory", where=path)
             yield huggingface.open_index(folder, name, options, retry, stack)
+            return
+        if composite.is_manifest(location):
+            opened = model.open(location, storage_options=options, retry=retry, bases=bases)
+            yield of_model(stack.enter_context(opened), threads)
             return
         found = storage.open_location(location, options, retry=retry)
         if isinstance(found, storage.Folder):
