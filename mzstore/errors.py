@@ -40,3 +40,7 @@ class CorruptError(MzError):
 
 class StorageError(MzError):
     """The storage failed: look at its cause (``__cause__``), then try again."""
+
+
+class ConflictError(StorageError):
+    """Somebody else was first: what was to be created is there, with another content, which stays as it is."""

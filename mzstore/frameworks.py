@@ -68,6 +68,12 @@ def torch_compressed(
     return make(torch.from_numpy(begins), torch.from_numpy(columns), to_torch(values), shape, check_invariants=False)
 
 
+def parameter(tensor: "torch.Tensor", requires_grad: bool) -> "torch.nn.Parameter":
+    import torch
+
+    return torch.nn.Parameter(tensor, requires_grad=requires_grad)
+
+
 def is_torch(value: object) -> bool:
     return any(c.__module__.partition(".")[0] == "torch" for c in type(value).__mro__)
 

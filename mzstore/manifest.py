@@ -31,11 +31,15 @@ _SAVE_ID = re.compile(r"[0-9a-z-]{8,64}")
 
 @dataclass(frozen=True, slots=True)
 class ArchiveRef:
-    """One archive: where it lies, relative to the manifest, and what it is. ValueError for a path that leads elsewhere."""
+    """One archive: where it lies, relative to the manifest, and what it is. ValueError for a path that leads elsewhere.
+
+    bases  which of the manifest's archives it refers to for values; they stand before it
+    """
 
     path: str
     nbytes: int
     sha256: str
+    bases: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         *folders, name = self.path.split("/")
@@ -46,12 +50,16 @@ class ArchiveRef:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A box of a tensor: from ``offsets`` on, of ``shape``. It is the whole of tensor ``name`` in archive ``archive``."""
+    """A box of a tensor: from ``offsets`` on, of ``shape``. It is the whole of tensor ``name`` in archive ``archive``.
+
+    sha256  the digest of its values there; empty if the manifest does not tell
+    """
 
     archive: int
     name: str
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
+    sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +102,9 @@ class Manifest:
     def __post_init__(self) -> None:
         if not _SAVE_ID.fullmatch(self.save_id):
             raise ValueError(f"save id {self.save_id!r:.100}")
+        for i, archive in enumerate(self.archives):
+            if any(base >= i for base in archive.bases):
+                raise ValueError(f"archive {i} refers to {max(archive.bases)}, which does not stand before it")
         for tensor in self.tensors.values():
             for piece in tensor.pieces:
                 if piece.archive >= len(self.archives):
@@ -105,7 +116,7 @@ class Manifest:
             "mzstore_manifest": FORMAT,
             "save_id": self.save_id,
             "writer": self.writer,
-            "archives": [{"path": a.path, "nbytes": a.nbytes, "sha256": a.sha256} for a in self.archives],
+            "archives": [_archive_json(each) for each in self.archives],
             "tensors": {name: _tensor_json(name, tensor) for name, tensor in self.tensors.items()},
         }
         if self.metadata:
@@ -182,6 +193,11 @@ def _sweep(boxes: Sequence[Piece], axis: int) -> tuple[Piece, Piece] | None:
     return None
 
 
+def _archive_json(archive: ArchiveRef) -> dict[str, Any]:
+    doc: dict[str, Any] = {"path": archive.path, "nbytes": archive.nbytes, "sha256": archive.sha256}
+    return doc | {"bases": list(archive.bases)} if archive.bases else doc
+
+
 def _tensor_json(name: str, tensor: ManifestTensor) -> dict[str, Any]:
     return {
         "dtype": tensor.spec.dtype.name,
@@ -197,15 +213,17 @@ def _piece_json(name: str, shape: tuple[int, ...], piece: Piece) -> dict[str, An
         doc["name"] = piece.name
     if piece.shape != shape:
         doc |= {"offsets": list(piece.offsets), "shape": list(piece.shape)}
+    if piece.sha256:
+        doc["sha256"] = piece.sha256
     return doc
 
 
 def _archive(doc: object) -> ArchiveRef:
     match doc:
-        case {"path": str(path), "nbytes": int(nbytes), "sha256": str(sha256)} if (
+        case {"path": str(path), "nbytes": int(nbytes), "sha256": str(sha256), **rest} if (
             type(nbytes) is int and nbytes >= 0 and _DIGEST.fullmatch(sha256) and path
         ):
-            return ArchiveRef(path, nbytes, sha256)
+            return ArchiveRef(path, nbytes, sha256, integers(rest.get("bases", [])))
     raise ValueError(f"archive {doc!r:.200} has no path, size or digest")
 
 
@@ -224,10 +242,12 @@ def _pieces(name: str, shape: tuple[int, ...], docs: Sequence[object]) -> Iterat
     for doc in docs:
         match doc:
             case {"archive": int(archive), **rest} if type(archive) is int and archive >= 0:
-                own = rest.get("name", name)
+                own, sha256 = rest.get("name", name), rest.get("sha256", "")
                 if not isinstance(own, str):
                     raise ValueError(f"the name of a piece of {name!r:.200} is not a string")
+                if not isinstance(sha256, str) or (sha256 and not _DIGEST.fullmatch(sha256)):
+                    raise ValueError(f"the digest of a piece of {name!r:.200} is {sha256!r:.100}")
                 offsets = integers(rest.get("offsets", [0] * len(shape)))
-                yield Piece(archive, own, offsets, integers(rest.get("shape", list(shape))))
+                yield Piece(archive, own, offsets, integers(rest.get("shape", list(shape))), sha256)
             case _:
                 raise ValueError(f"a piece of {name!r:.200} is {doc!r:.200}, which has no archive")

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from mzstore.errors import StorageError
@@ -37,6 +37,7 @@ SLOWEST = 256 << 10  # bytes per second that a part travels at least; that time 
 # What S3 says to a body that was damaged or late on its way, with a status that elsewhere means not to ask again.
 WORTH_ANOTHER = {"BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch"}  # fmt: skip
 WRITE_BUFFER = MIB
+MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")  # of ``info``, in this order
 LEFT = "An unfinished upload may be left, which costs as much as an object"
 
 
@@ -66,6 +67,7 @@ class Store(ABC):
     """Where objects are put. All methods raise whatever the filesystem does."""
 
     growing = False  # whether parts may differ in size
+    _fs: Any
 
     @abstractmethod
     def put(self, path: str, data: bytes, operation: Operation) -> None:
@@ -81,6 +83,38 @@ class Store(ABC):
     @abstractmethod
     def nbytes(self, path: str) -> int:
         """Size of the object that is there now."""
+
+    def create(self, path: str, data: bytes, operation: Operation) -> None:
+        """A small object, if there is none. Raises NotImplementedError where that cannot be asked for."""
+        self._fs.pipe_file(path, data, mode="create")
+
+    def listing(self, path: str) -> "Iterator[Listed]":
+        """All objects below ``path``, in no order."""
+        self._fs.invalidate_cache()
+        for name, about in self._fs.find(path, detail=True).items():
+            told = next((about[key] for key in MODIFIED_KEYS if about.get(key) is not None), None)
+            yield Listed(name, about["size"], _seconds(told))
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object in a listing. ``modified`` is in seconds, by the clock of the storage; None where that is not told."""
+
+    path: str
+    nbytes: int
+    modified: float | None
+
+
+def _seconds(time: object) -> float | None:
+    if isinstance(time, str):
+        time = datetime.fromisoformat(time)
+    if isinstance(time, datetime):
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    return float(time) if isinstance(time, (int, float)) else None
 
 
 def connect(url: str, options: Options, retry: Retry) -> tuple[Store, str]:
@@ -132,6 +166,9 @@ class S3(Store):
     def put(self, path: str, data: bytes, operation: Operation) -> None:
         self._run(operation, "put_object", len(data), **self._where(path), Body=data)
         self._fs.invalidate_cache(path)
+
+    def create(self, path: str, data: bytes, operation: Operation) -> None:
+        self._run(operation, "put_object", len(data), **self._where(path), Body=data, IfNoneMatch="*")
 
     def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         where = self._where(path)
@@ -283,6 +320,17 @@ class Obstore(Store):
         store.put(key, data, use_multipart=False)
         self._fs.invalidate_cache(path)
 
+    def create(self, path: str, data: bytes, operation: Operation) -> None:
+        store, key = self._where(path)
+        store.put(key, data, use_multipart=False, mode="create")
+
+    def listing(self, path: str) -> Iterator[Listed]:
+        store, key = self._where(path)
+        bucket = path[: len(path) - len(key)]
+        for batch in store.list(key):
+            for about in batch:
+                yield Listed(bucket + about["path"], about["size"], about["last_modified"].timestamp())
+
     def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         store, key = self._where(path)
         first = next(parts)
@@ -322,6 +370,9 @@ class Azure(Store):
             return
         self._run(operation, "upload_blob", path, len(data), data=data, overwrite=True)
         self._fs.invalidate_cache(path)
+
+    def create(self, path: str, data: bytes, operation: Operation) -> None:
+        self._run(operation, "upload_blob", path, len(data), data=data, overwrite=False)
 
     def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         upload = secrets.token_hex(8)  # blocks of two uploads of one name at a time do not mix
@@ -392,6 +443,9 @@ class Renamed(Spooled):
         with self._other_name(path) as other:
             self._fs.pipe_file(other, data)
 
+    def create(self, path: str, data: bytes, operation: Operation) -> None:
+        raise NotImplementedError("files of this storage show before they are whole, and renaming replaces what is there")
+
     def _put_file(self, local: str, path: str) -> None:
         with self._other_name(path) as other:
             self._fs.put_file(local, other)
@@ -412,7 +466,13 @@ class Renamed(Spooled):
 
 
 class Memory(Spooled):
-    """fsspec's memory; ``autocommit`` means nothing to it."""
+    """fsspec's memory, which is that of this process; ``autocommit`` means nothing to it."""
+
+    _creating = threading.Lock()  # it looks and then writes
+
+    def create(self, path: str, data: bytes, operation: Operation) -> None:
+        with Memory._creating:
+            super().create(path, data, operation)
 
     def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         self.put(path, b"".join(parts), operation)
@@ -519,10 +579,10 @@ class RemoteSink(Transaction):
         self._begin(url, store, path, operation, expected)
 
     @classmethod
-    def of(cls, url: str, store: Store, path: str, operation: Operation) -> Self:
+    def of(cls, url: str, store: Store, path: str, operation: Operation, expected: int = 0) -> Self:
         """One more object of a store that is connected."""
         sink = cls.__new__(cls)
-        sink._begin(url, store, path, operation, 0)
+        sink._begin(url, store, path, operation, expected)
         return sink
 
     def _begin(self, url: str, store: Store, path: str, operation: Operation, expected: int) -> None:
