@@ -6,6 +6,7 @@ still there; then the manifest, if there is none. Whatever happens before, there
 
 import contextlib
 import hashlib
+import posixpath
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -291,8 +292,7 @@ class _Changes:
 
     def _of_archive(self, index: int, path: str) -> int:
         self.archives.add(index)
-        repository = self._save._repository
-        return self._number(refer(repository.location(key_of(path)), repository.location(self._key)))
+        return self._number(posixpath.relpath(key_of(path), posixpath.dirname(self._key)))  # so that a store can be moved
 
     def _of_base(self, base: Model) -> int:
         here = self._save._repository.location(self._key)
