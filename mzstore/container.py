@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import BinaryIO, Literal, Protocol
+from typing import Literal, Protocol
 
 from mzstore import garbage
 from mzstore.archive import TAIL_NBYTES, ArchiveReader, ArchiveWriter
@@ -11,7 +11,18 @@ from mzstore.documents import DOCUMENT, MAX_DOCUMENT_NBYTES, ModelDocument, load
 from mzstore.errors import CorruptError, FormatError
 from mzstore.extents import Extent, Request
 from mzstore.stats import Stats
-from mzstore.storage import Folder, Location, OnBytes, Operation, Options, Retry, create, create_folder, open_location
+from mzstore.storage import (
+    Folder,
+    Location,
+    OnBytes,
+    Operation,
+    Options,
+    Retry,
+    Writable,
+    create,
+    create_folder,
+    open_location,
+)
 from mzstore.tree import TreeReader, TreeWriter
 
 Kind = Literal["archive", "tree"]
@@ -107,7 +118,7 @@ def _check_chunk_counts(document: ModelDocument, n_objects: int, *, where: str) 
             )
 
 
-def kind_for(location: str | os.PathLike[str] | BinaryIO) -> Kind:
+def kind_for(location: str | os.PathLike[str] | Writable) -> Kind:
     """What to write at ``location``: a tree if its name ends in ``.zarr`` or in a slash, else an archive."""
     if not isinstance(location, (str, os.PathLike)):
         return "archive"
@@ -117,7 +128,7 @@ def kind_for(location: str | os.PathLike[str] | BinaryIO) -> Kind:
 
 @contextlib.contextmanager
 def create_writer(
-    location: str | os.PathLike[str] | BinaryIO,
+    location: str | os.PathLike[str] | Writable,
     kind: Kind,
     options: Options = None,
     expected: int = 0,

@@ -146,7 +146,10 @@ class Manifest:
             raise FormatError("'archives' is no list, or 'tensors' no object", where=where, clause="manifest-2")
         if not isinstance(metadata, dict) or not isinstance(checkpoint, dict | None):
             raise FormatError("'metadata' or 'checkpoint' is no object", where=where, clause="manifest-2")
-        if sum(len(t["pieces"]) for t in tensors.values() if isinstance(t, dict) and isinstance(t.get("pieces"), list)) > MAX_PIECES:
+        if (
+            sum(len(t["pieces"]) for t in tensors.values() if isinstance(t, dict) and isinstance(t.get("pieces"), list))
+            > MAX_PIECES
+        ):
             raise FormatError(f"more than {MAX_PIECES} pieces", where=where, clause="manifest-2")
         try:
             return cls(
@@ -229,9 +232,7 @@ def _archive(doc: object) -> ArchiveRef:
 
 def _tensor(name: str, doc: object) -> ManifestTensor:
     match doc:
-        case {"dtype": str(dtype), "shape": shape, "pieces": list(pieces)} if (
-            dtype in DTYPES
-        ):
+        case {"dtype": str(dtype), "shape": shape, "pieces": list(pieces)} if dtype in DTYPES:
             check_name(name)
             spec = TensorSpec(name, DTYPES[dtype], integers(shape))
             return ManifestTensor(spec, tuple(_pieces(name, spec.shape, pieces)))

@@ -40,7 +40,7 @@ from mzstore.prepared import Fitted, Prepared
 from mzstore.progress import progress
 from mzstore.recipe import Recipe, Rule
 from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays, origin
-from mzstore.storage import Options, Retry
+from mzstore.storage import Options, Retry, Writable
 from mzstore.version import __version__
 
 if TYPE_CHECKING:  # what changes values is imported only where that is asked for
@@ -51,7 +51,7 @@ PREFIX_NBYTES = 64 << 10  # two tensors that differ at all mostly differ here
 PENDING_NBYTES = 128 << 20  # of words, which row blocks that are being quantized hold: each some four times more
 MAX_METADATA_DEPTH = 400  # FORMAT.md lets a reader refuse 500, and the root document adds some
 
-Target = str | os.PathLike[str] | BinaryIO
+Target = str | os.PathLike[str] | BinaryIO | Writable
 Importances = Mapping[str, Any]  # name -> array, see ``save``
 
 

@@ -111,10 +111,14 @@ class Repository:
         try:
             self.objects.put(LATEST, dump({"step": step, "save_id": manifest.save_id}))
         except StorageError as error:
-            warnings.warn(f"checkpoint {step} is committed; the hint at it is not: {error}", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"checkpoint {step} is committed; the hint at it is not: {error}", RuntimeWarning, stacklevel=2
+            )
 
     def conflict(self, step: int) -> ConflictError:
-        return ConflictError(f"checkpoint {step} exists already, from another save; nothing of it was changed", where=self.url)
+        return ConflictError(
+            f"checkpoint {step} exists already, from another save; nothing of it was changed", where=self.url
+        )
 
     def delete(self, step: int) -> bool:
         """False if there is none. What it holds is kept for those who read it, until ``collection.collect`` finds it long gone."""

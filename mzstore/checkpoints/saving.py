@@ -13,9 +13,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from mzstore import kernels
 from mzstore.bases import refer
-from mzstore.checkpoints.repository import Repository, archive_key, behind, checkpoint_json, from_manifest, key_of, new_save_id
+from mzstore.checkpoints.repository import (
+    Repository,
+    archive_key,
+    behind,
+    checkpoint_json,
+    from_manifest,
+    key_of,
+    new_save_id,
+)
 from mzstore.checkpoints.staging import Staged
 from mzstore.differences import choose_difference
 from mzstore.encode import Level, choose
@@ -132,7 +142,9 @@ class _Save:
                 raise
         except BaseException:
             if settled:
-                with contextlib.suppress(StorageError):  # the first error is the one to report; ``collect`` finds the rest
+                with contextlib.suppress(
+                    StorageError
+                ):  # the first error is the one to report; ``collect`` finds the rest
                     repository.remove(self._written)
             raise
         return Previous(job.step, manifest, job.staged.tensors, self._digests)
@@ -166,9 +178,7 @@ class _Save:
     def _known(self) -> dict[object, Piece]:
         if self._previous is None:
             return {}
-        return {
-            (*_kind(spec), digest, self._lossy(spec)): piece for spec, piece, digest in self._previous.pieces()
-        }
+        return {(*_kind(spec), digest, self._lossy(spec)): piece for spec, piece, digest in self._previous.pieces()}
 
     def _referred(self, spec: TensorSpec, piece: Piece) -> ManifestTensor:
         """A piece of the checkpoint before."""
@@ -199,7 +209,7 @@ class _Save:
             self._written.append(key)
             settings = self._settings
             write(
-                target,  # type: ignore[arg-type]  a file object, as far as a writer needs one
+                target,
                 source,
                 recipe=settings.recipe,
                 level=settings.level,
@@ -292,7 +302,9 @@ class _Changes:
 
     def _of_archive(self, index: int, path: str) -> int:
         self.archives.add(index)
-        return self._number(posixpath.relpath(key_of(path), posixpath.dirname(self._key)))  # so that a store can be moved
+        return self._number(
+            posixpath.relpath(key_of(path), posixpath.dirname(self._key))
+        )  # so that a store can be moved
 
     def _of_base(self, base: Model) -> int:
         here = self._save._repository.location(self._key)
@@ -337,7 +349,7 @@ def _kind(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
 
 
 def _digest(source: ArraySource) -> str:
-    return hashlib.sha256(memoryview(source.words.reshape(-1).view("u1"))).hexdigest()
+    return hashlib.sha256(source.words.reshape(-1).view(np.uint8).data).hexdigest()
 
 
 def _groups(sources: Sequence[ArraySource]) -> Iterator[list[ArraySource]]:

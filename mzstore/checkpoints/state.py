@@ -205,15 +205,15 @@ class _Decoder:
             case {"array": str(name), **rest} if not rest:
                 return self._tensor(name, "numpy")
             case {"tensor": str(name), **rest} if rest.keys() <= {"parameter", "requires_grad"}:
-                return _as_torch(self._tensor(name, "torch"), **rest)
+                return _as_torch(self._tensor(name, "torch"), "parameter" in rest, "requires_grad" in rest)
             case {"dict": dict(members), **rest} if not rest:
                 return {key: self.decode(each, depth + 1) for key, each in members.items()}
             case {"dict_items": list(pairs), **rest} if not rest:
                 return dict(self._pairs(pairs, depth))
             case {"ordered": dict(members), **rest} if rest.keys() <= {"metadata"}:
-                return self._ordered([(k, self.decode(v, depth + 1)) for k, v in members.items()], rest, depth)
+                return self._ordered([(k, self.decode(v, depth + 1)) for k, v in members.items()], doc, depth)
             case {"ordered_items": list(pairs), **rest} if rest.keys() <= {"metadata"}:
-                return self._ordered(self._pairs(pairs, depth), rest, depth)
+                return self._ordered(self._pairs(pairs, depth), doc, depth)
         raise ValueError(f"{doc!r:.200} is no value of a state")
 
     def _pairs(self, pairs: "Sequence[Any]", depth: int) -> list[tuple[Any, Any]]:
@@ -227,12 +227,10 @@ class _Decoder:
             raise ValueError("a key occurs twice")
         return found
 
-    def _ordered(
-        self, pairs: list[tuple[Any, Any]], rest: Mapping[str, Any], depth: int
-    ) -> "OrderedDict[Any, Any]":
+    def _ordered(self, pairs: list[tuple[Any, Any]], doc: Mapping[str, Any], depth: int) -> "OrderedDict[Any, Any]":
         made: OrderedDict[Any, Any] = OrderedDict(pairs)
-        if "metadata" in rest:
-            vars(made)["_metadata"] = self.decode(rest["metadata"], depth + 1)
+        if "metadata" in doc:
+            vars(made)["_metadata"] = self.decode(doc["metadata"], depth + 1)
         return made
 
 
@@ -244,7 +242,7 @@ def _scalar(data: bytes, name: str) -> np.generic:
     return value
 
 
-def _as_torch(tensor: Any, parameter: bool = False, requires_grad: bool = False) -> Any:
+def _as_torch(tensor: Any, parameter: bool, requires_grad: bool) -> Any:
     if tensor is None or not (parameter or requires_grad):
         return tensor
     return frameworks.parameter(tensor, requires_grad) if parameter else tensor.requires_grad_()

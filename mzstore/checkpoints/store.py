@@ -20,7 +20,7 @@ from mzstore.checkpoints.saving import Job, Previous, Settings
 from mzstore.checkpoints.staging import Staged, Staging
 from mzstore.checkpoints.state import decode, encode, tensors_of
 from mzstore.encode import Level, check_level
-from mzstore.errors import FormatError, MzError, StorageError
+from mzstore.errors import FormatError, MzError
 from mzstore.manifest import Manifest
 from mzstore.model import Model, check_threads
 from mzstore.model import open as open_model
@@ -441,7 +441,9 @@ class CheckpointStore:
     def _missing(self, step: object) -> LookupError:
         steps = self.steps()
         there = f"there are {', '.join(map(str, steps[-10:]))}" if steps else "there is none"
-        return LookupError(f"no checkpoint {step} in {self.url!r}; {there}{' and earlier ones' if len(steps) > 10 else ''}")
+        return LookupError(
+            f"no checkpoint {step} in {self.url!r}; {there}{' and earlier ones' if len(steps) > 10 else ''}"
+        )
 
     def close(self) -> None:
         """Wait for saves that are under way. Raises what one has failed by, if nobody knows that yet."""
@@ -477,16 +479,16 @@ def _number(name: object, value: object) -> int | float:
     return number  # type: ignore[return-value]
 
 
-def _read(
-    model: Model, kinds: Mapping[str, str], places: Mapping[str, Any] | None, threads: int
-) -> dict[str, Any]:
+def _read(model: Model, kinds: Mapping[str, str], places: Mapping[str, Any] | None, threads: int) -> dict[str, Any]:
     """Tensors by name, in one read; ``kinds`` says for which framework, ``places`` where they go."""
     finishers: dict[str, Callable[[], Any]] = {}
     wanted: list[Wanted] = []
     entries = {}
     for name in kinds:
         if name not in model.document.tensors:
-            raise FormatError(f"the state names tensor {name!r}, which is not there", where=model.url, clause="checkpoint-3")
+            raise FormatError(
+                f"the state names tensor {name!r}, which is not there", where=model.url, clause="checkpoint-3"
+            )
         entries[name] = model.document.tensors[name]
     nbytes = sum(entry.spec.nbytes for entry in entries.values())
     if places is None:

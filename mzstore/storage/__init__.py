@@ -26,7 +26,7 @@ from mzstore.storage.retry import OnBytes, Operation, Retry, without_secrets
 from mzstore.storage.upload import RemoteFolderSink, RemoteSink
 
 __all__ = [
-    "BLOCK_NBYTES", "Blob", "Buffer", "FileObjectSink", "Folder", "FolderSink", "Found", "LocalFolder", "Location", "Objects", "OnBytes", "Operation", "Options", "Retry", "Sink",
+    "BLOCK_NBYTES", "Blob", "Buffer", "FileObjectSink", "Folder", "FolderSink", "Found", "LocalFolder", "Location", "Objects", "OnBytes", "Operation", "Options", "Retry", "Sink", "Writable",
     "create", "create_folder", "is_local", "local_path", "open_location", "open_objects", "without_secrets",
 ]  # fmt: skip
 

@@ -299,9 +299,7 @@ class RemoteObjects(Objects):
         root = len(self._at(""))
         listed = self._run("list", prefix, lambda: list(self._store.listing(self._at(prefix))))
         inside = self._at(prefix) + "/"
-        return {
-            each.path[root:]: Found(each.nbytes, each.modified) for each in listed if each.path.startswith(inside)
-        }
+        return {each.path[root:]: Found(each.nbytes, each.modified) for each in listed if each.path.startswith(inside)}
 
     def nbytes(self, key: str) -> int | None:
         try:

@@ -37,7 +37,14 @@ SLOWEST = 256 << 10  # bytes per second that a part travels at least; that time 
 # What S3 says to a body that was damaged or late on its way, with a status that elsewhere means not to ask again.
 WORTH_ANOTHER = {"BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch"}  # fmt: skip
 WRITE_BUFFER = MIB
-MODIFIED_KEYS = ("LastModified", "last_modified", "mtime", "updated", "modified", "created")  # of ``info``, in this order
+MODIFIED_KEYS = (
+    "LastModified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "modified",
+    "created",
+)  # of ``info``, in this order
 LEFT = "An unfinished upload may be left, which costs as much as an object"
 
 
@@ -444,7 +451,9 @@ class Renamed(Spooled):
             self._fs.pipe_file(other, data)
 
     def create(self, path: str, data: bytes, operation: Operation) -> None:
-        raise NotImplementedError("files of this storage show before they are whole, and renaming replaces what is there")
+        raise NotImplementedError(
+            "files of this storage show before they are whole, and renaming replaces what is there"
+        )
 
     def _put_file(self, local: str, path: str) -> None:
         with self._other_name(path) as other:
