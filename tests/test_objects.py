@@ -68,7 +68,8 @@ def test_more_than_is_wanted_is_not_read(objects):
 def test_only_the_first_creates(objects):
     assert objects.exclusive()
     assert objects.create("m/1", b"first")
-    assert not objects.create("m/1", b"second")
+    for other in (b"second", b"2", b"", b"f1rst"):
+        assert not objects.create("m/1", other)
     assert objects.get("m/1", 10) == b"first"
     assert objects.create("m/1", b"first"), "the same again is a lost answer"
 

@@ -116,7 +116,9 @@ def test_parameters_stay_parameters():
 
 
 def test_names_are_paths_and_differ():
-    _, tensors = encode({"a.b": np.zeros(1), "a": {"b": np.zeros(1), "b~2": np.zeros(1)}, "l": [np.zeros(1)], 3: np.zeros(1)})
+    _, tensors = encode(
+        {"a.b": np.zeros(1), "a": {"b": np.zeros(1), "b~2": np.zeros(1)}, "l": [np.zeros(1)], 3: np.zeros(1)}
+    )
     assert list(tensors) == ["a.b", "a.b~2", "a.b~2~2", "l.0", "3"]
 
 

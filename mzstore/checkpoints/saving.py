@@ -28,6 +28,7 @@ from mzstore.checkpoints.repository import (
 )
 from mzstore.checkpoints.staging import Staged
 from mzstore.differences import choose_difference
+from mzstore.documents import dump
 from mzstore.encode import Level, choose
 from mzstore.encodings.base import Base
 from mzstore.encodings.combined import Combined
@@ -170,10 +171,10 @@ class _Save:
                 found[spec.name] = ManifestTensor(spec, (piece,))
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
-    def _lossy(self, spec: TensorSpec) -> object:
+    def _lossy(self, spec: TensorSpec) -> bytes | None:
         """What a recipe makes of it: values of the same digest are not the same stored under another rule."""
         rule = self._settings.recipe.rule_for(spec) if self._settings.recipe else None
-        return rule.asked if rule else None
+        return dump(rule.asked) if rule else None
 
     def _known(self) -> dict[object, Piece]:
         if self._previous is None:

@@ -21,7 +21,7 @@ from mzstore.storage.backends import in_thread
 from mzstore.storage.base import Options, Sink, storage_errors
 from mzstore.storage.local import LocalFolder, LocalSink, sync_directory
 from mzstore.storage.remote import RemoteFolder
-from mzstore.storage.retry import MAX_PAUSE, Operation, Retry, is_transient, status_of
+from mzstore.storage.retry import MAX_PAUSE, Operation, Retry, TooLarge, is_transient, status_of
 from mzstore.storage.upload import RemoteSink, Store, connect
 
 T = TypeVar("T")
@@ -95,9 +95,9 @@ class Objects(ABC):
                 return True
             except Exception as error:
                 problem = error
-            found = self.get(key, len(data))
+            found = self._holds(key, data)
             if found is not None:
-                return found == data
+                return found
             if not _worth_another(problem) or not self._again(operation, number):
                 if isinstance(problem, StorageError):
                     raise problem
@@ -106,11 +106,21 @@ class Objects(ABC):
 
     def _create_alone(self, key: str, data: bytes) -> bool:
         """Where the storage cannot decide between writers."""
-        found = self.get(key, len(data))
+        found = self._holds(key, data)
         if found is None:
             self.put(key, data)
+            found = self._holds(key, data)
+        return found is True
+
+    def _holds(self, key: str, data: bytes) -> bool | None:
+        """Whether the object has these bytes; None if there is none."""
+        try:
             found = self.get(key, len(data))
-        return found == data
+        except StorageError as error:
+            if isinstance(error.__cause__, TooLarge):
+                return False
+            raise
+        return None if found is None else found == data
 
     def exclusive(self) -> bool:
         """Whether the storage creates only what is not there: tried once, with an object that is removed again.
@@ -184,7 +194,8 @@ class LocalObjects(Objects):
     def get(self, key: str, limit: int) -> bytes | None:
         data = LocalFolder(self._path).read(key, limit)
         if data is not None and len(data) > limit:
-            raise StorageError(f"{str(self._path / key)!r} has more than {limit} bytes")
+            problem = TooLarge(f"more than {limit} bytes")
+            raise StorageError(f"cannot read {str(self._path / key)!r}: {problem}") from problem
         return None if data is None else bytes(data)
 
     def put(self, key: str, data: bytes) -> None:
