@@ -7,7 +7,7 @@ from mzstore.attach import attach
 from mzstore.convert import convert
 from mzstore.deltas import delta, merge
 from mzstore.diff import diff
-from mzstore.errors import CorruptError, FormatError, MzError, StorageError, UnsupportedError
+from mzstore.errors import ConflictError, CorruptError, FormatError, MzError, StorageError, UnsupportedError
 from mzstore.model import Model, Tensor, open  # noqa: A004  mzstore.open is what users type
 from mzstore.recipe import Recipe, Rule
 from mzstore.storage import Retry
@@ -16,6 +16,7 @@ from mzstore.version import __version__
 from mzstore.writer import save
 
 __all__ = [
+    "ConflictError",
     "CorruptError",
     "FormatError",
     "Model",

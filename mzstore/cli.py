@@ -6,6 +6,7 @@ Modules are imported by the command that needs them, so that nothing waits for w
 import functools
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -35,6 +36,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+checkpoints = typer.Typer(
+    help="Checkpoints of a training run.", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+app.add_typer(checkpoints, name="checkpoint")
+
 Location = Annotated[str, typer.Argument(metavar="URL", help="Archive or tree: a path, or a URL such as s3://b/m.mz.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="One for each processor if not given.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar, and no line when all is well.")]
@@ -49,6 +55,9 @@ BaseUrl = Annotated[
     str | None,
     typer.Option(metavar="URL", help="What OUT has for its base, instead of the path or URL at which it is now."),
 ]
+Store = Annotated[str, typer.Argument(metavar="URL", help="Where checkpoints are: a directory or a prefix.")]
+Step = Annotated[str, typer.Argument(metavar="[STEP]", help="A number, or 'latest'.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")]
 LevelName = Annotated[
     str, typer.Option("--level", metavar="fast|balanced|max", help="The fastest to decode, or the smallest.")
 ]
@@ -62,8 +71,10 @@ def main() -> None:
     app(prog_name="mzstore")
 
 
-def _command(failed: int = FAILED) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command of ``app``, which ends with one line on stderr and status ``failed`` where it cannot go on."""
+def _command(
+    failed: int = FAILED, group: typer.Typer = app, name: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command of ``group``, which ends with one line on stderr and status ``failed`` where it cannot go on."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
@@ -82,7 +93,7 @@ def _command(failed: int = FAILED) -> Callable[[Callable[..., None]], Callable[.
                 print(f"mzstore: {shown(str(text)) or type(error).__name__}", file=sys.stderr)
                 raise typer.Exit(failed) from None
 
-        return app.command()(run)
+        return group.command(name)(run)
 
     return decorate
 
@@ -455,6 +466,138 @@ def _print_referring(target: str, quiet: bool) -> None:
         f"{shown(target)}: {size(own)}, {ratio(own, values)} of {size(values)}; "
         f"{count(untouched, 'tensor')} as in {urls}, {len(model) - untouched} others"
     )
+
+
+@_command(group=checkpoints)
+def ls(location: Store, as_json: Json = False) -> None:
+    """List checkpoints: step, time, what was written for it, what it holds, metrics."""
+    from mzstore.checkpoints import CheckpointStore
+
+    with CheckpointStore(location) as store:
+        found = store.checkpoints()
+    if as_json:
+        _print_json([_plain(each.to_json()) for each in found])
+        return
+    for each in found:
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.time))
+        metrics = "  ".join(f"{shown(name)}={value:g}" for name, value in each.metrics.items())
+        _print([f"{each.step:>10}  {when}  {size(each.new_nbytes):>10} of {size(each.nbytes):>10}  {metrics}".rstrip()])
+
+
+@_command(group=checkpoints)
+def show(location: Store, step: Step = "latest", as_json: Json = False) -> None:
+    """Show what a checkpoint holds: its state, without the values of tensors."""
+    from mzstore.checkpoints import CheckpointStore
+
+    with CheckpointStore(location) as store:
+        about, tensors = store.checkpoint(_step(step)), store.tensors(_step(step))
+    if as_json:
+        listed = {spec.name: {"dtype": spec.dtype.name, "shape": list(spec.shape)} for spec in tensors}
+        _print_json(_plain(about.to_json()) | {"names": listed})
+        return
+    _print(
+        [f"step {about.step}, save {about.save_id}, {count(about.tensors, 'tensor')}, {size(about.nbytes)} of values"]
+    )
+    _print([f"{size(about.new_nbytes)} written for it, {size(about.stored_nbytes)} with all that it refers to"])
+    _print(f"{shown(name)} = {value:g}" for name, value in about.metrics.items())
+    _print(f"{shown(spec.name)}  {spec.dtype.name} {list(spec.shape)}" for spec in tensors)
+
+
+@_command(group=checkpoints, name="verify")
+def check(
+    location: Store,
+    step: Annotated[str | None, typer.Argument(metavar="[STEP]", help="All if not given.")] = None,
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Read everything of one checkpoint, or of all, and compare it with its digests."""
+    from mzstore.checkpoints import CheckpointStore
+
+    with CheckpointStore(location) as store:
+        chosen = None if step is None else store.checkpoint(_step(step)).step
+        reports = store.verify(chosen, threads=threads)
+    for number, report in reports.items():
+        if report.ok and not quiet:
+            _print(
+                [
+                    f"checkpoint {number}: {count(report.tensors, 'tensor')}, {count(report.chunks, 'chunk')}: all as it should be"
+                ]
+            )
+        _print(f"checkpoint {number}: {shown(str(problem))}" for problem in report.problems)
+    if not all(report.ok for report in reports.values()):
+        raise typer.Exit(FAILED)
+
+
+@_command(group=checkpoints)
+def prune(
+    location: Store,
+    keep: Annotated[int | None, typer.Option(metavar="N", help="Keep the last N.")] = None,
+    every: Annotated[int | None, typer.Option(metavar="K", help="Keep those whose step is a multiple of K.")] = None,
+    best: Annotated[str | None, typer.Option(metavar="METRIC", help="Keep the best by this metric.")] = None,
+    mode: Annotated[str, typer.Option(metavar="min|max", help="Which values of the metric are good.")] = "min",
+    dry_run: DryRun = False,
+) -> None:
+    """Delete all checkpoints but some. What they hold stays until 'gc' removes it."""
+    from mzstore.checkpoints import CheckpointStore
+
+    if keep is None and every is None:
+        raise ValueError("say what to keep: --keep or --every, and --best if you like")
+    with CheckpointStore(location, keep=keep, every=every, best=best, mode=mode) as store:  # type: ignore[arg-type]
+        gone = store.prune(dry_run=dry_run)
+    _print(f"{'would delete' if dry_run else 'deleted'} checkpoint {step}" for step in gone)
+
+
+@_command(group=checkpoints)
+def gc(
+    location: Store,
+    grace: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long what is deleted or not committed stays; longer than any save or load takes.",
+        ),
+    ] = 3600.0,
+    dry_run: DryRun = False,
+) -> None:
+    """Remove what no checkpoint needs, and nobody can be reading or writing any more."""
+    from mzstore.checkpoints import CheckpointStore
+
+    with CheckpointStore(location) as store:
+        found = store.gc(grace, dry_run=dry_run)
+    _print([f"{'would remove' if dry_run else 'removed'} {count(len(found.keys), 'object')}, {size(found.nbytes)}"])
+
+
+@_command(group=checkpoints)
+def export(
+    location: Store,
+    target: Annotated[str, typer.Argument(metavar="OUT", help="A path or a URL, in any format that convert writes.")],
+    step: Annotated[str, typer.Option(metavar="STEP", help="A number, or 'latest'.")] = "latest",
+    level: LevelName = "balanced",
+    threads: Threads = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the tensors of a checkpoint as one model, which needs no other file."""
+    from mzstore.checkpoints import CheckpointStore
+    from mzstore.convert import convert
+
+    with CheckpointStore(location) as store:
+        source = store.location(_step(step))
+    convert(source, target, level=level, threads=threads, show_progress=_shown(quiet))  # type: ignore[arg-type]
+
+
+def _step(text: str) -> Any:
+    """A step as a store takes it."""
+    if text == "latest":
+        return text
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"step {text!r} is no number, nor 'latest'")
+    return int(text)
+
+
+def _plain(doc: dict[str, Any]) -> dict[str, Any]:
+    """What JSON has no numbers for becomes null."""
+    metrics = {name: value if math.isfinite(value) else None for name, value in doc["metrics"].items()}
+    return doc | {"metrics": metrics}
 
 
 def _moved(given: list[str] | None) -> dict[str, str] | None:

@@ -366,7 +366,7 @@ def test_of_two_that_save_one_step_one_wins(opened, monkeypatch):
         assert store.checkpoint(5).save_id == results[winner].save_id
         assert same(store.load(5), state_at(winner))
         assert all(report.ok for report in store.verify().values())
-        archives = {key for key in store._repository.listing("data")}
+        archives = set(store._repository.listing("data"))
         assert archives == {f"data/{results[winner].save_id}/0-0.mz"}, "the loser has cleaned up"
 
 

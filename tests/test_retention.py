@@ -34,5 +34,5 @@ def test_of_equal_ones_the_later_is_better():
 
 @pytest.mark.parametrize("wrong", [{"keep": 0}, {"every": 0}, {"best": ("x", "least", 1)}, {"best": ("x", "min", 0)}])
 def test_nonsense_is_refused(wrong):
-    with pytest.raises(ValueError, match="at least 1|least"):
+    with pytest.raises(ValueError, match="least"):
         Retention(**wrong)

@@ -27,6 +27,7 @@ from mzstore.model import open as open_model
 from mzstore.recipe import Recipe
 from mzstore.selection import all_of
 from mzstore.storage import Options, Retry
+from mzstore.tensors import TensorSpec
 from mzstore.verify import Report, verify
 
 Step = int | Literal["latest", "best"]
@@ -328,6 +329,10 @@ class CheckpointStore:
 
     def checkpoint(self, step: Step = "latest") -> Checkpoint:
         return self._about(self._manifest(step))
+
+    def tensors(self, step: Step = "latest") -> list[TensorSpec]:
+        """What tensors a checkpoint has."""
+        return [tensor.spec for tensor in self._manifest(step).tensors.values()]
 
     def location(self, step: Step = "latest") -> str:
         """Where ``mzstore.open`` finds its tensors, as one model."""
