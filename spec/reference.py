@@ -7,6 +7,7 @@ stands behind ``# >`` is quoted from FORMAT.md; a test compares. Every error nam
     model.tensors["name"].words           # NumPy array of unsigned integers
 """
 
+import base64
 import hashlib
 import itertools
 import json
@@ -34,7 +35,7 @@ class Refused(Exception):
         self.clause = clause
 
 
-# Section 10: the classes of refusals.
+# Section 11: the classes of refusals.
 
 
 class FormatRefused(Refused):
@@ -1616,6 +1617,163 @@ CHECKS = {
 }
 READERS = {"raw": read_raw, "planes": read_planes, "quantized": read_quantized}
 PRODUCTS = {"lowrank": multiply, "tucker": expand}
+
+
+# Section 10.1: manifests.
+
+
+def read_manifest(data: bytes) -> dict[str, Any]:
+    """The document, checked by itself."""
+    try:
+        doc = load(data)
+    except Refused as refused:
+        raise FormatRefused("manifest-1", str(refused)) from refused
+    # > Its member `mzstore_manifest` is the format of manifests, an integer of at least 1
+    version = doc.get("mzstore_manifest")
+    need(is_integer(version) and version >= 1, "manifest-1", "no format of manifests")
+    need(version == 1, "manifest-1", "a newer manifest", UnsupportedRefused)
+    archives, tensors = doc.get("archives"), doc.get("tensors")
+    # > `archives` is a list of at most 65,536 entries, `tensors` is an object, and so are `metadata` and `checkpoint` if they are there
+    need(isinstance(archives, list) and len(archives) <= 65536, "manifest-2", "no archives")
+    need(isinstance(tensors, dict), "manifest-2", "no tensors")
+    need(all(isinstance(doc.get(key, {}), dict) for key in ("metadata", "checkpoint")), "manifest-2", "not an object")
+    # > 8 to 64 characters out of `0-9a-z-`
+    save_id = doc.get("save_id")
+    need(isinstance(save_id, str) and re.fullmatch("[0-9a-z-]{8,64}", save_id), "manifest-3", "no save id")
+    for i, archive in enumerate(archives):
+        check_archive(archive, i)
+    for name, tensor in tensors.items():
+        check_tiles(name, tensor, len(archives))
+    return doc
+
+
+def check_archive(archive: object, index: int) -> None:
+    need(isinstance(archive, dict), "manifest-3", "an archive that is no object")
+    assert isinstance(archive, dict)
+    path, nbytes, bases = archive.get("path"), archive.get("nbytes"), archive.get("bases", [])
+    need(isinstance(path, str), "manifest-3", "no path")
+    # > segments [key-1] joined by `/`, before them at most two `..`
+    segments = path.split("/")
+    up = 0
+    while up < len(segments) and segments[up] == "..":
+        up += 1
+    need(up <= 2 and segments[up:] and all(is_segment(part) for part in segments[up:]), "manifest-3", "no such path")
+    need(is_integer(nbytes) and nbytes >= 0 and is_sha256(archive.get("sha256")), "manifest-3", "no size or digest")
+    # > The entries in `bases` are less than the index of the entry that they are in.
+    need(is_integers(bases) and all(base < index for base in bases), "manifest-3", "bases that come later")
+
+
+def check_tiles(name: str, tensor: object, n_archives: int) -> None:
+    need(isinstance(tensor, dict) and is_name(name), "manifest-3", "a tensor that is no object")
+    assert isinstance(tensor, dict)
+    dtype, shape, pieces = tensor.get("dtype"), tensor.get("shape"), tensor.get("pieces")
+    need(dtype in DTYPES and is_integers(shape) and isinstance(pieces, list), "manifest-3", "no dtype, shape or pieces")
+    taken = np.zeros(shape, np.uint8)
+    for piece in pieces:
+        need(isinstance(piece, dict), "manifest-3", "a piece that is no object")
+        archive = piece.get("archive")
+        need(is_integer(archive) and 0 <= archive < n_archives, "manifest-3", "no such archive")
+        need(
+            is_name(piece.get("name", name)) and is_sha256(piece.get("sha256", "0" * 64)),
+            "manifest-3",
+            "name or digest",
+        )
+        offsets, extents = box_of(piece, shape)
+        # > Pieces lie inside of the tensor, no two have a value in common, and together they have all values.
+        need(is_integers(offsets) and is_integers(extents), "manifest-3", "no box")
+        need(len(offsets) == len(extents) == len(shape), "manifest-3", "a box of other axes")
+        need(
+            all(o + n <= total for o, n, total in zip(offsets, extents, shape, strict=True)), "manifest-3", "beyond it"
+        )
+        taken[tuple(slice(o, o + n) for o, n in zip(offsets, extents, strict=True))] += 1
+    need((taken == 1).all(), "manifest-3", "values that are in no piece, or in two")
+
+
+def box_of(piece: Mapping[str, Any], shape: list[int]) -> tuple[list[int], list[int]]:
+    # > where the box begins and what its extents are; if they are missing, it is all of the tensor
+    return piece.get("offsets", [0] * len(shape)), piece.get("shape", shape)
+
+
+def open_manifest(path: Path) -> dict[str, Tensor]:
+    """The tensors of the manifest at ``path``, with all that they are made of, for dtypes of one word to a value."""
+    doc = read_manifest(path.read_bytes())
+    models = []
+    for archive in doc["archives"]:
+        file = path.parent / archive["path"]
+        data = file.read_bytes()
+        # > At each `path` lies an archive (section 5.2) of `nbytes` bytes with this `sha256`.
+        need(len(data) == archive["nbytes"], "manifest-4", "an archive of another size", CorruptRefused)
+        need(hashlib.sha256(data).hexdigest() == archive["sha256"], "manifest-4", "another archive", CorruptRefused)
+        models.append(read(file))
+    found = {}
+    for name, tensor in doc["tensors"].items():
+        words = np.empty(tensor["shape"], word_of(tensor["dtype"]))
+        for piece in tensor["pieces"]:
+            offsets, extents = box_of(piece, tensor["shape"])
+            # > The values of a piece are those of all of the tensor `name` in its archive, which has the dtype of the tensor and the shape of the piece
+            inner = models[piece["archive"]].tensors.get(piece.get("name", name))
+            good = inner and (inner.dtype, list(inner.shape)) == (tensor["dtype"], extents)
+            need(good, "manifest-5", "another tensor", CorruptRefused)
+            assert inner is not None
+            words[tuple(slice(o, o + n) for o, n in zip(offsets, extents, strict=True))] = inner.words
+        found[name] = Tensor(tensor["dtype"], tuple(tensor["shape"]), words)
+    return found
+
+
+# Section 10.2: checkpoints.
+
+
+def read_state(doc: Any, tensors: Mapping[str, Tensor], depth: int = 0) -> Any:
+    """A value of a state; tensors as their words, whoever they were for."""
+    # > of at most 100 lists and objects that stand for containers inside of each other
+    need(depth <= 101, "checkpoint-3", "nested too deep")
+    if doc is None or type(doc) in (bool, int, float, str):
+        return doc
+    if isinstance(doc, list):
+        return [read_state(each, tensors, depth + 1) for each in doc]
+    need(isinstance(doc, dict) and doc, "checkpoint-3", "no value")
+    kind, value = next(iter(doc.items()))
+    beside = {"tensor": {"parameter", "requires_grad"}, "scalar": {"dtype"}}
+    beside |= {"ordered": {"metadata"}, "ordered_items": {"metadata"}}
+    need(doc.keys() - {kind} <= beside.get(kind, set()), "checkpoint-3", "members of two kinds")
+    try:
+        if kind in ("dict", "ordered"):
+            return {key: read_state(each, tensors, depth + 1) for key, each in value.items()}
+        if kind in ("dict_items", "ordered_items"):
+            pairs = [(read_state(key, tensors, depth + 1), read_state(each, tensors, depth + 1)) for key, each in value]
+            good = all(type(key) in (str, int) for key, _ in pairs) and len(dict(pairs)) == len(pairs)
+            need(good, "checkpoint-3", "a key that is none, or twice there")
+            return dict(pairs)
+        if kind == "tuple":
+            return tuple(read_state(value, tensors, depth))
+        if kind in ("array", "tensor"):
+            return tensors[value].words
+        if kind == "long_bytes":
+            return tensors[value].words.tobytes()
+        if kind == "bytes":
+            return base64.b64decode(value, validate=True)
+        if kind == "int":
+            need(isinstance(value, str), "checkpoint-3", "no digits")
+            return int(value)
+        if kind == "float":
+            return struct.unpack(">d", bytes.fromhex(value))[0]
+        if kind == "complex":
+            return complex(*struct.unpack(">dd", bytes.fromhex(value)))
+        if kind == "scalar":
+            return np.frombuffer(bytes.fromhex(value), word_of(doc["dtype"]))[0]
+    except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
+        raise FormatRefused("checkpoint-3", f"no value of a state: {error}") from error
+    raise FormatRefused("checkpoint-3", f"no kind of value: {kind}")
+
+
+def read_checkpoint(root: Path, step: int) -> Any:
+    """The state of the checkpoint of this step."""
+    # > The manifest of the checkpoint of step n is `manifests/n.json` below the root of the store
+    path = root / f"manifests/{step}.json"
+    about = read_manifest(path.read_bytes()).get("checkpoint")
+    need(about is not None and about.get("step") == step, "checkpoint-1", "not the manifest of this checkpoint")
+    assert about is not None
+    return read_state(about.get("state"), open_manifest(path))
 
 
 def main() -> None:

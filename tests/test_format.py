@@ -15,11 +15,15 @@ from referencing import Registry, Resource
 import mzstore
 from mzstore import kernels
 from mzstore.archive import ArchiveWriter
+from mzstore.checkpoints import CheckpointStore
+from mzstore.checkpoints.state import decode
 from mzstore.documents import FEATURES, FORMAT
 from mzstore.dtypes import DTYPES
 from mzstore.errors import CorruptError, FormatError, MzError, UnsupportedError
+from mzstore.manifest import Manifest
 from mzstore.recipe import Rule
 from mzstore.selection import Span
+from mzstore.storage.objects import LocalObjects
 from mzstore.verify import verify
 from spec import generate, reference
 
@@ -386,3 +390,132 @@ def test_a_reader_takes_names_from_documents_and_a_writer_stores_no_stray_object
     assert (model / "a%2F%C3%BC%20name" / "zarr.json").exists()
     assert "a/ü name" in reference.read(model).tensors
     assert verify(model, threads=1).problems == ()
+
+
+# Manifests and checkpoints
+
+MANIFESTS = {vector["id"]: vector for vector in json.loads((ROOT / "spec/manifests.json").read_text())}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_manifests(name):
+    """[manifest-1] [manifest-2] [manifest-3]"""
+    vector = MANIFESTS[name]
+    data = json.dumps(vector["manifest"]).encode()
+    if "error" not in vector:
+        manifest = Manifest.parse(data, where=name)
+        assert reference.read_manifest(data) == vector["manifest"]
+        assert Manifest.parse(manifest.to_bytes(), where=name) == manifest
+        return
+    with pytest.raises(reference.Refused) as refused:
+        reference.read_manifest(data)
+    assert (refused.value.name, refused.value.clause) == (vector["error"], vector["clauses"][0])
+    with pytest.raises(ERRORS[vector["error"]]) as error:
+        Manifest.parse(data, where=name)
+    assert error.value.clause == vector["clauses"][0]
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"mzstore_manifest": 1, "mzstore_manifest": 1}', b"\xff"])
+def test_what_is_no_document_is_no_manifest(data):
+    """[manifest-1]"""
+    for read in (reference.read_manifest, lambda data: Manifest.parse(data, where="")):
+        with pytest.raises((reference.FormatRefused, FormatError)) as refused:
+            read(data)
+        assert refused.value.clause == "manifest-1"
+
+
+def training_state(step: int) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    weights = rng.standard_normal((64, 64)).astype(np.float32)
+    changes = np.random.default_rng(step).standard_normal((64, 64)).astype(np.float32)
+    return {
+        "w": weights + np.float32(1e-4) * changes if step else weights,
+        "frozen": weights[:8] * 2,
+        "plain": [1, -1.5, 2**70, float("inf"), None, True, "text", b"bytes", b"long" * 2000, 1j, np.int16(-2)],
+        "pairs": {1: (2, 3), "a": {}},
+    }
+
+
+def plain(value: Any) -> Any:
+    """As the reference reader gives it: tensors and scalars as words."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.view(f"<u{value.dtype.itemsize}").tolist()
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return type(value)(map(plain, value)) if isinstance(value, (list, tuple)) else value
+
+
+def test_checkpoints_are_read_by_the_page(tmp_path):
+    """[checkpoint-1] [checkpoint-2] [checkpoint-3], with values that are changes of those of the checkpoint before."""
+    with CheckpointStore(tmp_path) as store:
+        for step in range(3):
+            store.save(step, training_state(step))
+    manifest = json.loads((tmp_path / "manifests/2.json").read_text())
+    assert [archive.get("bases", []) for archive in manifest["archives"]] == [[], [0], [1]]
+    for step in range(3):
+        assert plain(reference.read_checkpoint(tmp_path, step)) == plain(training_state(step))
+    (tmp_path / "manifests/2.json").rename(tmp_path / "manifests/3.json")
+    with pytest.raises(reference.FormatRefused, match="checkpoint-1"):
+        reference.read_checkpoint(tmp_path, 3)
+    with CheckpointStore(tmp_path) as store, pytest.raises(FormatError, match="checkpoint-1"):
+        store.load(3)
+
+
+def test_archives_are_those_of_the_manifest(tmp_path):
+    """[manifest-4] [manifest-5]"""
+    with CheckpointStore(tmp_path) as store:
+        store.save(0, training_state(0))
+    path = tmp_path / "manifests/0.json"
+    text = path.read_text()
+    (archive,) = (tmp_path / "data").rglob("*.mz")
+    for change, clause in (
+        ('"w":{"dtype":"float32","shape":[64,64]', "manifest-5"),
+        (f'"nbytes":{archive.stat().st_size}', "manifest-4"),
+        (hashlib.sha256(archive.read_bytes()).hexdigest(), "manifest-4"),
+    ):
+        assert change in text
+        other = {"w": '"w":{"dtype":"int32","shape":[64,64]', "n": '"nbytes":7'}.get(change[1:2], "0" * 64)
+        path.write_text(text.replace(change, other))
+        with pytest.raises(reference.CorruptRefused, match=clause):
+            reference.open_manifest(path)
+        assert clause in {problem.clause for problem in verify(path, threads=1).problems}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"x": 1}, {"int": 1}, {"int": "x"}, {"float": "00"}, {"complex": "00" * 8}, {"bytes": "?"}, {"tuple": 1},
+     {"tuple": [{}]}, {"dict": []}, {"dict_items": [[1, 2], [1, 3]]}, {"dict_items": [[None, 2]]}, {"dict_items": [1]},
+     {"scalar": "00", "dtype": "int16"}, {"scalar": "00"}, {"array": 1}, {"int": "1", "x": 2}, {"dict": {}, "metadata": 1}],
+)  # fmt: skip
+def test_states_that_are_none(state):
+    """[checkpoint-3]"""
+    with pytest.raises(reference.FormatRefused, match="checkpoint-3"):
+        reference.read_state(state, {})
+    with pytest.raises(FormatError, match="checkpoint-3"):
+        decode(state, {}.__getitem__)
+
+
+def test_manifests_are_written_last_and_once_and_notes_before_they_go(tmp_path, monkeypatch):
+    """[checkpoint-4] [checkpoint-5]"""
+    order: list[tuple[str, str]] = []
+    for name in ("create", "put", "remove", "sink"):
+        whole = getattr(LocalObjects, name)
+        monkeypatch.setattr(
+            LocalObjects,
+            name,
+            lambda self, key, *rest, name=name, whole=whole: (order.append((name, key.partition("/")[0])), whole(self, key, *rest))[1],
+        )  # fmt: skip
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, training_state(1))
+        store.delete(1)
+    kept = [each for each in order if not each[1].startswith(".probe")]
+    assert kept == [
+        ("sink", "data"),
+        ("create", "manifests"),
+        ("put", "latest.json"), ("sink", "latest.json"),
+        ("put", "deleted"), ("sink", "deleted"),
+        ("remove", "manifests"),
+    ]  # fmt: skip
+    (note,) = (tmp_path / "deleted").iterdir()
+    paths = json.loads(note.read_text())["archives"]
+    assert [(tmp_path / "manifests" / path).resolve() for path in paths] == list((tmp_path / "data").rglob("*.mz"))
