@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -62,21 +62,24 @@ def check_level(level: str) -> None:
         raise ValueError(f"level {level!r} is none of {', '.join(get_args(Level))}")
 
 
-def choose(source: TensorSource, level: Level) -> Choice:
-    """The smallest encoding of ``source`` that serves ``level``, as far as a sample shows.
+ChunkShape = Callable[[tuple[int, ...], int], tuple[int, ...]]  # of (shape in words, bytes of a word)
+
+
+def choose(source: TensorSource, level: Level, chunks: ChunkShape = choose_chunk_shape) -> Choice:
+    """The smallest encoding of ``source`` that serves ``level``, as far as a sample shows. ``chunks``: how it is cut.
 
     Reads the first words; all of the tensor only where the answer depends on every value (is it constant, is
     it narrow, which top fields occur).
     """
     spec, shape = source.spec, source.spec.word_shape
     if spec.nbytes == 0 or shape == (1,) * len(shape):
-        return Choice(Raw(spec.dtype, shape, _raw_array(spec.dtype, shape)), Coding())
+        return Choice(Raw(spec.dtype, shape, _raw_array(spec.dtype, shape, chunks)), Coding())
     survey = _Survey(source)
     if survey.is_constant():
         return Choice(Raw(spec.dtype, shape, constant_array(spec.dtype, shape)), Coding())
     dtype = next((DTYPES[name] for name in NARROWER.get(spec.dtype.name, ()) if survey.fits(DTYPES[name])), spec.dtype)
 
-    array = _raw_array(dtype, shape)
+    array = _raw_array(dtype, shape, chunks)
     grid, raw = array.grid, Raw(dtype, shape, array)
     thorough = level == "max" or grid.n_chunks > 1
     sample = survey.sample(grid, dtype, SAMPLE_WORDS if thorough else QUICK_SAMPLE_WORDS)
@@ -282,8 +285,8 @@ def payloads(choice: Choice, block: np.ndarray, chunk: tuple[int, ...], dtype: D
     ]
 
 
-def _raw_array(dtype: DType, shape: tuple[int, ...]) -> Array:
-    return Array(shape, choose_chunk_shape(shape, dtype.word.itemsize), dtype.disk, zstd=False)
+def _raw_array(dtype: DType, shape: tuple[int, ...], chunks: ChunkShape) -> Array:
+    return Array(shape, chunks(shape, dtype.word.itemsize), dtype.disk, zstd=False)
 
 
 def _resized(part: Raw | Planes | Sparse, sample: np.ndarray) -> Raw | Planes | Sparse:

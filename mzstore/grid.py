@@ -15,6 +15,8 @@ MAX_CHUNK_NBYTES = 64 << 20  # decoded; bounds what one damaged or hostile chunk
 # 2, 4 and 8 ranks on either axis read just about their share; then on, until chunk and row block are bounded.
 SINGLE_CHUNK_NBYTES = 4 << 20
 RANKS = 8
+RESHARDED = (12, 6, 3)  # for ranks of other numbers
+LEAST_CHUNK_NBYTES = 24 << 10  # of these
 KEPT = 1 << 12  # combinations of positions on the inner axes
 FEW = 64  # chunks of a tensor, whose pieces are kept for the next read
 ROW_BLOCK_NBYTES = 64 << 20  # a writer has one or two of them in memory
@@ -158,28 +160,51 @@ def choose_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]
     a chunk has at most SINGLE_CHUNK_NBYTES and a row block at most ROW_BLOCK_NBYTES.
     """
     chunk = [max(n, 1) for n in shape]
-
-    def large(extents: tuple[int, ...], most: int) -> bool:
-        return math.prod(extents) * itemsize > most
-
-    def row_block_is_large() -> bool:
-        return large(Grid(shape, tuple(chunk)).row_block_shape, ROW_BLOCK_NBYTES)
-
     if math.prod(chunk) * itemsize < SINGLE_CHUNK_NBYTES:
         return tuple(chunk)
     by_length = sorted(range(len(shape)), key=lambda axis: (-shape[axis], axis))
     for axis in by_length[:2]:
         chunk[axis] = max(1, -(-shape[axis] // RANKS))
     for axis in sorted(by_length[2:]):
-        if large(tuple(chunk), SINGLE_CHUNK_NBYTES) or row_block_is_large():
+        if _is_large(chunk, shape, itemsize):
             chunk[axis] = max(1, -(-shape[axis] // RANKS))
-    while large(tuple(chunk), SINGLE_CHUNK_NBYTES) or row_block_is_large():
+    return _bounded(chunk, shape, itemsize)
+
+
+def _bounded(chunk: list[int], shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """``chunk``, cut on until it and its row block are of the size that is allowed."""
+    while _is_large(chunk, shape, itemsize):
         # Equal parts of a chunk keep the slices of 8 ranks on chunk boundaries; only the foremost make row blocks smaller.
         longer = [axis for axis, extent in enumerate(chunk) if extent > 1]
-        candidates = longer[:1] if row_block_is_large() else longer
+        candidates = longer[:1] if _row_block_is_large(chunk, shape, itemsize) else longer
         axis = next((axis for axis in candidates if _parts(chunk[axis])), longer[0])
         chunk[axis] = -(-chunk[axis] // (_parts(chunk[axis]) or 2))
     return tuple(chunk)
+
+
+def _is_large(chunk: list[int], shape: tuple[int, ...], itemsize: int) -> bool:
+    return math.prod(chunk) * itemsize > SINGLE_CHUNK_NBYTES or _row_block_is_large(chunk, shape, itemsize)
+
+
+def _row_block_is_large(chunk: list[int], shape: tuple[int, ...], itemsize: int) -> bool:
+    return math.prod(Grid(shape, tuple(chunk)).row_block_shape) * itemsize > ROW_BLOCK_NBYTES
+
+
+def choose_resharded_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """As ``choose_chunk_shape``, for what other numbers of ranks than the writer's will read, each about its share.
+
+    The two longest axes are cut in 12, or 6 where chunks would become too small, so that halves, thirds and quarters of a
+    tensor, and of halves and thirds of it, begin where chunks do.
+    """
+    chunk = [max(n, 1) for n in shape]
+    by_length = sorted(range(len(shape)), key=lambda axis: (-shape[axis], axis))[:2]
+    for parts in RESHARDED:
+        cut = list(chunk)
+        for axis in by_length:
+            cut[axis] = -(-chunk[axis] // parts)
+        if math.prod(cut) * itemsize >= LEAST_CHUNK_NBYTES:
+            return _bounded(cut, shape, itemsize)
+    return _bounded(chunk, shape, itemsize)
 
 
 def _parts(extent: int) -> int:

@@ -67,10 +67,11 @@ def open(  # noqa: A001  what a user types is mzstore.open
     opening = _Opening(location, storage_options, retry, cache_bytes, bases)
     links = Bases(Place.of(location, storage_options), Family(retry, stats, bases))
     if composite.is_manifest(location):
-        manifest = composite.read_manifest(location, storage_options, operation, stats)
-        archives = composite.Archives(manifest, links.place, links.family)
+        archives = composite.Archives(
+            composite.read_manifest(location, storage_options, operation, stats), links.place, links.family
+        )
         whole = composite.CompositeReader(links.place, stats, operation.retry, archives.reader)
-        return Model(whole, composite.document(manifest), opening, links, archives)
+        return Model(whole, composite.document(archives.manifest), opening, links, archives)
     reader = open_reader(location, storage_options, operation, stats)
     try:
         return Model(reader, read_model(reader, operation), opening, links)

@@ -31,9 +31,10 @@ from mzstore.documents import (
     load,
 )
 from mzstore.dtypes import DType
-from mzstore.encode import Choice, Level, Payload, check_level, choose, is_constant, payloads
+from mzstore.encode import Choice, ChunkShape, Level, Payload, check_level, choose, is_constant, payloads
 from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError, FormatError
+from mzstore.grid import choose_chunk_shape
 from mzstore.model import StoredTensor, check_threads
 from mzstore.nodes import LAYOUTS, Namer
 from mzstore.prepared import Fitted, Prepared
@@ -116,8 +117,9 @@ def write(
     show_progress: bool | None = None,
     options: Options = None,
     retry: Retry | None = None,
+    chunks: ChunkShape = choose_chunk_shape,
 ) -> None:
-    """Write any source; see ``save``."""
+    """Write any source; see ``save``. ``chunks``: how tensors are cut that are stored lossless and dense."""
     check_level(level)
     threads = check_threads(threads)
     kind = kind or kind_for(location)
@@ -134,7 +136,9 @@ def write(
         workers = stack.enter_context(_threads(threads)) if threads > 1 else None
         hasher = stack.enter_context(_threads(1)) if threads > 1 else None
         thresholds = _thresholds(source, recipe, importance or {})
-        model = _ModelWriter(writer, level, workers, hasher, 2 * threads, done, recipe, importance or {}, thresholds)
+        model = _ModelWriter(
+            writer, level, workers, hasher, 2 * threads, done, recipe, importance or {}, thresholds, chunks
+        )
         try:
             for tensor in source.tensors:
                 model.add(tensor)
@@ -233,9 +237,11 @@ class _ModelWriter:
         recipe: Recipe | None,
         importance: Importances,
         thresholds: Mapping[int, float],
+        chunks: ChunkShape,
     ) -> None:
         self._writer, self._level, self._workers, self._hasher = writer, level, workers, hasher
         self._most, self._done, self._recipe, self._importance = most, done, recipe, importance
+        self._chunks = chunks
         self._thresholds = thresholds  # of rules for several tensors together, by id
         self._pending: deque[tuple[Future[Any], Callable[[Any], None], int]] = deque()
         self._hashing: deque[Future[None]] = deque()
@@ -292,7 +298,7 @@ class _ModelWriter:
         return rule and (rule.asked, self._thresholds.get(id(rule)))
 
     def _lossless(self, source: TensorSource, node: str) -> _Written:
-        choice = choose(source, self._level)
+        choice = choose(source, self._level, self._chunks)
         digest = _checked(source, self._store(source, node, choice))
         return _Written(TensorEntry(source.spec, node, "", choice.part), digest, digest)
 
