@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Framework = Literal["numpy", "torch"]
+_WORDS = {1: "uint8", 2: "int16", 4: "int32", 8: "int64"}  # of PyTorch, which has few operations on unsigned ones
 
 
 def check_framework(framework: str) -> None:
@@ -138,6 +139,19 @@ def check_out(spec: TensorSpec, out: Any) -> np.ndarray:
     if out.dtype != spec.dtype.numpy or out.shape != spec.shape:
         raise _unlike(spec, str(out.dtype), out.shape)
     return _viewed(out, spec.dtype)
+
+
+def words_in(tensor: "torch.Tensor", dtype: DType) -> np.ndarray | None:
+    """The words of a tensor of any strides, as a view; None if there is none: of another dtype, on a device, or lazy."""
+    import torch
+
+    if tensor.device.type != "cpu" or tensor.layout is not torch.strided or tensor.is_conj() or tensor.is_neg():
+        return None
+    if str(tensor.dtype) != f"torch.{dtype.torch}" or dtype.name in ("int4", "uint4"):
+        return None
+    parts = torch.view_as_real(tensor) if dtype.parts == 2 else tensor
+    words: np.ndarray = parts.view(getattr(torch, _WORDS[dtype.word.itemsize])).numpy().view(dtype.word)
+    return words
 
 
 def _unlike(spec: TensorSpec, dtype: str, shape: tuple[int, ...]) -> ValueError:

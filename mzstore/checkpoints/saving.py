@@ -206,7 +206,7 @@ class _Save:
         nbytes = sum(source.spec.nbytes for source in group)
         source = ModelSource(Walked(lambda: map(changes.prepared, group)), nbytes, bases=changes.urls)
         with self._repository.objects.sink(key, nbytes) as sink:
-            target = _Digested(sink)
+            target = Digested(sink)
             self._written.append(key)
             settings = self._settings
             write(
@@ -318,7 +318,7 @@ class _Changes:
         return self._index[url]
 
 
-class _Digested:
+class Digested:
     """A file object in front of a sink, which counts and digests."""
 
     def __init__(self, sink: Sink) -> None:

@@ -1,0 +1,1 @@
+"""What needs PyTorch to be imported; nothing else in mzstore does."""
