@@ -1,7 +1,7 @@
 """Repository: the objects of a store of checkpoints, their names, and the order in which they are written and removed.
 
     manifests/<step>.json        makes the checkpoint exist; created once, last
-    data/<save id>/<rank>-<n>.mz archives, of names that nobody uses again
+    data/<save id>/<rank>-<n>.mz archives, of names that nobody uses again; of many ranks, each has a save id of its own
     deleted/<step>-<save id>.json  which archives a checkpoint had that is deleted; until the grace period has passed, they stay
     latest.json                  a hint: the step that was committed last
 
@@ -42,6 +42,11 @@ def archive_key(save_id: str, rank: int, number: int) -> str:
 def from_manifest(key: str) -> str:
     """The path of the object ``key`` as a manifest has it."""
     return f"../{key}"
+
+
+def save_id_of(path: str) -> str:
+    """Of the save that has written the archive at ``path`` of a manifest."""
+    return path.rpartition("/")[0].rpartition("/")[2]
 
 
 def key_of(path: str) -> str:

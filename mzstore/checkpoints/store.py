@@ -14,7 +14,7 @@ from mzstore import frameworks, kernels
 from mzstore.bases import MAX_DEPTH, Wanted, fill
 from mzstore.checkpoints import collection, saving
 from mzstore.checkpoints.collection import Collected
-from mzstore.checkpoints.repository import Repository, check_step, manifest_key
+from mzstore.checkpoints.repository import Repository, check_step, manifest_key, save_id_of
 from mzstore.checkpoints.retention import Mode, Retention, ranked
 from mzstore.checkpoints.saving import Job, Previous, Settings
 from mzstore.checkpoints.staging import Staged, Staging
@@ -64,7 +64,10 @@ class Checkpoint:
         values = {name: decode(value, lambda *_: None, where=where) for name, value in metrics.items()}
         if any(type(value) not in (int, float) for value in values.values()):
             raise FormatError("a metric is no number", where=where, clause="checkpoint-1")
-        own = [archive for archive in manifest.archives if f"/{manifest.save_id}/" in archive.path]
+        save_ids = doc.get("save_ids", [manifest.save_id])  # of many ranks, each has its own
+        if not isinstance(save_ids, list):
+            raise FormatError("'save_ids' is no list", where=where, clause="checkpoint-1")
+        own = [archive for archive in manifest.archives if save_id_of(archive.path) in save_ids]
         return cls(
             step,
             manifest.save_id,

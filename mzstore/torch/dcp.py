@@ -49,6 +49,7 @@ from mzstore.checkpoints.repository import (
     from_manifest,
     manifest_key,
     new_save_id,
+    save_id_of,
 )
 from mzstore.checkpoints.saving import ARCHIVE_NBYTES, Digested
 from mzstore.checkpoints.state import decode, encode
@@ -117,7 +118,7 @@ class CheckpointId:
         store, slash, step = os.fspath(checkpoint_id).rstrip("/").rpartition("/")
         if not slash or not (step.isascii() and step.isdigit()):
             raise ValueError(
-                f"checkpoint id {os.fspath(checkpoint_id)!r} is not the URL of a store, a slash and a step, such as 's3://bucket/run/1000'"
+                f"checkpoint id {os.fspath(checkpoint_id)!r} is not the URL of a store, a slash and the step, such as 's3://bucket/run/1000'"
             )
         return cls(store, check_step(int(step)))
 
@@ -305,14 +306,15 @@ class MzWriter(_Checkpoint, StorageWriter):
                 name = result.index.fqn
                 (leaves[tuple(paths.get(name, (name,)))],) = result.storage_data.doc
         structure = nest(leaves)
-        if len(flatten(structure, where="the state")) != len(leaves):
+        if {leaf.path for leaf in flatten(structure, where="the state").values()} != leaves.keys():
             raise ValueError("values that are dicts: let the planner flatten the state (flatten_state_dict=True)")
         archives = list(dict.fromkeys(s.archive for result in written for s in result.storage_data.stored))
         manifest = Manifest(
             new_save_id(),
             tuple(archives),
             _tensors(metadata, written, {archive: i for i, archive in enumerate(archives)}),
-            checkpoint=checkpoint_json(self._id.step, structure, self._metrics, time.time()),
+            checkpoint=checkpoint_json(self._id.step, structure, self._metrics, time.time())
+            | {"save_ids": sorted({save_id_of(archive.path) for archive in archives})},
             writer=f"mzstore {__version__}",
         )
         if time.monotonic() - self._started > self._grace:
