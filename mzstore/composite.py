@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,9 @@ def read_manifest(
     try:
         if found.nbytes > MAX_NBYTES:
             raise FormatError(
-                f"a manifest of {found.nbytes} bytes, at most {MAX_NBYTES} are allowed", where=found.url, clause="manifest-1"
+                f"a manifest of {found.nbytes} bytes, at most {MAX_NBYTES} are allowed",
+                where=found.url,
+                clause="manifest-1",
             )
         return Manifest.parse(bytes(found.read(0, found.nbytes, operation=operation)), where=found.url)
     finally:
@@ -204,15 +207,16 @@ class Archives:
 
     def spread(self, wanted: Sequence[Wanted]) -> list[Wanted]:
         """For words of tensors, those of the pieces that they lie in. Opens the archives that these are in."""
-        cuts = [(each, piece, *cut) for each in wanted for piece, *cut in _cuts(each)]
-        self.open_all({piece.archive for _, piece, *_ in cuts})
-        return [self._cut(*cut) for cut in cuts]
+        cuts = [cut for each in wanted for cut in _cuts(each)]
+        self.open_all({cut.piece.archive for cut in cuts})
+        return [self._wanted(cut) for cut in cuts]
 
-    def _cut(self, each: Wanted, piece: Piece, spans: tuple[Span, ...], target: tuple[slice, ...]) -> Wanted:
-        assert isinstance(each.entry.part, Tiled)
-        opened, entry = self.stored(piece, each.entry.part.spec.dtype)
-        named = replace(entry, node=f"{piece.archive}/{entry.node}", spec=replace(entry.spec, name=each.entry.spec.name))
-        return Wanted(bound(named, each.entry.spec.dtype), spans, each.out[(*target, ...)], opened)
+    def _wanted(self, cut: "_Cut") -> Wanted:
+        spec, index = cut.of.entry.spec, cut.piece.archive
+        opened, entry = self.stored(cut.piece, cut.dtype)
+        named = replace(entry, node=f"{index}/{entry.node}", spec=replace(entry.spec, name=spec.name))
+        target: tuple[Any, ...] = (*cut.target, ...)
+        return Wanted(bound(named, spec.dtype), cut.spans, cut.of.out[target], opened)
 
 
 def document(manifest: Manifest) -> ModelDocument:
@@ -225,8 +229,18 @@ def document(manifest: Manifest) -> ModelDocument:
     return ModelDocument(entries, manifest.metadata, writer=manifest.writer)
 
 
-def _cuts(wanted: Wanted) -> Iterator[tuple[Piece, tuple[Span, ...], tuple[slice, ...]]]:
-    """The pieces in which words of ``wanted`` lie: where in the piece, and where in ``wanted.out``."""
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """What lies in one piece of what is wanted: where in the piece, and where in ``of.out``. ``dtype``: of the piece."""
+
+    of: Wanted
+    piece: Piece
+    dtype: DType
+    spans: tuple[Span, ...]
+    target: tuple[slice, ...]
+
+
+def _cuts(wanted: Wanted) -> Iterator[_Cut]:
     tiled = wanted.entry.part
     assert isinstance(tiled, Tiled)
     for piece in tiled.pieces:
@@ -239,7 +253,7 @@ def _cuts(wanted: Wanted) -> Iterator[tuple[Piece, tuple[Span, ...], tuple[slice
             spans.append(Span(span.start + first * span.step - start, last - first, span.step))
             target.append(slice(first, last))
         else:
-            yield piece, tuple(spans), tuple(target)
+            yield _Cut(wanted, piece, tiled.spec.dtype, tuple(spans), tuple(target))
 
 
 def _word_box(piece: Piece, dtype: DType) -> tuple[tuple[int, int], ...]:

@@ -196,7 +196,9 @@ def _whole(ref: ArchiveRef, place: Place) -> Problem | None:
         for start in range(0, blob.nbytes, DIGEST_NBYTES):
             digest.update(blob.read(start, min(start + DIGEST_NBYTES, blob.nbytes), operation=operation))
     if digest.hexdigest() != ref.sha256:
-        return Problem("container", "it does not have the digest (sha256) that the manifest states", clause="manifest-4")
+        return Problem(
+            "container", "it does not have the digest (sha256) that the manifest states", clause="manifest-4"
+        )
     return None
 
 

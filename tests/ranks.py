@@ -58,7 +58,9 @@ def placed(value: torch.Tensor, how: str, mesh: Any) -> Any:
     return distribute_tensor(value, mesh, [Replicate() if axis is None else Shard(axis)])
 
 
-def state_of(how: str, mesh: Any, *, seed: int = 0, zeros: bool = False, names: list[str] | None = None) -> dict[str, Any]:
+def state_of(
+    how: str, mesh: Any, *, seed: int = 0, zeros: bool = False, names: list[str] | None = None
+) -> dict[str, Any]:
     def make(name: str, how: str) -> Any:
         value = full(name, seed)
         return placed(torch.zeros_like(value) if zeros else value, how, mesh)

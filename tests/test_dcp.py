@@ -91,7 +91,14 @@ def check_model(url: str, *, seed: int = 0, options: Any = None) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "saved", "loaded"),
-    [(1, 3, "0", "1"), (2, 2, "1", "0"), (2, 3, "0", "0"), (2, 3, "1", "1"), (4, 1, "1", "0"), (4, 2, "0", "replicate")],
+    [
+        (1, 3, "0", "1"),
+        (2, 2, "1", "0"),
+        (2, 3, "0", "0"),
+        (2, 3, "1", "1"),
+        (4, 1, "1", "0"),
+        (4, 2, "0", "replicate"),
+    ],
 )
 def test_other_ranks_load_what_some_have_saved(job, tmp_path, before, after, saved, loaded):
     url = f"{tmp_path}/store/7"
@@ -170,7 +177,13 @@ def test_ranks_with_nothing_to_write(job, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "when"),
-    [(1, "before writing"), (1, "after writing"), (0, "before writing"), (0, "before the commit"), (0, "after the commit")],
+    [
+        (1, "before writing"),
+        (1, "after writing"),
+        (0, "before writing"),
+        (0, "before the commit"),
+        (0, "after the commit"),
+    ],
 )
 def test_a_rank_that_is_killed_leaves_no_checkpoint(job, tmp_path, rank, when):
     url = f"{tmp_path}/store"
@@ -276,7 +289,9 @@ class Late(MzWriter):
 @quiet
 def test_of_two_jobs_one_wins(tmp_path):
     with pytest.raises(dcp.CheckpointException, match="checkpoint 1 exists already, from another save"):
-        dcp.save({"x": torch.zeros(3)}, storage_writer=Late(f"{tmp_path}/store/1"), planner=MzSavePlanner(), no_dist=True)
+        dcp.save(
+            {"x": torch.zeros(3)}, storage_writer=Late(f"{tmp_path}/store/1"), planner=MzSavePlanner(), no_dist=True
+        )
     with CheckpointStore(tmp_path / "store") as store:
         assert torch.equal(store.load(1)["x"], torch.ones(3))
         assert store.verify()[1].ok

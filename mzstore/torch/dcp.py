@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class PlainValue(io.BytesIO):
 class MzSavePlanner(DefaultSavePlanner):
     """The default one, but that it leaves values that are no tensors to MzWriter, and pickles none."""
 
-    def transform_object(self, write_item: WriteItem, object: Any) -> Any:
+    def transform_object(self, write_item: WriteItem, object: Any) -> Any:  # noqa: A002  its name there
         return PlainValue(object) if write_item.type == WriteItemType.BYTE_IO else object
 
 
@@ -274,11 +275,11 @@ class MzWriter(_Checkpoint, StorageWriter):
         for number, group in enumerate(_groups(tasks)):
             key = archive_key(save_id, self._rank, number)
             nbytes = sum(task.spec.nbytes for task in group)
-            source = ModelSource(Walked(lambda group=group: map(_source, group)), nbytes)  # type: ignore[misc]
+            source = ModelSource(Walked(partial(map, _source, group)), nbytes)
             with repository.objects.sink(key, nbytes) as sink:
                 target = Digested(sink)
                 write(
-                    target,  # type: ignore[arg-type]  a file object, as far as a writer needs one
+                    target,
                     source,
                     recipe=self._recipe,
                     level=self._level,
@@ -431,7 +432,9 @@ def _tensors(
 
 
 def _dtype(name: str, dtype: torch.dtype) -> DType:
-    found = next((d for d in DTYPES.values() if f"torch.{d.torch}" == str(dtype) and d.name not in ("int4", "uint4")), None)
+    found = next(
+        (d for d in DTYPES.values() if f"torch.{d.torch}" == str(dtype) and d.name not in ("int4", "uint4")), None
+    )
     if found is None:
         raise ValueError(f"tensor {name!r}: no tensor can have dtype {dtype}")
     return found
@@ -482,7 +485,9 @@ class MzReader(_Checkpoint, StorageReader):
                 continue
             tensor = manifest.tensors.get(leaf.tensor)
             if tensor is None:
-                raise FormatError(f"there is no tensor {leaf.tensor!r:.200}", where=self._location, clause="checkpoint-3")
+                raise FormatError(
+                    f"there is no tensor {leaf.tensor!r:.200}", where=self._location, clause="checkpoint-3"
+                )
             size = _torch_size(tensor.spec)
             properties = TensorProperties(dtype=_torch_dtype(tensor.spec.dtype))
             whole = ChunkStorageMetadata(torch.Size([0] * len(size)), size)
@@ -499,16 +504,18 @@ class MzReader(_Checkpoint, StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        with open_model(
-            self._location, storage_options=self._options, retry=self._retry, bases=self._bases
-        ) as model:
+        with open_model(self._location, storage_options=self._options, retry=self._retry, bases=self._bases) as model:
             assert model.archives is not None
             leaves = _leaves(model.archives.manifest, self._location)
-            self._read_tensors([item for item in plan.items if item.type == LoadItemType.TENSOR], leaves, model, planner)
+            self._read_tensors(
+                [item for item in plan.items if item.type == LoadItemType.TENSOR], leaves, model, planner
+            )
             for item in plan.items:
                 if item.type == LoadItemType.BYTE_IO:
                     if not isinstance(planner, MzLoadPlanner):
-                        raise TypeError(f"{item.storage_index.fqn!r} is JSON, and no pickle: use planner=MzLoadPlanner()")
+                        raise TypeError(
+                            f"{item.storage_index.fqn!r} is JSON, and no pickle: use planner=MzLoadPlanner()"
+                        )
                     leaf = leaves[item.storage_index.fqn]
                     planner.load_bytes(item, PlainValue(_value(leaf, model, self._location)))
             now = model.stats.snapshot()

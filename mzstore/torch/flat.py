@@ -65,7 +65,9 @@ def flatten(structure: object, *, where: str) -> dict[str, Leaf]:
     for key, inner in members:
         for leaf in _leaves(inner, (key,), where):
             if name_of(leaf.path) in found:
-                raise FormatError(f"two values are called {name_of(leaf.path)!r:.200}", where=where, clause="checkpoint-3")
+                raise FormatError(
+                    f"two values are called {name_of(leaf.path)!r:.200}", where=where, clause="checkpoint-3"
+                )
             found[name_of(leaf.path)] = leaf
     return found
 
@@ -86,7 +88,9 @@ def _leaves(doc: object, path: Path, where: str) -> Iterator[Leaf]:
 
 def _descended(doc: list[Any], depth: int) -> bool:
     return depth > 0 and any(
-        _tensor(each) is not None or _members(each) is not None or (isinstance(each, list) and _descended(each, depth - 1))
+        _tensor(each) is not None
+        or _members(each) is not None
+        or (isinstance(each, list) and _descended(each, depth - 1))
         for each in doc
     )
 
