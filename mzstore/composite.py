@@ -159,6 +159,11 @@ class Archives:
                 opened = self._family.get(locate(ref.path, self._place), None)
             except ValueError as error:
                 raise StorageError(f"cannot open the archive {ref.path!r}: {error}", where=where) from error
+            except FormatError as error:
+                if error.clause != "root-1":
+                    raise
+                # Where there is nothing at a URL, there is a folder without documents.
+                raise StorageError(f"the archive {ref.path!r} is not there", where=where) from error
             if not isinstance(opened.reader, ArchiveReader):
                 raise FormatError(f"{ref.path!r} is no archive", where=where, clause="manifest-4")
             if opened.reader.blob.nbytes != ref.nbytes:

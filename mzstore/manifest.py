@@ -25,6 +25,8 @@ MAX_ARCHIVES = 1 << 16
 MAX_PIECES = 1 << 22  # of all tensors
 MAX_UP = 2  # folders: checkpoints share archives that lie beside their manifests
 
+LEAST_STEPS, STEPS = 1 << 20, 100  # of the search for overlaps; these for each piece
+
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SAVE_ID = re.compile(r"[0-9a-z-]{8,64}")
 
@@ -167,33 +169,33 @@ class Manifest:
 def overlap(pieces: Sequence[Piece]) -> tuple[Piece, Piece] | None:
     """Two of ``pieces`` that have a value in common, if there are such.
 
-    Boxes are swept along the first axis on which they differ, so that a grid of n pieces takes about n log n steps.
+    Boxes are swept along one axis after the other, so that a grid of n pieces takes some n steps. ValueError for boxes that lie so
+    irregularly that it takes many times more.
     """
     boxes = [piece for piece in pieces if 0 not in piece.shape]
-    return _sweep(boxes, 0) if len(boxes) > 1 else None
+    return _Sweep(LEAST_STEPS + STEPS * len(boxes)).along(boxes, 0)
 
 
-def _sweep(boxes: Sequence[Piece], axis: int) -> tuple[Piece, Piece] | None:
-    if len(boxes) < 2:
+class _Sweep:
+    def __init__(self, steps: int) -> None:
+        self._steps = steps  # left
+
+    def along(self, boxes: Sequence[Piece], axis: int) -> tuple[Piece, Piece] | None:
+        """Of ``boxes``, which have values in common on all axes before ``axis``."""
+        if len(boxes) < 2:
+            return None
+        if axis == len(boxes[0].shape):
+            return boxes[0], boxes[1]
+        active: list[Piece] = []
+        for low, group in itertools.groupby(sorted(boxes, key=lambda box: box.offsets[axis]), lambda box: box.offsets[axis]):
+            active = [box for box in active if box.offsets[axis] + box.shape[axis] > low]
+            active += group
+            self._steps -= len(active)
+            if self._steps < 0:
+                raise ValueError(f"{len(boxes)} pieces that lie on no grid")
+            if found := self.along(active, axis + 1):
+                return found
         return None
-    if axis == len(boxes[0].shape):
-        return boxes[0], boxes[1]
-    edges = sorted({edge for box in boxes for edge in (box.offsets[axis], box.offsets[axis] + box.shape[axis])})
-    if len(edges) * len(boxes) > 1 << 24 and len(boxes) > 1 << 12:
-        raise ValueError(f"{len(boxes)} pieces that lie on no grid")
-    starts = sorted(boxes, key=lambda box: box.offsets[axis])
-    active: list[Piece] = []
-    following = iter(starts)
-    upcoming = next(following, None)
-    for low, _ in itertools.pairwise(edges):
-        active = [box for box in active if box.offsets[axis] + box.shape[axis] > low]
-        new = False
-        while upcoming is not None and upcoming.offsets[axis] <= low:
-            active.append(upcoming)
-            upcoming, new = next(following, None), True
-        if new and (found := _sweep(active, axis + 1)):
-            return found
-    return None
 
 
 def _archive_json(archive: ArchiveRef) -> dict[str, Any]:

@@ -152,11 +152,16 @@ def _manifest(
             assert there.location is not None
             if problem := _whole(ref, there):
                 found.append(problem)
-            report = verify(
-                there.location, threads=threads, show_progress=show_progress, storage_options=there.options, bases=bases
-            )
-            reports.append(report)
-            found += report.problems
+            if problem is None or problem.kind != "missing":
+                report = verify(
+                    there.location,
+                    threads=threads,
+                    show_progress=show_progress,
+                    storage_options=there.options,
+                    bases=bases,
+                )
+                reports.append(report)
+                found += report.problems
         except StorageError as error:  # the others may be whole
             found.append(_problem("missing", error))
         except ValueError as error:
@@ -187,7 +192,7 @@ def _whole(ref: ArchiveRef, place: Place) -> Problem | None:
     assert place.location is not None
     blob = open_location(place.location, place.options)
     if isinstance(blob, Folder):
-        return Problem("container", "it is no archive", clause="manifest-4")
+        return Problem("missing", "there is no such archive", clause="manifest-4")
     with contextlib.closing(blob):
         if blob.nbytes != ref.nbytes:
             text = f"it has {blob.nbytes} bytes, and was written with {ref.nbytes}"
