@@ -187,7 +187,9 @@ class _Sweep:
         if axis == len(boxes[0].shape):
             return boxes[0], boxes[1]
         active: list[Piece] = []
-        for low, group in itertools.groupby(sorted(boxes, key=lambda box: box.offsets[axis]), lambda box: box.offsets[axis]):
+        for low, group in itertools.groupby(
+            sorted(boxes, key=lambda box: box.offsets[axis]), lambda box: box.offsets[axis]
+        ):
             active = [box for box in active if box.offsets[axis] + box.shape[axis] > low]
             active += group
             self._steps -= len(active)

@@ -430,7 +430,7 @@ class StoredTensor:
         """Whether codes or factors stand for its values, or others were made 0: as words these would take more, or what was
         reached would be forgotten."""
         assert self.stored.part is not None
-        if base_of(self.stored.part):
+        if base_of(self.stored.part) or isinstance(self.stored.part, composite.Tiled):
             return False
         return self.stored.lossy is not None or not encodings_of([self.stored]) <= LOSSLESS
 

@@ -200,7 +200,10 @@ def test_what_one_piece_is(model):
 
 def test_quantized_pieces(tmp_path):
     values = {"w": rng.standard_normal((64, 48)).astype(np.float32), "one": VALUES["rows"]}
-    boxes: dict[str, Boxes] = {"w": [("a", (0, 0), (32, 48)), ("b", (32, 0), (32, 48))], "one": [("b", (0, 0), (40, 33))]}
+    boxes: dict[str, Boxes] = {
+        "w": [("a", (0, 0), (32, 48)), ("b", (32, 0), (32, 48))],
+        "one": [("b", (0, 0), (40, 33))],
+    }
     recipe = Recipe((Rule(quantizer="symmetric", bits=4),))
     location = put(tmp_path, parts(values, boxes, recipe=recipe))
     with mzstore.open(location) as model, mzstore.open(tmp_path / "a.mz") as a, mzstore.open(tmp_path / "b.mz") as b:
@@ -431,12 +434,13 @@ def test_remote(place):
         assert len(place.requests("b.mz", "GET")) == 1
         assert not place.listings()
     place.remove("c.mz")
-    with mzstore.open(place.url("m.json"), storage_options=place.options) as model:
-        with pytest.raises(StorageError, match=r"c\.mz"):
-            model["one"][...]
-    assert [problem.kind for problem in mzstore.verify(place.url("m.json"), storage_options=place.options).problems] == [
-        "missing"
-    ]
+    with (
+        mzstore.open(place.url("m.json"), storage_options=place.options) as model,
+        pytest.raises(StorageError, match=r"c\.mz"),
+    ):
+        model["one"][...]
+    problems = mzstore.verify(place.url("m.json"), storage_options=place.options).problems
+    assert [problem.kind for problem in problems] == ["missing"]
 
 
 def test_ranges_of_several_archives_by_one_plan(place):
