@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from mzstore.checkpoints import CheckpointStore
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -43,6 +45,8 @@ def with_a_model(tmp_path, monkeypatch):
     }
     safetensors.numpy.save_file(factors, tmp_path / "my-adapter" / "adapter_model.safetensors")
     (tmp_path / "my-adapter" / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+    with CheckpointStore(tmp_path / "run") as store:
+        store.save(1, {"model": weights})
     return tmp_path
 
 
