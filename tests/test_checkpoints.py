@@ -381,6 +381,17 @@ def test_a_lost_answer_to_the_manifest_is_no_failure(place, times):
         assert same(store.load(), state_at(2))
 
 
+def test_a_manifest_that_is_never_answered_is_written_again(request):
+    place = s3(request, "s3fs")
+    with CheckpointStore(
+        place.url("run"), storage_options=place.options, retry=Retry(timeout=0.5, attempts=4, backoff=0.01)
+    ) as store:
+        rule = place.proxy.fail(faults.stall_before, method="PUT", key=r"manifests/1\.json", times=1)
+        store.save(1, {"n": 1})
+        assert rule.met == 1
+        assert store.load() == {"n": 1}
+
+
 @pytest.mark.parametrize("number", [403, 409, 412, 503])
 def test_a_manifest_that_cannot_be_written_makes_no_checkpoint(place, number):
     with at(place) as store:
@@ -502,6 +513,30 @@ def test_garbage_is_what_no_manifest_names(tmp_path):
         assert not (tmp_path / "data/aaaaaaaaaa").exists()
 
 
+def test_a_listing_that_is_behind_loses_nothing(opened, monkeypatch):
+    with opened() as store:
+        for step in range(3):
+            store.save(step, state_at(step))
+        whole = Repository.listing
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                Repository, "listing", lambda self, prefix: {} if prefix == "manifests" else whole(self, prefix)
+            )
+            assert store.gc().keys == ()
+        assert all(report.ok for report in store.verify().values())
+
+
+def test_no_clock_of_ours_matters(tmp_path, monkeypatch):
+    with CheckpointStore(tmp_path, keep=2) as store:
+        for step, now in enumerate((4e9, 0.0, 2e9)):
+            monkeypatch.setattr(time, "time", lambda now=now: now)
+            store.save(step, state_at(step))
+            assert store.gc().keys == ()
+        assert store.steps() == [1, 2]
+        assert store.checkpoint().step == 2
+        assert all(report.ok for report in store.verify().values())
+
+
 def test_a_manifest_that_cannot_be_read_stops_the_collection(tmp_path):
     with CheckpointStore(tmp_path) as store:
         store.save(1, state_at(1))
@@ -562,7 +597,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_checkpoints import state_at
 from mzstore.checkpoints import CheckpointStore
-with CheckpointStore({root!r}, threads=1, keep=4, every=50, grace=5) as store:
+with CheckpointStore({root!r}, storage_options={options!r}, threads=1, keep=4, every=50, grace=60) as store:
     start = max(store.steps(), default=-1) + 1
     print("ready", flush=True)
     for step in range(start, start + 10_000):
@@ -570,9 +605,9 @@ with CheckpointStore({root!r}, threads=1, keep=4, every=50, grace=5) as store:
 """
 
 
-def killed(root: Path, seconds: float) -> None:
+def killed(root: str, options: dict[str, Any] | None, seconds: float) -> None:
     """A process that saves, killed so many seconds after it began."""
-    code = SAVE.format(tests=str(Path(__file__).parent), root=str(root))
+    code = SAVE.format(tests=str(Path(__file__).parent), root=root, options=options)
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
     ) as process:
@@ -582,8 +617,8 @@ def killed(root: Path, seconds: float) -> None:
         process.send_signal(signal.SIGKILL)
 
 
-def check_after_death(root: Path) -> int:
-    with CheckpointStore(root) as store:
+def check_after_death(root: str, options: dict[str, Any] | None) -> int:
+    with CheckpointStore(root, storage_options=options) as store:
         steps = store.steps()
         for step, report in store.verify(threads=1).items():
             assert report.ok, report.problems
@@ -592,25 +627,32 @@ def check_after_death(root: Path) -> int:
         return max(steps, default=-1)
 
 
-def deaths(root: Path, count: int) -> None:
+def deaths(root: str, count: int, options: dict[str, Any] | None = None) -> None:
     chance = random.Random(count)
     last = -1
     for _ in range(count):
-        killed(root, chance.uniform(0, 0.3))
-        now = check_after_death(root)
+        killed(root, options, chance.uniform(0, 0.3))
+        now = check_after_death(root, options)
         assert now >= last
         last = now
     assert last > 0
 
 
 def test_a_killed_process_leaves_whole_checkpoints(tmp_path):
-    deaths(tmp_path / "run", 3)
+    deaths(str(tmp_path / "run"), 3)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_hundred_killed_processes_leave_whole_checkpoints(tmp_path):
-    deaths(tmp_path / "run", 200)
+    deaths(str(tmp_path / "run"), 200)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_processes_leave_whole_checkpoints_on_object_storage(request):
+    place = s3(request, "s3fs")
+    deaths(place.url("run"), 20, place.options)
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(tmp_path):

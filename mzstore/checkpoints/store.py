@@ -218,10 +218,16 @@ class CheckpointStore:
             self._give_back(nbytes)
             raise
         job = Job(step, structure, staged, numbers)
-        handle = Saving(step, worker.submit(self._save, job, nbytes))
+        future = worker.submit(self._save, job, nbytes)
+        handle = Saving(step, future)
         with self._changed:
             self._running.append(handle)
+        future.add_done_callback(lambda _: self._notify())
         return handle
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _admit(self, nbytes: int, wait: bool) -> None:
         """Count ``nbytes`` as held. Waits, or raises MemoryError, if they are too many."""
@@ -237,7 +243,7 @@ class CheckpointStore:
                         f"the state takes {nbytes} bytes, and {self._held} are held by a save that is under way; wait for it"
                     )
                 else:
-                    self._changed.wait(0.1)
+                    self._changed.wait()
             self._held += nbytes
 
     def _fits(self, nbytes: int) -> bool:
@@ -248,7 +254,7 @@ class CheckpointStore:
     def _give_back(self, nbytes: int) -> None:
         with self._changed:
             self._held -= nbytes
-            self._changed.notify_all()
+        self._notify()
 
     def _forget_values(self) -> None:
         """There is no memory for the state before: nothing will be stored as a change of it."""
