@@ -1,5 +1,6 @@
 """Frameworks: memory of NumPy and PyTorch that decoders can write words into. Imports PyTorch only when asked for it."""
 
+import functools
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -76,7 +77,12 @@ def parameter(tensor: "torch.Tensor", requires_grad: bool) -> "torch.nn.Paramete
 
 
 def is_torch(value: object) -> bool:
-    return any(c.__module__.partition(".")[0] == "torch" for c in type(value).__mro__)
+    return _is_of_torch(type(value))
+
+
+@functools.cache
+def _is_of_torch(kind: type) -> bool:
+    return any(c.__module__.partition(".")[0] == "torch" for c in kind.__mro__)
 
 
 def count_nbytes(value: Any) -> int:
