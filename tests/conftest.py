@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import subprocess
 import uuid
 
 import pytest
@@ -64,3 +65,15 @@ def place(request) -> Place:
     proxy.forget()
     yield place
     proxy.mend()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 4 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", disk], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip(f"needs the right to mount a tmpfs: {made.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)

@@ -655,7 +655,23 @@ def test_killed_processes_leave_whole_checkpoints_on_object_storage(request):
     deaths(place.url("run"), 20, place.options)
 
 
-def test_a_full_disk_leaves_the_checkpoints_before(tmp_path):
+def test_a_full_disk_leaves_the_checkpoints_before(small_disk):
+    with CheckpointStore(small_disk) as store:
+        store.save(1, state_at(1))
+        with pytest.raises(StorageError, match="No space left on device"):
+            store.save(2, {"w": RNG.standard_normal((1100, 1100))})
+        assert len(files(small_disk / "data")) == 1
+        (small_disk / "filler").write_bytes(bytes(os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize))
+        with pytest.raises(StorageError, match="No space left on device"):
+            store.save(3, {"n": 3})  # a manifest, and nothing else
+        (small_disk / "filler").unlink()
+        assert store.steps() == [1]
+        store.save(4, state_at(4))
+        assert same(store.load(1), state_at(1))
+        assert same(store.load(4), state_at(4))
+
+
+def test_files_that_may_not_become_large_leave_the_checkpoints_before(tmp_path):
     """A limit on the size of files, which fails in the same place."""
     with CheckpointStore(tmp_path) as store:
         store.save(1, state_at(1))

@@ -9,7 +9,7 @@ import mzstore
 
 def test_public_names():
     assert sorted(mzstore.__all__) == [
-        "CorruptError", "FormatError", "Model", "MzError", "Recipe", "Retry", "Rule", "StorageError", "Tensor",
+        "ConflictError", "CorruptError", "FormatError", "Model", "MzError", "Recipe", "Retry", "Rule", "StorageError", "Tensor",
         "UnsupportedError", "__version__", "attach", "convert", "delta", "diff", "merge", "open", "save", "verify",
     ]  # fmt: skip
     for name in mzstore.__all__:
