@@ -199,12 +199,12 @@ def test_what_one_piece_is(model):
 
 
 def test_quantized_pieces(tmp_path):
-    values = {"w": rng.standard_normal((64, 48)).astype(np.float32), "one": VALUES["rows"]}
+    values = {name: rng.standard_normal((64, 48)).astype(np.float32) for name in ("w", "one")}
     boxes: dict[str, Boxes] = {
         "w": [("a", (0, 0), (32, 48)), ("b", (32, 0), (32, 48))],
-        "one": [("b", (0, 0), (40, 33))],
+        "one": [("b", (0, 0), (64, 48))],
     }
-    recipe = Recipe((Rule(quantizer="symmetric", bits=4),))
+    recipe = Recipe((Rule(quantizer="symmetric", bits=4, group=8),), defaults=False)
     location = put(tmp_path, parts(values, boxes, recipe=recipe))
     with mzstore.open(location) as model, mzstore.open(tmp_path / "a.mz") as a, mzstore.open(tmp_path / "b.mz") as b:
         assert model["one"].quality == b["one@b"].quality
