@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import faults
+import ml_dtypes
 import numpy as np
 import pytest
 from places import S3Place
 
 import mzstore
-from mzstore.checkpoints import CheckpointStore, saving
+from mzstore.checkpoints import CheckpointStore, repository, saving
 from mzstore.checkpoints.repository import Repository, behind
 from mzstore.errors import ConflictError, CorruptError, FormatError, StorageError
 from mzstore.storage import Retry
@@ -331,6 +332,34 @@ def test_without_a_budget_one_is_saved_at_a_time(tmp_path, monkeypatch):
             store.save_async(2, {"w": np.zeros(3)}, wait=False)
         go.set()
         store.save(2, {"w": np.zeros(3)})
+
+
+def test_several_threads_save_to_one_store(tmp_path):
+    with CheckpointStore(tmp_path, memory=3 * 64 * 64 * 4 + 3 * FROZEN.nbytes) as store:
+        threads = [threading.Thread(target=store.save_async, args=(step, state_at(step))) for step in range(12)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        store.wait()
+        for step in range(12):
+            assert same(store.load(step), state_at(step))
+
+
+def test_what_is_held_is_counted_by_what_it_takes(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        for step in range(3):
+            store.save(step, {"w": np.zeros(1000, ml_dtypes.int4)})
+        assert store._held == 500
+    assert store._held == 0
+
+
+def test_a_state_that_no_reader_would_take_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(repository, "MAX_NBYTES", 1000)
+    with CheckpointStore(tmp_path) as store:
+        with pytest.raises(ValueError, match="without its tensors"):
+            store.save(1, {"w": FROZEN, "x": list(range(1000))})
+        assert files(tmp_path) == set()
 
 
 # Who is first

@@ -109,9 +109,14 @@ class Repository:
             return None  # it is never needed
 
     def commit(self, step: int, manifest: Manifest) -> None:
-        """Make the checkpoint exist. Raises ConflictError if another save of this step was first, and StorageError if the
-        storage fails; then it may exist all the same."""
-        if not self.objects.create(manifest_key(step), manifest.to_bytes()):
+        """Make the checkpoint exist. Raises ConflictError if another save of this step was first, ValueError for a manifest that nobody
+        could read, and StorageError if the storage fails; then it may exist all the same."""
+        data = manifest.to_bytes()
+        if len(data) > MAX_NBYTES:
+            raise ValueError(
+                f"the state of checkpoint {step} takes {len(data)} bytes without its tensors, at most {MAX_NBYTES} are allowed"
+            )
+        if not self.objects.create(manifest_key(step), data):
             raise self.conflict(step)
         try:
             self.objects.put(LATEST, dump({"step": step, "save_id": manifest.save_id}))

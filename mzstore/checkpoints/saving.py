@@ -136,7 +136,7 @@ class _Save:
             self._check_referred()
             try:
                 repository.commit(job.step, manifest)
-            except ConflictError:
+            except (ConflictError, ValueError):
                 raise
             except BaseException:
                 settled = False  # the manifest may be there, and with it the checkpoint

@@ -218,9 +218,10 @@ class CheckpointStore:
             self._give_back(nbytes)
             raise
         job = Job(step, structure, staged, numbers)
-        future = worker.submit(self._save, job, nbytes)
-        handle = Saving(step, future)
-        with self._changed:
+        with self._changed:  # nobody may take it for idle in between, and with that the values before for free
+            self._held += staged.nbytes - nbytes  # pairs of 4-bit values take half
+            future = worker.submit(self._save, job)
+            handle = Saving(step, future)
             self._running.append(handle)
         future.add_done_callback(lambda _: self._notify())
         return handle
@@ -264,7 +265,7 @@ class CheckpointStore:
             self._staging.release(staged)
             self._held -= staged.nbytes
 
-    def _save(self, job: Job, nbytes: int) -> Checkpoint:
+    def _save(self, job: Job) -> Checkpoint:
         """In the background, one at a time."""
         kept = False
         try:
@@ -280,7 +281,7 @@ class CheckpointStore:
         finally:
             if not kept:
                 self._staging.release(job.staged)
-                self._give_back(nbytes)
+                self._give_back(job.staged.nbytes)
         if not self._retention.unlimited:
             try:
                 if self.prune():
