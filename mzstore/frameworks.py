@@ -77,7 +77,7 @@ def parameter(tensor: "torch.Tensor", requires_grad: bool) -> "torch.nn.Paramete
 
 
 def is_torch(value: object) -> bool:
-    return _is_of_torch(type(value))
+    return _is_of_torch(type(value))  # type: ignore[arg-type]  # a class has a hash, whatever its objects have
 
 
 @functools.cache
