@@ -15,7 +15,7 @@ MAX_CHUNK_NBYTES = 64 << 20  # decoded; bounds what one damaged or hostile chunk
 # 2, 4 and 8 ranks on either axis read just about their share; then on, until chunk and row block are bounded.
 SINGLE_CHUNK_NBYTES = 4 << 20
 RANKS = 8
-RESHARDED = (12, 6, 3)  # for ranks of other numbers
+RESHARDED = (24, 12, 6, 3)  # for ranks of other numbers
 LEAST_CHUNK_NBYTES = 24 << 10  # of these
 KEPT = 1 << 12  # combinations of positions on the inner axes
 FEW = 64  # chunks of a tensor, whose pieces are kept for the next read
@@ -193,7 +193,7 @@ def _row_block_is_large(chunk: list[int], shape: tuple[int, ...], itemsize: int)
 def choose_resharded_chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """As ``choose_chunk_shape``, for what other numbers of ranks than the writer's will read, each about its share.
 
-    The two longest axes are cut in 12, or 6 where chunks would become too small, so that halves, thirds and quarters of a
+    The two longest axes are cut in 24, or in 12, 6 or 3 where chunks would become too small, so that halves, thirds and quarters of a
     tensor, and of halves and thirds of it, begin where chunks do.
     """
     chunk = [max(n, 1) for n in shape]

@@ -51,11 +51,15 @@ def full(name: str, seed: int = 0) -> torch.Tensor:
 
 
 def placed(value: torch.Tensor, how: str, mesh: Any) -> Any:
-    """``how``: replicate, or the axis that is sharded; ``plain`` is no DTensor."""
+    """``how``: replicate, or the axis that is sharded, or both axes; ``plain`` is no DTensor."""
     if mesh is None or how == "plain":
         return value
-    axis = min(int(how), value.ndim - 1) if how.isdigit() else None
-    return distribute_tensor(value, mesh, [Replicate() if axis is None else Shard(axis)])
+    placements: list[Any] = [Replicate()] * mesh.ndim
+    if how == "both":
+        placements = [Shard(0), Shard(1) if value.ndim > 1 else Replicate()]
+    elif how.isdigit():
+        placements[0] = Shard(min(int(how), value.ndim - 1))
+    return distribute_tensor(value, mesh, placements)
 
 
 def state_of(
@@ -136,7 +140,7 @@ def sharded_tensor(value: torch.Tensor) -> Any:
 def main(task: dict[str, Any]) -> Any:
     url, options, how = task["url"], task.get("options"), task.get("how", "0")
     world = dist.get_world_size()
-    mesh = init_device_mesh("cpu", (world,))
+    mesh = init_device_mesh("cpu", (2, world // 2) if how == "both" else (world,))
     names, seed = task.get("names"), task.get("seed", 0)
     writer: dict[str, Any] = {"storage_options": options, "threads": 1}
     if task["do"] == "save":
