@@ -6,12 +6,15 @@ as many are computed as are wanted, by random projections (Halko, Martinsson and
 TensorLy finds them.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
 
 from mzstore.recipe import Rule
 
+STARTS = (None, 0, 1, 2)  # of the canonical decomposition: singular vectors, and seeds of random numbers
+STEPS = 200  # of each
 FULL = 1536  # rows or columns: up to here, all singular values are computed, which takes some seconds
 OVERSAMPLES = 16
 POWER_ITERATIONS = 4
@@ -99,7 +102,7 @@ def tucker(values: np.ndarray, rule: Rule) -> tuple[np.ndarray, list[np.ndarray 
     modes = [axis for axis, (rank, extent) in enumerate(zip(ranks, values.shape, strict=True)) if rank < extent]
     factors: list[np.ndarray | None] = [None] * values.ndim
     if not modes:
-        return values, factors
+        raise ValueError(f"ranks = {list(ranks)} of a tensor of {values.shape}: nothing is left out, keep it lossless")
     (core, found), _ = decomposition.partial_tucker(full, [ranks[axis] for axis in modes], modes=modes, init="svd")
     for axis, factor in zip(modes, found, strict=True):
         factors[axis] = np.asarray(factor, np.float32)
@@ -111,7 +114,16 @@ def canonical(values: np.ndarray, rank: int) -> list[np.ndarray]:
 
     Raises ImportError without TensorLy.
     """
-    weights, factors = _tensorly().parafac(values.astype(np.float64), rank, init="random", random_state=0)
+    full, made = values.astype(np.float64), []
+    for start in STARTS:  # alternating least squares finds a local minimum
+        init, seed = ("svd", 0) if start is None else ("random", start)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of a rank above an extent
+            found, errors = _tensorly().parafac(
+                full, rank, n_iter_max=STEPS, init=init, random_state=seed, return_errors=True
+            )
+        made.append((float(errors[-1]), found))
+    _, (weights, factors) = min(made, key=lambda each: each[0])
     first, *others = [np.asarray(factor, np.float64) for factor in factors]
     return [np.asarray(factor, np.float32) for factor in (first * weights, *others)]
 

@@ -199,7 +199,9 @@ class Rule:
         """What is meant where ``encoding`` is left out."""
         given = self._given()
         found = [
-            name for name in ("parts", "sparse", "lowrank", "tucker") if set(ENCODINGS[name]) - {"nmse"} & set(given)
+            name
+            for name in ("parts", "sparse", "lowrank", "tucker")
+            if set(ENCODINGS[name]) - {"nmse", "factor_dtype"} & set(given)
         ]
         return found[0] if found else "quantized"
 

@@ -1834,6 +1834,10 @@ def tucker_vectors() -> Iterator[tuple[str, Json]]:
         also = sorted({"tucker-1", "nested-1", "raw-1", "quantized-1", "array-2"} - {clause})
         more = {"dtype": "float32", "shape": [2, 3]} | more
         yield f"tucker/{name}", short([clause, *also], part=good | part, arrays=arrays | own, error="format", **more)
+    alone = good | {"factors": [None, None], "core": raw, "ranks": [2, 3]}
+    yield "tucker/no-factor", short(
+        ["tucker-1", "tensor-4"], dtype="float32", shape=[2, 3], part=alone, arrays={"core": ["float32", [2, 3], [2, 3]]}, error="format"
+    )  # fmt: skip
     yield "tucker/factor-missing", short(
         ["payload-4"], dtype="float32", shape=[2, 3], part=good, arrays=arrays, bodies={"factor-1/c/0/0": numbers("float32", [1, 2, 3, 4])}, error="corrupt"
     )  # fmt: skip

@@ -1542,6 +1542,8 @@ def check_tucker(part: Part, shape: tuple[int, ...]) -> None:
     need("core" in doc or (len(set(ranks)) == 1 and None not in factors), "tucker-1", "no core")
     for s, c, r, factor in zip(shape, chunk, ranks, factors, strict=True):
         need(factor is not None or s == c == r, "tucker-1", "an axis without a factor")
+    # > One factor at least is not `null`.
+    need(any(factor is not None for factor in factors), "tucker-1", "no factor")
     # > A chunk of words, of each factor, of the core, and of what is between them [tucker-2], [tucker-3] has at most 2^24 numbers.
     if "core" in doc:
         # > What is between are the chunk's part of the tensor where the first `k` axes have been multiplied, of the shape `(c0, ..., c(k-1), rk, ...)`.

@@ -52,6 +52,8 @@ class Tucker:
             raise ValueError(f"ranks {self.ranks}, where 1 to {MAX_RANK} will do")
         if self.core is None and len(set(self.ranks)) > 1:
             raise ValueError(f"ranks {self.ranks} without a core")
+        if not any(self.factors):
+            raise ValueError("a core without factors")
         if self.core is not None:
             self.core.check_grid(Grid(self.ranks, self.ranks))
         for axis, factor in enumerate(self.factors):
