@@ -636,7 +636,7 @@ def _reached(location: str) -> str:
 
     with mzstore.open(location) as model:
         reached = summarize(model).reached
-    return f"quantized to {reached}" if reached else "no tensor was quantized"
+    return f"changed to {reached}" if reached else "no tensor was changed"
 
 
 def _shown(quiet: bool) -> bool | None:

@@ -149,7 +149,7 @@ def test_the_options_of_convert(place, tmp_path):
 def test_convert_quantizes(tmp_path):
     save_file({"w": weights((300, 128)), "b": weights((128,), 1)}, tmp_path / "w.safetensors")
     line = ok("convert", "w.safetensors", "w.mz", "--bits", 4, cwd=tmp_path)
-    found = re.search(r" s; quantized to ([0-9.]+) bits per weight, SNR ([0-9.]+) dB\n$", line)
+    found = re.search(r" s; changed to ([0-9.]+) bits per weight, SNR ([0-9.]+) dB\n$", line)
     with mzstore.open(tmp_path / "w.mz") as model:
         reached = model["w"].quality["reached"]
         assert (float(found[1]), float(found[2])) == (round(reached["bits"], 2), round(reached["snr_db"], 1))
@@ -206,7 +206,7 @@ def test_what_convert_cannot_quantize(place, tmp_path):
     assert "a recipe is for archives and trees" in refused("--bits", 4, "--to", "safetensors")
     assert [path.name for path in tmp_path.iterdir()] == ["r.toml"]
     done = ok("convert", place / "m.mz", tmp_path / "x.mz", "--bits", 4)  # which has small tensors only
-    assert done.endswith(" s; no tensor was quantized\n")
+    assert done.endswith(" s; no tensor was changed\n")
 
 
 def test_inspect(place):
