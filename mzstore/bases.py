@@ -22,6 +22,7 @@ from mzstore.encodings.combined import base_of
 from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError, FormatError, MzError, StorageError
 from mzstore.forks import renew_in_children
+from mzstore.groups import groups
 from mzstore.narrow import convert
 from mzstore.plan import Job, Plan, jobs, make
 from mzstore.selection import Span
@@ -105,7 +106,7 @@ def fill(
     wanted = _spread(model, wanted)
     cast = [each for each in wanted if _is_cast(each)]
     _fill([each for each in wanted if not _is_cast(each)] if cast else wanted, model, threads, done, behind)
-    for group in _groups(cast):
+    for group in groups(cast, lambda each: each.out.nbytes, CAST_NBYTES):
         own = [_in_own_dtype(each, np.empty) for each in group]
         _fill(own, model, threads, None, behind)
         for each, read in zip(group, own, strict=True):
@@ -238,20 +239,6 @@ def _spread(model: Opened, wanted: Sequence[Wanted]) -> Sequence[Wanted]:
 
 def _nowhere(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return np.broadcast_to(np.zeros((), dtype), shape)
-
-
-def _groups(wanted: Sequence[Wanted]) -> Iterator[list[Wanted]]:
-    """In groups of at most CAST_NBYTES, or of one."""
-    group: list[Wanted] = []
-    nbytes = 0
-    for each in wanted:
-        if group and nbytes + each.out.nbytes > CAST_NBYTES:
-            yield group
-            group, nbytes = [], 0
-        group.append(each)
-        nbytes += each.out.nbytes
-    if group:
-        yield group
 
 
 @dataclass(frozen=True, slots=True)

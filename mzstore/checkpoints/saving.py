@@ -34,6 +34,7 @@ from mzstore.encodings.base import Base
 from mzstore.encodings.combined import Combined
 from mzstore.errors import ConflictError, StorageError
 from mzstore.grid import Grid, choose_chunk_shape
+from mzstore.groups import groups
 from mzstore.manifest import ArchiveRef, Manifest, ManifestTensor, Piece
 from mzstore.model import Model, StoredTensor
 from mzstore.prepared import Prepared
@@ -166,7 +167,7 @@ class _Save:
                 found[name] = None
             else:
                 found[name] = self._referred(source.spec, same)
-        for number, group in enumerate(_groups(new)):
+        for number, group in enumerate(groups(new, lambda source: source.spec.nbytes, ARCHIVE_NBYTES)):
             for spec, piece in self._write(number, group):
                 found[spec.name] = ManifestTensor(spec, (piece,))
         return {name: tensor for name, tensor in found.items() if tensor is not None}
@@ -351,17 +352,3 @@ def _kind(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:
 
 def _digest(source: ArraySource) -> str:
     return hashlib.sha256(source.words.reshape(-1).view(np.uint8).data).hexdigest()
-
-
-def _groups(sources: Sequence[ArraySource]) -> Iterator[list[ArraySource]]:
-    """In groups of at most ARCHIVE_NBYTES, or of one."""
-    group: list[ArraySource] = []
-    nbytes = 0
-    for source in sources:
-        if group and nbytes + source.spec.nbytes > ARCHIVE_NBYTES:
-            yield group
-            group, nbytes = [], 0
-        group.append(source)
-        nbytes += source.spec.nbytes
-    if group:
-        yield group

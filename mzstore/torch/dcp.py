@@ -60,6 +60,7 @@ from mzstore.dtypes import DTYPES, DType
 from mzstore.encode import Level, check_level
 from mzstore.errors import FormatError, StorageError
 from mzstore.grid import choose_resharded_chunk_shape
+from mzstore.groups import groups
 from mzstore.manifest import ArchiveRef, Manifest, ManifestTensor, Piece
 from mzstore.model import Model, check_threads
 from mzstore.model import open as open_model
@@ -272,7 +273,7 @@ class MzWriter(_Checkpoint, StorageWriter):
 
     def _write(self, tasks: Sequence[_Task]) -> Iterator[tuple[_Task, _Stored]]:
         repository, save_id = self._repository(), new_save_id()
-        for number, group in enumerate(_groups(tasks)):
+        for number, group in enumerate(groups(tasks, lambda task: task.spec.nbytes, ARCHIVE_NBYTES)):
             key = archive_key(save_id, self._rank, number)
             nbytes = sum(task.spec.nbytes for task in group)
             source = ModelSource(Walked(partial(map, _source, group)), nbytes)
@@ -359,20 +360,6 @@ def _named(tasks: Sequence[_Task]) -> list[_Task]:
             name, number = f"{task.name}~{number}", number + 1
         found[name] = replace(task, spec=replace(task.spec, name=name))
     return list(found.values())
-
-
-def _groups(tasks: Sequence[_Task]) -> Iterator[list[_Task]]:
-    """In groups of at most ARCHIVE_NBYTES, or of one."""
-    group: list[_Task] = []
-    nbytes = 0
-    for task in tasks:
-        if group and nbytes + task.spec.nbytes > ARCHIVE_NBYTES:
-            yield group
-            group, nbytes = [], 0
-        group.append(task)
-        nbytes += task.spec.nbytes
-    if group:
-        yield group
 
 
 def _source(task: _Task) -> ArraySource:
