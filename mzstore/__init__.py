@@ -4,6 +4,7 @@ The format is in FORMAT.md; ``save``, ``open`` and ``convert`` are all that most
 """
 
 from mzstore.attach import attach
+from mzstore.check import check
 from mzstore.convert import convert
 from mzstore.deltas import delta, merge
 from mzstore.diff import diff
@@ -29,6 +30,7 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "attach",
+    "check",
     "convert",
     "delta",
     "diff",

@@ -156,6 +156,34 @@ def convert(
             metavar="archive|tree|safetensors|directory", help="What to write; by the name of DST if not given."
         ),
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Take only tensors of such names; may be given again."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Leave out tensors of such names; may be given again.")
+    ] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DTYPE|GLOB=DTYPE", help="Cast floats of 16 bits and more; may be given again, the first decides."
+        ),
+    ] = None,
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN=>NAME",
+            help="'model.*=>*', or a regular expression: '/^model\\.(.*)/=>\\1'; may be given again, one after the other.",
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Open what was written, and compare every tensor with SRC.")
+    ] = False,
+    report: Annotated[str | None, typer.Option(metavar="OUT.json", help="Write what became of each tensor.")] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", "-n", help="Write nothing; show what each tensor would become, from a part of it."),
+    ] = False,
     base: Moved = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -163,9 +191,12 @@ def convert(
     """Convert a model, bit for bit or quantized.
 
     From any format to an archive or a tree, and back to the files that it came from. Norms, biases and small tensors are
-    not quantized, unless a recipe says so; what is quantized already stays as it is, unless it is asked for again.
+    not quantized, unless a recipe says so; what is quantized already stays as it is, unless it is asked for again. All
+    names and patterns are of names in SRC. Ends with status 1 if that fails, or --check finds a difference.
     """
-    from mzstore.convert import convert, open_importance
+    from mzstore.check import check as check_target
+    from mzstore.convert import convert
+    from mzstore.importance import open_importance
 
     start = time.monotonic()
     rules = _recipe(
@@ -173,23 +204,38 @@ def convert(
     )
     if importance and not rules:
         raise ValueError("--importance is for quantizing; give --bits, --nmse, --snr-db or --recipe as well")
+    edits: dict[str, Any] = {"include": include, "exclude": exclude, "dtype": _casts(dtype), "rename": rename}
+    common: dict[str, Any] = {"threads": threads, "show_progress": _shown(quiet), "bases": _moved(base)}
     with open_importance(importance) if importance else nullcontext() as weights:
-        convert(
+        found = convert(
             source,
             target,
+            **edits,
             recipe=rules,
             importance=weights,
             level=level,  # type: ignore[arg-type]
             to=to,  # type: ignore[arg-type]
-            threads=threads,
-            show_progress=_shown(quiet),
-            bases=_moved(base),
+            dry_run=dry_run,
+            **common,
         )
-    if not quiet:
+    if check and not dry_run:
+        found = found.with_check(check_target(source, target, **edits, **common))
+    if report:
+        with open(report, "w", encoding="utf-8") as file:
+            json.dump(found.to_json(), file, indent=2, allow_nan=False)
+            file.write("\n")
+    if not found.ok:
+        first, *others = found.all_problems()
+        also = f"; and {count(len(others), 'problem')} more" if others else ""
+        raise ValueError(f"{target}: what was written is not the source: {first}{also}")
+    if dry_run:
+        _print(found.lines())
+    elif not quiet:
         before, after = _nbytes(source), _nbytes(target)
         seconds = time.monotonic() - start
         reached = f"; {_reached(target)}" if rules else ""
         print(f"{shown(target)}: {size(after)}, {ratio(after, before)} of {size(before)}, {seconds:.1f} s{reached}")
+        _print(found.remarks())
 
 
 @_command()
@@ -315,6 +361,10 @@ def plan(
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A model in any format that convert reads.")],
     b: Annotated[str, typer.Argument(metavar="B")],
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=>NAME", help="What tensors of A are called in B, as convert has it."),
+    ] = None,
     base: Moved = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -327,7 +377,7 @@ def diff(
     """
     from mzstore.diff import diff, render
 
-    difference = diff(a, b, threads=threads, show_progress=_shown(quiet or as_json), bases=_moved(base))
+    difference = diff(a, b, rename=rename, threads=threads, show_progress=_shown(quiet or as_json), bases=_moved(base))
     if as_json:
         _print_json(difference.to_json())
     elif not (quiet and difference.equal):
@@ -608,6 +658,17 @@ def _moved(given: list[str] | None) -> dict[str, str] | None:
         if not url or not equals or not location:
             raise ValueError(f"--base {text!r}: URL=LOCATION will do, the URL as the model has it")
         found[url] = location
+    return found or None
+
+
+def _casts(given: list[str] | None) -> dict[str, str] | None:
+    """What ``--dtype`` says, for ``dtype``."""
+    found: dict[str, str] = {}
+    for text in given or ():
+        pattern, equals, name = text.rpartition("=")
+        if equals and not pattern:
+            raise ValueError(f"--dtype {text!r}: DTYPE or GLOB=DTYPE will do")
+        found.setdefault(pattern if equals else "*", name)
     return found or None
 
 

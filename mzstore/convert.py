@@ -1,27 +1,30 @@
 """Convert: any supported format into an archive or a tree, and back into the files that it came from."""
 
 import json
-import math
 import os
-import zipfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mzstore import kernels
+from mzstore import kernels, report
 from mzstore.bases import BaseLocations
+from mzstore.check import check as check_target
 from mzstore.documents import DOCUMENT, check_relative
+from mzstore.edits import Casts, Edits, Patterns, Renames
 from mzstore.encode import Level
+from mzstore.errors import CorruptError
+from mzstore.estimate import estimate
 from mzstore.formats import open_source, safetensors
 from mzstore.model import check_threads
 from mzstore.progress import progress
 from mzstore.recipe import Recipe
+from mzstore.report import Report
 from mzstore.sources import LayoutSource, ModelSource, TensorSource, Walked, blocks, read_ahead
-from mzstore.storage import FileObjectSink, Options, Retry, Sink, create, create_folder, is_local
+from mzstore.storage import FileObjectSink, Options, Retry, Sink, create, create_folder, is_local, without_secrets
 from mzstore.tensors import TensorSpec
 from mzstore.writer import Importances, write
 
@@ -34,48 +37,74 @@ def convert(
     source: str | os.PathLike[str],
     target: str | os.PathLike[str],
     *,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    dtype: Casts = None,
+    rename: Renames = None,
     recipe: Recipe | None = None,
     importance: Importances | None = None,
     level: Level = "balanced",
     to: To | None = None,
+    check: bool = False,
+    dry_run: bool = False,
     threads: int | None = None,
     show_progress: bool | None = None,
     storage_options: Options = None,
     target_options: Options = None,
     retry: Retry | None = None,
     bases: BaseLocations | None = None,
-) -> None:
-    """Write the model at ``source`` (see ``formats.open_source``) to ``target``, bit for bit if there is no recipe.
+) -> Report:
+    """Write the model at ``source`` (see ``formats.open_source``) to ``target``, bit for bit if nothing else is asked for.
 
+    include, exclude  a glob pattern of names, or several: which tensors are taken. The others, their layout and the index of their
+        files are left out
+    dtype   what tensors of float16, bfloat16, float32 and float64 are cast to, by rounding to the nearest, ties to even: a dtype, or a
+        mapping of glob patterns to dtypes, of which the first decides that matches. What they were is in the metadata
+        (``mzstore.cast``). Values that would become infinite or NaN are an error. Tensors that are quantized stay so in archives
+        and trees, and are not cast
+    rename  a mapping of patterns to replacements, or strings ``PATTERN=>REPLACEMENT``, each applied to what the one before it gives: a
+        glob pattern of the whole name, whose stars stand for those of the replacement, or a regular expression between slashes,
+        as ``re.sub`` has it. All other patterns, and the names of ``recipe`` and ``importance``, are of names in the source
     recipe, importance  which tensors are quantized, and how: see ``save``. Tensors that are quantized already and that no
         rule is for stay as they are; only in files of other formats their values stand
     to  ``archive``, ``tree``; ``safetensors``, one file; ``directory``, the files that the model was converted from,
         byte for byte the same, with its assets. None: by the suffix of ``target`` (.mz, .zarr, .safetensors); if it has
         none of these, a directory for a model that was converted from one, else an archive.
+    check    open the target then, and compare it with the source, see ``check``; CorruptError if they do not agree
+    dry_run  write nothing: the report is what is expected, from a part of each tensor
 
     storage_options  for the fsspec filesystem of a ``source`` that is a URL; ``target_options``: of ``target``
     retry            how long remote storage is waited for, and how often it is asked, at either end; None: ``Retry()``
     bases            where to find the models that ``source`` refers to, see ``open``: what is written has their values
 
-    Raises ValueError for what the target cannot hold, and the errors of ``open`` and ``save``.
+    Raises ValueError for what the target cannot hold, for patterns that match nothing and for two tensors of one name, and the errors
+    of ``open`` and ``save``.
     """
     if to is not None and to not in get_args(To):
         raise ValueError(f"target kind {to!r} is none of {', '.join(get_args(To))}")
-    threads = check_threads(threads)
+    start, threads, edits = time.monotonic(), check_threads(threads), Edits.of(include, exclude, dtype, rename)
     with open_source(source, storage_options, retry=retry, threads=threads, bases=bases) as model:
         kernels.expect(model.nbytes)
         to = to or _kind(target, model)
-        if to not in ("archive", "tree") and (recipe is not None or importance):
+        kept = to in ("archive", "tree")
+        if not kept and (recipe is not None or importance):
             raise ValueError(f"a recipe is for archives and trees, not for {to}: quantize to one of these first")
-        if to in ("archive", "tree"):
+        edited = edits.apply(model, codes=kept)
+        rules, weights = edited.rules(recipe), edited.by_name(importance)
+        _check_importance(importance, model)
+        model = edited.source
+        sources = {tensor.spec.name: tensor for tensor in model.tensors}
+        if dry_run and kept:
+            tensors = estimate(edited, rules, weights or {}, level, threads)
+        elif kept:
             kind: Literal["archive", "tree"] = "tree" if to == "tree" else "archive"
-            if isinstance(source, (str, os.PathLike)) and not is_local(source):
+            if not is_local(source):
                 model = replace(model, tensors=Walked(partial(read_ahead, model.tensors)))
-            write(
+            written = write(
                 target,
                 model,
-                recipe=recipe,
-                importance=importance,
+                recipe=rules,
+                importance=weights,
                 level=level,
                 kind=kind,
                 threads=threads,
@@ -83,59 +112,45 @@ def convert(
                 options=target_options,
                 retry=retry,
             )
-        elif to == "safetensors":
-            with progress("write", model.nbytes, show_progress) as done:
-                _write_file(target, model, target_options, retry, done)
+            tensors = report.of_written(written, sources, edited.was)
         else:
-            with progress("write", model.nbytes, show_progress) as done:
-                _write_directory(target, model, target_options, retry, done)
+            specs = [tensor.spec for tensor in sources.values()]
+            tensors = tuple(report.TensorReport(spec, edited.was(spec), spec.nbytes, to) for spec in specs)
+            if not dry_run:
+                put = _write_file if to == "safetensors" else _write_directory
+                with progress("write", model.nbytes, show_progress) as done:
+                    put(target, model, target_options, retry, done)
+    places = without_secrets(os.fspath(source)), without_secrets(os.fspath(target))
+    found = report.Report(*places, to, tensors, time.monotonic() - start, edited.notes, dry_run=dry_run)
+    if check and not dry_run:
+        found = found.with_check(
+            check_target(
+                source,
+                target,
+                include=include,
+                exclude=exclude,
+                dtype=dtype,
+                rename=rename,
+                threads=threads,
+                show_progress=show_progress,
+                storage_options=storage_options,
+                target_options=target_options,
+                retry=retry,
+                bases=bases,
+            )
+        )
+        if not found.ok:
+            first, *others = found.all_problems()
+            also = f"; and {len(others)} problems more" if others else ""
+            raise CorruptError(f"what was written is not the source: {first}{also}; convert again", where=found.target)
+    return found
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class StoredImportance:
-    """The importance of one tensor in a file, read whenever it is made an array: a model's may not fit in memory."""
-
-    read: Callable[[], np.ndarray]
-
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        if copy is False:
-            raise ValueError("what is in a file cannot become an array without a copy")
-        values = self.read()
-        return values if dtype is None else values.astype(dtype, copy=False)
-
-
-@contextmanager
-def open_importance(path: str | os.PathLike[str]) -> Iterator[dict[str, StoredImportance]]:
-    """What ``convert`` takes as ``importance``, from an .npz file or a model in any supported format.
-
-    It can be read as long as the block lasts.
-    """
-    if not os.fspath(path).endswith(".npz"):
-        with open_source(path) as model:
-            yield {tensor.spec.name: StoredImportance(partial(_values, tensor)) for tensor in model.tensors}
-        return
-    with ExitStack() as stack:
-        try:
-            arrays = stack.enter_context(np.load(path, allow_pickle=False))
-        except (ValueError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{os.fspath(path)}: no .npz file of arrays: {error}") from error
-        yield {name: StoredImportance(partial(_member, arrays, name, path)) for name in arrays}
-
-
-def _values(tensor: TensorSource) -> np.ndarray:
-    spec, start = tensor.spec, 0
-    words = np.empty(math.prod(spec.word_shape), spec.dtype.word)
-    for block in blocks(tensor):
-        words[start : start + block.size] = block
-        start += block.size
-    return spec.dtype.from_words(words.reshape(spec.word_shape), spec.shape)
-
-
-def _member(arrays: Mapping[str, np.ndarray], name: str, path: str | os.PathLike[str]) -> np.ndarray:
-    try:
-        return arrays[name]
-    except (ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{os.fspath(path)}: {name!r} is no array: {error}") from error
+def _check_importance(importance: Importances | None, model: ModelSource) -> None:
+    if importance:
+        names = {tensor.spec.name for tensor in model.tensors}
+        if unknown := [name for name in importance if name not in names]:
+            raise ValueError(f"importance for {unknown[0]!r}, and there is no tensor of this name: leave it out")
 
 
 def _kind(target: str | os.PathLike[str], model: ModelSource) -> To:

@@ -32,7 +32,7 @@ from numbers import Integral, Real
 from os import PathLike, fspath
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from mzstore.dtypes import DTYPES
 from mzstore.quantizers import MAX_DIMENSION, MAX_LEVELS, SCALE_DTYPES
@@ -435,6 +435,15 @@ class Rule:
         if columns % (self.dimension or 1):
             return f"{columns} values along the last axis are no multiple of dimension = {self.dimension}"
         return None
+
+
+class Rules(Protocol):
+    """What a writer asks of a recipe."""
+
+    @property
+    def rules(self) -> Sequence[Rule]: ...
+
+    def rule_for(self, spec: TensorSpec) -> Rule | None: ...
 
 
 @dataclass(frozen=True, init=False, slots=True)

@@ -39,9 +39,10 @@ from mzstore.model import StoredTensor, check_threads
 from mzstore.nodes import LAYOUTS, Namer
 from mzstore.prepared import Fitted, Prepared
 from mzstore.progress import progress
-from mzstore.recipe import Recipe, Rule
+from mzstore.recipe import Recipe, Rule, Rules
 from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays, origin
 from mzstore.storage import Options, Retry, Writable
+from mzstore.tensors import TensorSpec
 from mzstore.version import __version__
 
 if TYPE_CHECKING:  # what changes values is imported only where that is asked for
@@ -105,11 +106,22 @@ def save(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenTensor:
+    """What became of a tensor. ``stored_nbytes``: of its chunks; 0 if its values are those of another one."""
+
+    spec: TensorSpec
+    encoding: str
+    stored_nbytes: int
+    sha256: str
+    lossy: Mapping[str, Any] | None
+
+
 def write(
     location: Target,
     source: ModelSource,
     *,
-    recipe: Recipe | None = None,
+    recipe: Rules | None = None,
     importance: Importances | None = None,
     level: Level = "balanced",
     kind: Kind | None = None,
@@ -118,7 +130,7 @@ def write(
     options: Options = None,
     retry: Retry | None = None,
     chunks: ChunkShape = choose_chunk_shape,
-) -> None:
+) -> tuple[WrittenTensor, ...]:
     """Write any source; see ``save``. ``chunks``: how tensors are cut that are stored lossless and dense."""
     check_level(level)
     threads = check_threads(threads)
@@ -142,16 +154,17 @@ def write(
         try:
             for tensor in source.tensors:
                 model.add(tensor)
-            model.finish(source)
+            written = model.finish(source)
             source.check_unchanged()
         except BaseException:
             for pool in (workers, hasher):
                 if pool:
                     pool.shutdown(wait=False, cancel_futures=True)
             raise
+    return written
 
 
-def _thresholds(source: ModelSource, recipe: Recipe | None, importance: Importances) -> Mapping[int, float]:
+def _thresholds(source: ModelSource, recipe: Rules | None, importance: Importances) -> Mapping[int, float]:
     """For rules that prune several tensors together: the score from which on values are kept. Reads those tensors once."""
     if recipe is None or not any(rule.scope == "global" for rule in recipe.rules):
         return {}
@@ -234,7 +247,7 @@ class _ModelWriter:
         hasher: Executor | None,
         most: int,
         done: Callable[[int], None],
-        recipe: Recipe | None,
+        recipe: Rules | None,
         importance: Importances,
         thresholds: Mapping[int, float],
         chunks: ChunkShape,
@@ -246,6 +259,7 @@ class _ModelWriter:
         self._pending: deque[tuple[Future[Any], Callable[[Any], None], int]] = deque()
         self._hashing: deque[Future[None]] = deque()
         self._namer = Namer()
+        self._stored_nbytes: dict[str, int] = {}  # by node
         self._written: dict[str, _Written] = {}
         self._by_prefix: dict[object, list[_Written]] = {}
         self._by_digest: dict[object, str] = {}  # nodes of tensors that came prepared
@@ -446,10 +460,11 @@ class _ModelWriter:
             keep(future.result())
 
     def _write(self, node: str, found: list[Payload]) -> None:
+        self._stored_nbytes[node] = self._stored_nbytes.get(node, 0) + sum(len(payload.data) for payload in found)
         for payload in found:
             self._writer.write_chunk(f"{node}/{payload.path}", payload.data, aligned=payload.plain)
 
-    def finish(self, source: ModelSource) -> None:
+    def finish(self, source: ModelSource) -> tuple[WrittenTensor, ...]:
         self._drain(0)
         assets, namer = [], Namer()
         for file in source.assets:
@@ -471,6 +486,11 @@ class _ModelWriter:
             if len(data) > MAX_DOCUMENT_NBYTES:
                 raise ValueError(f"the documents take {len(data)} bytes, at most {MAX_DOCUMENT_NBYTES} are allowed")
             self._writer.write_document(f"{key}/{DOCUMENT}" if key else DOCUMENT, data)
+        return tuple(map(self._about, tensors.values()))
+
+    def _about(self, entry: TensorEntry) -> WrittenTensor:
+        encoding = entry.part.encoding if entry.part else "same"
+        return WrittenTensor(entry.spec, encoding, self._stored_nbytes.get(entry.node, 0), entry.sha256, entry.lossy)
 
 
 def _bytes(words: np.ndarray) -> memoryview:

@@ -209,6 +209,34 @@ def test_what_convert_cannot_quantize(place, tmp_path):
     assert done.endswith(" s; no tensor was changed\n")
 
 
+def test_convert_selects_casts_renames_checks_and_reports(place, tmp_path):
+    edits = ("--exclude", "ids", "--exclude", "z*", "--dtype", "*.bias=float32", "--dtype", "bfloat16", "--rename", "layers.*=>h.*", "--rename", r"/^(\w+)\.weight$/=>\1.w")  # fmt: skip
+    before, *lines = ok("convert", place / "m.mz", "m.mz", *edits, "--dry-run", cwd=tmp_path).splitlines()
+    assert before.startswith("embed.weight => embed.w")
+    assert lines[1].startswith("layers.0.bias => h.0.bias")
+    assert "float16 -> float32" in lines[1]
+    assert "11 tensors as archive: about " in lines[-4]
+    assert not list(tmp_path.iterdir())
+    lines = ok("convert", place / "m.mz", "m.mz", *edits, "--check", "--report", "r.json", cwd=tmp_path).splitlines()
+    assert lines[1:] == [
+        "2 of 13 tensors left out",
+        "4 of 13 tensors cast",
+        "5 of 13 tensors renamed",
+        "11 tensors compared with the source: 11 the same bit for bit as they were cast",
+    ]
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["ok"], report["totals"]["checked"]) == (True, 11)
+    assert run("diff", place / "m.mz", "m.mz", "--rename", "layers.*=>h.*", "-q", cwd=tmp_path).returncode == 1
+    assert "rename 'a': PATTERN=>REPLACEMENT will do" in fails(
+        "convert", place / "m.mz", "x.mz", "--rename", "a", cwd=tmp_path
+    )
+    assert "--dtype '=float16': DTYPE or GLOB=DTYPE" in fails(
+        "convert", place / "m.mz", "x.mz", "--dtype", "=float16", cwd=tmp_path
+    )
+    assert "include: no tensor matches 'x'" in fails("convert", place / "m.mz", "x.mz", "--include", "x", cwd=tmp_path)
+    assert not (tmp_path / "x.mz").exists()
+
+
 def test_inspect(place):
     printed = json.loads(ok("inspect", "m.mz", "--json", cwd=place))
     assert printed["location"] == "m.mz"

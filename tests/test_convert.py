@@ -15,9 +15,9 @@ import torch
 
 import mzstore
 import mzstore.dtypes
-from mzstore.convert import open_importance
 from mzstore.formats import open_source
 from mzstore.frameworks import as_words
+from mzstore.importance import open_importance
 from mzstore.sources import ArraySource, blocks
 from mzstore.writer import write
 

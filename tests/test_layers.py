@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ALLOWED = {
-    "__init__": "attach convert deltas diff errors model recipe storage verify version writer",
+    "__init__": "attach check convert deltas diff errors model recipe storage verify version writer",
     "__main__": "cli",
     "approximate": "documents dtypes encode encodings encodings.base encodings.combined encodings.lowrank encodings.nested encodings.planes encodings.quantized encodings.sparse encodings.tucker factorize grid interleave payload prune quality quantize quantizers recipe sources sparsity targets tensors",
     "archive": "errors extents garbage nodes payload stats storage",
@@ -19,12 +19,12 @@ ALLOWED = {
     "formats/peft": "documents errors formats.safetensors sources storage",
     "changes": "approximate encode recipe sources",
     "cache": "forks stats",
-    "cli": "attach checkpoints composite convert deltas diff errors formats formats.huggingface get inspect model recipe shards storage text verify version",
+    "cli": "attach check checkpoints composite convert deltas diff errors formats formats.huggingface get importance inspect model recipe shards storage text verify version",
     "components": "arrays documents dtypes encodings encodings.codes encodings.combined encodings.lowrank encodings.nested encodings.quantized encodings.raw encodings.sparse encodings.tucker frameworks grid selection tensors",
     "container": "archive documents errors extents garbage stats storage tree",
-    "convert": "bases documents encode formats formats.safetensors kernels model progress recipe sources storage tensors writer",
+    "convert": "bases check documents edits encode errors estimate formats formats.safetensors kernels model progress recipe report sources storage tensors writer",
     "decode": "container documents dtypes encodings encodings.combined errors fetch narrow plan workspace",
-    "diff": "bases formats grid kernels model progress sources storage tensors text",
+    "diff": "bases compare edits formats kernels model progress sources storage tensors text",
     "documents": "arrays dtypes encodings encodings.base encodings.combined encodings.lowrank encodings.planes encodings.quantized encodings.raw encodings.sparse encodings.tucker errors grid narrow nodes tensors",
     "dtypes": "",
     "encode": "arrays documents dtypes encodings encodings.planes encodings.raw encodings.sparse grid interleave kernels narrow payload sources sparsity",
@@ -103,7 +103,7 @@ ALLOWED = {
     "verify": "archive bases composite container decode documents encodings encodings.combined encodings.raw errors formats formats.safetensors frameworks grid kernels manifest model payload plan progress selection stats storage",
     "version": "",
     "workspace": "",
-    "writer": "approximate container documents dtypes encode encodings.raw errors grid model nodes prepared progress prune quality quantize recipe sources storage targets version",
+    "writer": "approximate container documents dtypes encode encodings.raw errors grid model nodes prepared progress prune quality quantize recipe sources storage targets tensors version",
     "checkpoints/__init__": "checkpoints.collection checkpoints.store",
     "checkpoints/collection": "checkpoints.repository errors storage",
     "checkpoints/repository": "documents errors manifest storage",
@@ -118,6 +118,12 @@ ALLOWED = {
     "torch/__init__": "",
     "torch/dcp": "bases checkpoints.repository checkpoints.saving checkpoints.state composite documents dtypes encode errors frameworks grid groups manifest model recipe selection sources stats storage tensors torch.flat version writer",
     "torch/flat": "checkpoints.state errors",
+    "check": "bases compare edits errors formats kernels model progress report sources storage tensors",
+    "compare": "grid model sources tensors",
+    "edits": "dtypes model prepared recipe sources tensors",
+    "estimate": "edits encode importance recipe report sources tensors writer",
+    "importance": "formats sources",
+    "report": "model sources tensors text version writer",
 }
 THE_ONLY_DOORS = {
     "numba": {"kernels/planes", "kernels/quantized", "kernels/sparse"},

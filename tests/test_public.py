@@ -10,7 +10,7 @@ import mzstore
 def test_public_names():
     assert sorted(mzstore.__all__) == [
         "ConflictError", "CorruptError", "FormatError", "Model", "MzError", "Recipe", "Retry", "Rule", "StorageError", "Tensor",
-        "UnsupportedError", "__version__", "attach", "convert", "delta", "diff", "merge", "open", "save", "verify",
+        "UnsupportedError", "__version__", "attach", "check", "convert", "delta", "diff", "merge", "open", "save", "verify",
     ]  # fmt: skip
     for name in mzstore.__all__:
         assert hasattr(mzstore, name)
@@ -27,8 +27,18 @@ def test_public_names():
         ),
         (
             mzstore.convert,
-            "(source, target, *, recipe=None, importance=None, level='balanced', to=None, threads=None, "
-            "show_progress=None, storage_options=None, target_options=None, retry=None, bases=None)",
+            "(source, target, *, include=None, exclude=None, dtype=None, rename=None, recipe=None, importance=None, "
+            "level='balanced', to=None, check=False, dry_run=False, threads=None, show_progress=None, storage_options=None, "
+            "target_options=None, retry=None, bases=None)",
+        ),
+        (
+            mzstore.check,
+            "(source, target, *, include=None, exclude=None, dtype=None, rename=None, threads=None, show_progress=None, "
+            "storage_options=None, target_options=None, retry=None, bases=None)",
+        ),
+        (
+            mzstore.diff,
+            "(a, b, *, rename=None, threads=None, show_progress=None, storage_options=None, bases=None)",
         ),
         (
             mzstore.attach,

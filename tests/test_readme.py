@@ -30,6 +30,7 @@ def with_a_model(tmp_path, monkeypatch):
     weights = {
         f"model.layers.{i}.mlp.up_proj.weight": rng.standard_normal((64, 512)).astype(np.float16) for i in range(2)
     }
+    weights["model.norm.weight"] = np.ones(64, np.float16)
     (tmp_path / "my-model").mkdir()
     safetensors.numpy.save_file(weights, tmp_path / "my-model" / "model.safetensors")
     (tmp_path / "my-model" / "config.json").write_text("{}")
