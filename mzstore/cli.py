@@ -214,7 +214,7 @@ def convert(
             recipe=rules,
             importance=weights,
             level=level,  # type: ignore[arg-type]
-            to=to,  # type: ignore[arg-type]
+            to=to,
             dry_run=dry_run,
             **common,
         )

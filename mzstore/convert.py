@@ -1,36 +1,35 @@
 """Convert: any supported format into an archive or a tree, and back into the files that it came from."""
 
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
-
-import numpy as np
+from typing import Literal, Self
 
 from mzstore import kernels, report
 from mzstore.bases import BaseLocations
 from mzstore.check import check as check_target
 from mzstore.documents import DOCUMENT, check_relative
-from mzstore.edits import Casts, Edits, Patterns, Renames
+from mzstore.edits import Casts, Edits, Patterns, Renames, is_coded
 from mzstore.encode import Level
 from mzstore.errors import CorruptError
 from mzstore.estimate import estimate
-from mzstore.formats import open_source, safetensors
+from mzstore.formats import FILE_FORMATS, layouts, open_source, safetensors
+from mzstore.formats.base import NewFile
 from mzstore.model import check_threads
 from mzstore.progress import progress
 from mzstore.recipe import Recipe
 from mzstore.report import Report
-from mzstore.sources import LayoutSource, ModelSource, TensorSource, Walked, blocks, read_ahead
+from mzstore.sources import LayoutSource, ModelSource, TensorSource, Walked, read_ahead
 from mzstore.storage import FileObjectSink, Options, Retry, Sink, create, create_folder, is_local, without_secrets
-from mzstore.tensors import TensorSpec
 from mzstore.writer import Importances, write
 
-To = Literal["archive", "tree", "safetensors", "directory"]
-BY_SUFFIX: Mapping[str, To] = {".mz": "archive", ".zip": "archive", ".zarr": "tree", ".safetensors": "safetensors"}
-MAIN_FILE = "model.safetensors"
+KINDS = ("archive", "tree", "directory", *(format_.name for format_ in FILE_FORMATS))
+BY_SUFFIX: Mapping[str, str] = {suffix: f.name for f in reversed(FILE_FORMATS) for suffix in f.suffixes} | {
+    ".mz": "archive", ".zip": "archive", ".zarr": "tree",
+}  # fmt: skip
+MAIN_FILE = "model.safetensors"  # of a directory that is made of a model without layouts
 
 
 def convert(
@@ -44,7 +43,7 @@ def convert(
     recipe: Recipe | None = None,
     importance: Importances | None = None,
     level: Level = "balanced",
-    to: To | None = None,
+    to: str | None = None,
     check: bool = False,
     dry_run: bool = False,
     threads: int | None = None,
@@ -67,9 +66,11 @@ def convert(
         as ``re.sub`` has it. All other patterns, and the names of ``recipe`` and ``importance``, are of names in the source
     recipe, importance  which tensors are quantized, and how: see ``save``. Tensors that are quantized already and that no
         rule is for stay as they are; only in files of other formats their values stand
-    to  ``archive``, ``tree``; ``safetensors``, one file; ``directory``, the files that the model was converted from,
-        byte for byte the same, with its assets. None: by the suffix of ``target`` (.mz, .zarr, .safetensors); if it has
-        none of these, a directory for a model that was converted from one, else an archive.
+    to  ``archive``, ``tree``; ``directory``, the files that the model was converted from, byte for byte the same, with its
+        assets; or the name of a format of single files (``formats.FILE_FORMATS``): the file that the model was converted
+        from, byte for byte the same, if it was one of this format and has a layout, else a new one of the same tensors; the
+        report's notes say which. None: by the suffix of ``target`` (.mz, .zarr, .safetensors, ...); if it has none that is known, a
+        directory for a model that has layouts, else an archive.
     check    open the target then, and compare it with the source, see ``check``; CorruptError if they do not agree
     dry_run  write nothing: the report is what is expected, from a part of each tensor
 
@@ -80,8 +81,8 @@ def convert(
     Raises ValueError for what the target cannot hold, for patterns that match nothing and for two tensors of one name, and the errors
     of ``open`` and ``save``.
     """
-    if to is not None and to not in get_args(To):
-        raise ValueError(f"target kind {to!r} is none of {', '.join(get_args(To))}")
+    if to is not None and to not in KINDS:
+        raise ValueError(f"target kind {to!r} is none of {', '.join(KINDS)}")
     start, threads, edits = time.monotonic(), check_threads(threads), Edits.of(include, exclude, dtype, rename)
     with open_source(source, storage_options, retry=retry, threads=threads, bases=bases) as model:
         kernels.expect(model.nbytes)
@@ -93,6 +94,7 @@ def convert(
         rules, weights = edited.rules(recipe), edited.by_name(importance)
         _check_importance(importance, model)
         model = edited.source
+        notes = (*edited.notes, *model.notes)
         sources = {tensor.spec.name: tensor for tensor in model.tensors}
         if dry_run and kept:
             tensors = estimate(edited, rules, weights or {}, level, threads)
@@ -116,12 +118,13 @@ def convert(
         else:
             specs = [tensor.spec for tensor in sources.values()]
             tensors = tuple(report.TensorReport(spec, edited.was(spec), spec.nbytes, to) for spec in specs)
+            files = _Files.of_directory(model) if to == "directory" else _Files.of_one(model, to)
+            notes = (*notes, *files.notes)
             if not dry_run:
-                put = _write_file if to == "safetensors" else _write_directory
                 with progress("write", model.nbytes, show_progress) as done:
-                    put(target, model, target_options, retry, done)
+                    files.write(target, target_options, retry, done)
     places = without_secrets(os.fspath(source)), without_secrets(os.fspath(target))
-    found = report.Report(*places, to, tensors, time.monotonic() - start, edited.notes, dry_run=dry_run)
+    found = report.Report(*places, to, tensors, time.monotonic() - start, notes, dry_run=dry_run)
     if check and not dry_run:
         found = found.with_check(
             check_target(
@@ -153,92 +156,99 @@ def _check_importance(importance: Importances | None, model: ModelSource) -> Non
             raise ValueError(f"importance for {unknown[0]!r}, and there is no tensor of this name: leave it out")
 
 
-def _kind(target: str | os.PathLike[str], model: ModelSource) -> To:
+def _kind(target: str | os.PathLike[str], model: ModelSource) -> str:
     name = os.fspath(target)
-    suffix = os.path.splitext(name)[1]
+    suffix = os.path.splitext(name)[1].lower()
     if suffix in BY_SUFFIX:
         return BY_SUFFIX[suffix]
     # A source in files of its own has layouts as well; only a model of ours is to be unpacked again.
     return "directory" if model.unpacks else "archive"
 
 
-def _write_file(
-    target: str | os.PathLike[str],
-    model: ModelSource,
-    options: Options,
-    retry: Retry | None,
-    done: Callable[[int], None],
-) -> None:
-    tensors = {tensor.spec.name: tensor for tensor in model.tensors}
-    header = _own_header(model, tensors) or _new_header(model, tensors)
-    with create(target, options, model.nbytes, retry) as sink:
-        _write_tensors(sink, header, "", tensors, done)
-        model.check_unchanged()
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """What is written in formats of others. One that exists can be written.
+
+    laid_out  by path, files that are made as they were; of a single file the path does not matter
+    new       by path, what writes a new file
+    """
+
+    model: ModelSource
+    tensors: Mapping[str, TensorSource]
+    laid_out: Mapping[str, layouts.FileLayout]
+    new: Mapping[str, NewFile]
+    notes: tuple[str, ...] = ()
+    single: bool = False
+
+    @classmethod
+    def of_one(cls, model: ModelSource, kind: str) -> Self:
+        """One file of the format ``kind``."""
+        tensors = {tensor.spec.name: tensor for tensor in model.tensors}
+        if len(model.layouts) == 1 and model.layouts[0].kind == kind and not model.layouts[0].prefix:
+            layout = _checked(model.layouts[0], tensors)
+            if layout.tensors.keys() == tensors.keys():
+                name = model.layouts[0].path
+                note = f"byte for byte the file {name} that the model was converted from"
+                if any(map(is_coded, tensors.values())):
+                    note = f"laid out as the file {name}, with values of tensors that were changed"
+                return cls(model, tensors, {"": layout}, {}, (note,), single=True)
+        write_new = next(format_.write for format_ in FILE_FORMATS if format_.name == kind)
+        if write_new is None:
+            raise ValueError(
+                f"no new {kind} file can be written, and the model was not converted from one that has a layout; "
+                "convert to an archive, a tree or a safetensors file instead"
+            )
+        note = f"a new {kind} file: equal tensors, and not the bytes of a file that they came from"
+        return cls(model, tensors, {}, {"": write_new}, (note,), single=True)
+
+    @classmethod
+    def of_directory(cls, model: ModelSource) -> Self:
+        """The files that a model was converted from; where there were none that have layouts, a safetensors file."""
+        tensors = {tensor.spec.name: tensor for tensor in model.tensors}
+        files = {layout.path: _checked(layout, tensors) for layout in model.layouts}
+        if files and (left := tensors.keys() - {name for layout in files.values() for name in layout.tensors}):
+            raise ValueError(f"no layout has tensor {min(left)!r}; convert to an archive or a safetensors file instead")
+        for path in [*files, *(asset.path for asset in model.assets)]:
+            check_relative(path, where="the model")
+        if files or not tensors:
+            return cls(model, tensors, files, {})
+        note = f"{MAIN_FILE} is a new file: equal tensors, and not the bytes of a file that they came from"
+        return cls(model, tensors, {}, {MAIN_FILE: safetensors.write_new}, (note,))
+
+    def write(
+        self,
+        target: str | os.PathLike[str],
+        options: Options,
+        retry: Retry | None,
+        done: Callable[[int], None],
+    ) -> None:
+        if self.single:
+            nbytes = sum(layout.nbytes for layout in self.laid_out.values()) or self.model.nbytes
+            with create(target, options, nbytes, retry) as sink:
+                self._write(sink, "", done)
+                self.model.check_unchanged()
+            return
+        with create_folder(target, options, DOCUMENT, retry) as folder:
+            for asset in self.model.assets:
+                with folder.open(asset.path) as file:
+                    for block in asset.blocks():
+                        file.write(block)
+            for path in (*self.laid_out, *self.new):
+                with folder.open(path) as file:
+                    self._write(FileObjectSink(file), path, done)
+            self.model.check_unchanged()
+
+    def _write(self, sink: Sink, path: str, done: Callable[[int], None]) -> None:
+        if path in self.laid_out:
+            self.laid_out[path].write(sink, self.tensors, done)
+        else:
+            self.new[path](sink, self.model, self.tensors, done)
 
 
-def _write_directory(
-    target: str | os.PathLike[str],
-    model: ModelSource,
-    options: Options,
-    retry: Retry | None,
-    done: Callable[[int], None],
-) -> None:
-    tensors = {tensor.spec.name: tensor for tensor in model.tensors}
-    files = [(layout.path, _checked(layout, tensors), layout.prefix) for layout in model.layouts]
-    covered = {prefix + name for _, header, prefix in files for name in header.tensors}
-    if files and (left := tensors.keys() - covered):
-        raise ValueError(f"no layout has tensor {min(left)!r}; convert to an archive or a safetensors file instead")
-    if not files and tensors:
-        files = [(MAIN_FILE, _new_header(model, tensors), "")]
-    with create_folder(target, options, DOCUMENT, retry) as folder:
-        for asset in model.assets:
-            check_relative(asset.path, where=os.fspath(target))
-            with folder.open(asset.path) as file:
-                for block in asset.blocks():
-                    file.write(block)
-        for path, header, prefix in files:
-            check_relative(path, where=os.fspath(target))
-            with folder.open(path) as file:
-                _write_tensors(FileObjectSink(file), header, prefix, tensors, done)
-        model.check_unchanged()
-
-
-def _own_header(model: ModelSource, tensors: Mapping[str, TensorSource]) -> safetensors.Header | None:
-    """The header of the one file that the model came from; None if it came from several, or from none."""
-    if len(model.layouts) != 1 or model.layouts[0].prefix:
-        return None
-    header = _checked(model.layouts[0], tensors)
-    return header if header.tensors.keys() == tensors.keys() else None
-
-
-def _checked(layout: LayoutSource, tensors: Mapping[str, TensorSource]) -> safetensors.Header:
-    """The header of ``layout``. Raises ValueError if its tensors are not those of the model."""
-    header = safetensors.parse_header(layout.header, where=f"layout of {layout.path!r}")
-    for name, tensor in header.tensors.items():
-        found = tensors.get(layout.prefix + name)
-        if found is None or (found.spec.dtype, found.spec.shape) != (tensor.spec.dtype, tensor.spec.shape):
-            raise ValueError(f"the layout of {layout.path!r} has a tensor {name!r} that the model has not, or not so")
-    return header
-
-
-def _new_header(model: ModelSource, tensors: Mapping[str, TensorSource]) -> safetensors.Header:
-    specs = [tensor.spec for tensor in tensors.values()]
-    safetensors.check_specs(specs)
-    return safetensors.new_header(specs, {key: _text(value) for key, value in model.metadata.items()})
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _write_tensors(
-    sink: Sink,
-    header: safetensors.Header,
-    prefix: str,
-    tensors: Mapping[str, TensorSource],
-    done: Callable[[int], None],
-) -> None:
-    def read(spec: TensorSpec) -> Iterator[np.ndarray]:
-        return blocks(tensors[prefix + spec.name])
-
-    safetensors.write(sink, header, read, done)
+def _checked(source: LayoutSource, tensors: Mapping[str, TensorSource]) -> layouts.FileLayout:
+    """The layout in ``source``. Raises ValueError if its tensors are not those of the model."""
+    layout = layouts.parse(source, where=f"layout of {source.path!r}")
+    name = layouts.mismatch(layout, {name: tensor.spec for name, tensor in tensors.items()})
+    if name is not None:
+        raise ValueError(f"the layout of {source.path!r} has a tensor {name!r} that the model has not, or not so")
+    return layout

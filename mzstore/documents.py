@@ -31,6 +31,7 @@ from mzstore.tensors import TensorSpec, check_name
 FORMAT = 1
 FEATURES = frozenset({"base", "lowrank", "planes", "quantized", "sparse", "tucker"})
 ENCODINGS = (*sorted(FEATURES), "raw")
+LAYOUT_FORMATS = ("safetensors", "spliced")
 DOCUMENT = "zarr.json"
 CONVENTION = {
     "uuid": "6f0f3a4e-52d1-4c57-9b0a-1f8c2f6d7e90",
@@ -108,13 +109,16 @@ class Asset:
 class Layout:
     """How a source file of another format was laid out, so that it can be made again byte for byte.
 
-    ``prefix`` stands before the names that the file has, where several files have tensors of the same name.
+    prefix  stands before the names that the file has, where several files have tensors of the same name
+    format  one of LAYOUT_FORMATS
+    kind    the format of the file, as ``convert`` names it
     """
 
     path: str
     key: str
     prefix: str = ""
     format: str = "safetensors"
+    kind: str = "safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +158,9 @@ class ModelDocument:
             ]
         if self.layouts:
             about["layouts"] = [
-                {"path": x.path, "key": x.key, "format": x.format} | ({"prefix": x.prefix} if x.prefix else {})
+                {"path": x.path, "key": x.key, "format": x.format}
+                | ({"kind": x.kind} if x.kind != x.format else {})
+                | ({"prefix": x.prefix} if x.prefix else {})
                 for x in self.layouts
             ]
         root = _group({"zarr_conventions": [CONVENTION], "mzstore": about})
@@ -528,14 +534,16 @@ def _assets(docs: object, *, where: str) -> Iterator[Asset]:
 
 def _layouts(docs: object, *, where: str) -> Iterator[Layout]:
     for doc in _files(docs, LAYOUTS, where=where):
-        if doc.get("format") != "safetensors":
+        format_ = doc.get("format")
+        if format_ not in LAYOUT_FORMATS:
             raise UnsupportedError(
-                f"layout format {doc.get('format')!r:.100} is unknown; upgrade mzstore", where=where, clause="layout-1"
+                f"layout format {format_!r:.100} is unknown; upgrade mzstore", where=where, clause="layout-1"
             )
-        prefix = doc.get("prefix", "")
-        if not isinstance(prefix, str):
-            raise FormatError(f"the prefix of layout {doc['path']!r} is not a string", where=where, clause="layout-1")
-        yield Layout(doc["path"], doc["key"], prefix)
+        prefix, kind = doc.get("prefix", ""), doc.get("kind", format_)
+        if not isinstance(prefix, str) or not isinstance(kind, str):
+            text = f"the prefix or kind of layout {doc['path']!r} is not a string"
+            raise FormatError(text, where=where, clause="layout-1")
+        yield Layout(doc["path"], doc["key"], prefix, format_, kind)
 
 
 def _files(docs: object, folder: str, *, where: str) -> Iterator[dict[str, Any]]:

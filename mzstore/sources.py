@@ -42,11 +42,19 @@ class ArraySource:
 
 @dataclass(frozen=True, slots=True)
 class LayoutSource:
-    """The bytes in front of the tensors of a source file, kept so that the file can be made again."""
+    """What is kept of a source file besides its tensors, so that the file can be made again.
+
+    raw     the object of the layout
+    prefix  stands before the names in it
+    format  of the layout, not of the file
+    kind    the format of the file, as ``convert`` names it
+    """
 
     path: str
-    header: bytes
+    raw: bytes
     prefix: str = ""
+    format: str = "safetensors"
+    kind: str = "safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,7 @@ class ModelSource:
     assets: Sequence[FileSource] = ()
     layouts: Sequence[LayoutSource] = ()
     bases: Sequence[str] = ()  # of tensors that are prepared to refer to them
+    notes: Sequence[str] = ()  # what a user should know of what is not kept
     unpacks: bool = False  # whether ``layouts`` and ``assets`` are kept from an earlier conversion
     check_unchanged: Callable[[], None] = lambda: None  # raises StorageError if what was read is not one version
 

@@ -28,7 +28,8 @@ from mzstore.encodings import chunk_path, read_chunk
 from mzstore.encodings.combined import base_of
 from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError, FormatError, MzError, StorageError
-from mzstore.formats import MAX_LAYOUT_NBYTES, safetensors
+from mzstore.formats.layouts import MAX_LAYOUT_NBYTES, mismatch, parse
+from mzstore.formats.spliced import FORMAT as SPLICED
 from mzstore.frameworks import check_memory
 from mzstore.grid import Grid, whole_piece
 from mzstore.manifest import ArchiveRef
@@ -37,6 +38,7 @@ from mzstore.payload import unseal
 from mzstore.plan import Job
 from mzstore.progress import progress
 from mzstore.selection import Span
+from mzstore.sources import LayoutSource
 from mzstore.stats import Stats
 from mzstore.storage import BLOCK_NBYTES, Folder, Location, Operation, Options, open_location
 
@@ -454,17 +456,17 @@ class _Verifier:
         try:
             raw = self._reader.read_document(layout.key, MAX_LAYOUT_NBYTES)
             if raw is None:
-                yield Problem("layout", f"the layout of {layout.path!r} is missing", layout.key, clause="layout-2")
+                yield Problem("layout", f"the layout of {layout.path!r} is missing", layout.key, clause="layout-1")
                 return
-            header = safetensors.parse_header(raw, where=layout.key)
+            source = LayoutSource(layout.path, raw, layout.prefix, layout.format, layout.kind)
+            name = mismatch(parse(source, where=layout.key), {name: e.spec for name, e in model.tensors.items()})
         except (FormatError, CorruptError) as error:
-            yield _problem("layout", error, layout.key)
+            problem = _problem("layout", error, layout.key)
+            yield problem if problem.clause else replace(problem, clause="layout-2")
             return
-        for name, location in header.tensors.items():
-            entry = model.tensors.get(layout.prefix + name)
-            if entry is None or (entry.spec.dtype, entry.spec.shape) != (location.spec.dtype, location.spec.shape):
-                text = f"the layout of {layout.path!r} has a tensor {name!r} that the model has not, or not so"
-                yield Problem("layout", text, layout.key, clause="layout-2")
+        if name is not None:
+            text = f"the layout of {layout.path!r} has a tensor {name!r} that the model has not, or not so"
+            yield Problem("layout", text, layout.key, clause="layout-3" if layout.format == SPLICED else "layout-2")
 
     def _rest(self, model: ModelDocument | None) -> Iterator[Problem]:
         """What is stored and was not read: nothing asks for it, or the documents cannot be read."""

@@ -475,8 +475,8 @@ class _ModelWriter:
         layouts = []
         for i, layout in enumerate(source.layouts):
             key = f"{LAYOUTS}/{i}"
-            self._writer.write_document(key, layout.header)
-            layouts.append(Layout(layout.path, key, layout.prefix))
+            self._writer.write_document(key, layout.raw)
+            layouts.append(Layout(layout.path, key, layout.prefix, layout.format, layout.kind))
         tensors = {name: written.settle() for name, written in self._written.items()}
         model = ModelDocument(
             tensors, source.metadata, tuple(assets), tuple(layouts), f"mzstore {__version__}", tuple(source.bases)

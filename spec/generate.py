@@ -2321,7 +2321,10 @@ def document_vectors() -> Iterator[tuple[str, Json]]:
         ),
     ):
         yield f"document/{name}", changed([clause, "document-2"], error, put(path, value))
-    yield "document/no-change", changed(["document-2", "document-4", "tensor-5", "layout-2"], "", lambda *_: None)
+    yield (
+        "document/no-change",
+        changed(["document-2", "document-4", "tensor-5", "layout-2", "layout-1"], "", lambda *_: None),
+    )
 
 
 def root_vectors() -> Iterator[tuple[str, Json]]:
@@ -2539,7 +2542,75 @@ def asset_vectors() -> Iterator[tuple[str, Json]]:
     yield "layout/prefix-is-a-number", changed(["layout-1"], "format", put((*layouts, 0, "prefix"), 1))
     yield "layout/key-of-an-asset", changed(["asset-1"], "format", put((*layouts, 0, "key"), "assets/sub/a.txt"))
     yield "layout/path-twice", changed(["asset-2"], "format", second("m.safetensors", "layouts/1", layouts))
-    yield "layout/missing", changed(["layout-2"], "format", put(("object", "layouts/0"), ABSENT))
+    yield "layout/missing", changed(["layout-2", "layout-1"], "format", put(("object", "layouts/0"), ABSENT))
+    more = good_root()[1]["layouts/0"] + "00"
+    yield "layout/kind-is-a-number", changed(["layout-1"], "format", put((*layouts, 0, "kind"), 1))
+    yield "layout/more-than-the-header", changed(["layout-2"], "format", put(("object", "layouts/0"), more))
+    yield from spliced_vectors()
+
+
+def spliced(entries: Json, literals: str, nbytes: Any) -> str:
+    """The object of a layout, in hexadecimal."""
+    text = json.dumps({"nbytes": nbytes, "tensors": entries}, separators=(",", ":")).encode()
+    return (struct.pack("<Q", len(text)) + text).hex() + literals
+
+
+def spliced_vectors() -> Iterator[tuple[str, Json]]:
+    w = {"dtype": "uint8", "shape": [3]}
+    r = {"dtype": "bfloat16", "shape": [3]}
+
+    def vector(clause: str, error: str, file: str, content: str, **more: Any) -> Json:
+        def change(doc: Json, nodes: Json, objects: dict[str, str]) -> None:
+            layout = doc["attributes"]["mzstore"]["layouts"][0]
+            layout |= {"path": "m.pt", "format": "spliced", "kind": "pytorch", **more}
+            objects["layouts/0"] = content
+
+        clauses = list(dict.fromkeys(["layout-3", "layout-4", clause]))
+        return changed(clauses, error, change) | ({} if error else {"files": {"m.pt": file}})
+
+    words = unhex(ONE).hex()
+    both = {"w": w | {"offset": 1}, "r": r | {"offset": 5}}
+    for name, clause, file, entries, literals in (
+        ("between", "layout-3", f"aa010203bb{words}ccdd", both, "aabbccdd"),
+        ("tight", "layout-3", f"010203{words}", {"w": w | {"offset": 0}, "r": r | {"offset": 3}}, ""),
+        ("no-tensors", "layout-3", "aabb", {}, "aabb"),
+        ("nothing", "layout-3", "", {}, ""),
+        ("same-bytes", "layout-4", "aa010203bb", {"w": w | {"offset": 1}, "w/again": w | {"offset": 1}}, "aabb"),
+        ("common-bytes", "layout-4", "aa01020303bb", {"w": w | {"offset": 1}, "w/again": w | {"offset": 2}}, "aabb"),
+        ("unused-members", "layout-3", "010203", {"w": w | {"offset": 0, "more": 1}}, ""),
+    ):  # fmt: skip
+        yield f"layout/spliced-{name}", vector(clause, "", file, spliced(entries, literals, len(unhex(file))))
+    good = spliced({"again": w | {"offset": 0}}, "", 3)
+    yield "layout/spliced-prefix", vector("layout-1", "", "010203", good, prefix="w/")
+    for name, clause, error, content in (
+        ("empty", "layout-3", "format", ""),
+        ("cut-short", "layout-3", "format", good[:-2]),
+        ("length-too-large", "layout-3", "format", "ff" * 8 + good[16:]),
+        ("no-json", "document-1", "format", struct.pack("<Q", 2).hex() + "3c3c"),
+        ("name-twice", "document-1", "format", spliced({"w": 1, "x": 1}, "", 0).replace(b'"x"'.hex(), b'"w"'.hex())),
+        ("no-size", "layout-3", "format", spliced({}, "", None)),
+        ("size-is-true", "layout-3", "format", spliced({}, "aa", True)),
+        ("size-is-negative", "layout-3", "format", spliced({}, "", -1)),
+        ("tensors-are-a-list", "layout-3", "format", spliced([], "", 0)),
+        ("entry-is-an-offset", "layout-3", "format", spliced({"w": 0}, "", 3)),
+        ("no-offset", "layout-3", "format", spliced({"w": w}, "", 3)),
+        ("offset-is-negative", "layout-3", "format", spliced({"w": w | {"offset": -1}}, "", 2)),
+        ("offset-is-a-fraction", "layout-3", "format", spliced({"w": w | {"offset": 0.0}}, "", 3)),
+        ("unknown-form", "layout-3", "unsupported", spliced({"w": w | {"offset": 0, "form": "q9"}}, "", 3)),
+        ("no-form", "layout-3", "unsupported", spliced({"w": w | {"offset": 0, "form": None}}, "", 3)),
+        ("unknown-tensor", "layout-3", "format", spliced({"x": w | {"offset": 0}}, "", 3)),
+        ("another-shape", "layout-3", "format", spliced({"w": w | {"offset": 0, "shape": [3, 1]}}, "", 3)),
+        ("another-dtype", "layout-3", "format", spliced({"w": w | {"offset": 0, "dtype": "int8"}}, "", 3)),
+        ("shape-is-a-number", "layout-3", "format", spliced({"w": w | {"offset": 0, "shape": 3}}, "", 3)),
+        ("order", "layout-4", "format", spliced({"r": r | {"offset": 5}, "w": w | {"offset": 1}}, "aabb", 11)),
+        ("end-behind-the-file", "layout-4", "format", spliced({"w": w | {"offset": 1}}, "aa", 3)),
+        ("offset-too-large", "layout-4", "format", spliced({"w": w | {"offset": 1 << 70}}, "aa", 3)),
+        ("literals-too-few", "layout-4", "format", spliced(both, "aabbcc", 13)),
+        ("literals-too-few-inside", "layout-4", "format", spliced(both, "aa", 11)),
+        ("literals-too-many", "layout-4", "format", spliced(both, "aabbccddee", 13)),
+        ("size-too-large", "layout-4", "format", spliced({}, "aa", 1 << 62)),
+    ):  # fmt: skip
+        yield f"layout/spliced-{name}", vector(clause, error, "", content)
 
 
 # Section 5: archives, by a small ZIP writer that can do everything wrong.

@@ -67,7 +67,7 @@ class Model:
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, Any]
     assets: Mapping[str, bytes]
-    layouts: Mapping[str, bytes]
+    files: Mapping[str, bytes]  # that have a layout, as they were
 
 
 Source = bytes | str | Path | Mapping[str, bytes]
@@ -369,7 +369,8 @@ def read_model(objects: Mapping[str, Object], open_base: Callable[[str], Model],
         if node.same_as:
             stored = next(other for other in nodes.values() if other.key == node.same_as)
         tensors[node.name] = Tensor(node.dtype, node.shape, read_words(objects, stored, base))
-    return Model(tensors, about.get("metadata", {}), read_assets(objects, assets), read_layouts(objects, layouts))
+    files = {doc["path"]: read_layout(objects, doc, tensors) for doc in layouts}
+    return Model(tensors, about.get("metadata", {}), read_assets(objects, assets), files)
 
 
 def canonical(doc: object) -> str:
@@ -667,10 +668,11 @@ def read_files(docs: object, folder: str) -> list[dict[str, Any]]:
             sha256 = doc.get("sha256")
             need(isinstance(sha256, str) and re.fullmatch("[0-9a-f]{64}", sha256), "asset-1", "no digest")
         else:
-            # > Its `format` is `safetensors`; a reader that meets
-            # > another refuses it as unsupported. `prefix`, if present, is a string.
-            need(doc.get("format") == "safetensors", "layout-1", "another layout", UnsupportedRefused)
-            need(isinstance(doc.get("prefix", ""), str), "layout-1", "a wrong prefix")
+            # > Its `format` is `safetensors` or `spliced`; a reader that meets
+            # > another refuses it as unsupported. `prefix` and `kind`, if present, are strings.
+            need(doc.get("format") in ("safetensors", "spliced"), "layout-1", "another layout", UnsupportedRefused)
+            strings = isinstance(doc.get("prefix", ""), str) and isinstance(doc.get("kind", ""), str)
+            need(strings, "layout-1", "a wrong prefix or kind")
     # > Within one list no two paths and no two
     # > keys are equal under Unicode case folding, and no path is another one followed by `/` and more.
     for member in ("path", "key"):
@@ -702,11 +704,71 @@ def read_assets(objects: Mapping[str, Object], docs: list[dict[str, Any]]) -> di
     return assets
 
 
-def read_layouts(objects: Mapping[str, Object], docs: list[dict[str, Any]]) -> dict[str, bytes]:
-    for doc in docs:
-        # > A reader that needs the layout and misses the object refuses as format.
-        need(doc["key"] in objects, "layout-2", f"the layout of {doc['path']!r} is missing")
-    return {doc["path"]: objects[doc["key"]].data for doc in docs}
+def read_layout(objects: Mapping[str, Object], doc: dict[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+    """The file that the layout ``doc`` is of."""
+    # > The object of a layout has at most 100,000,008 bytes. A reader that needs the layout and misses the object refuses as format.
+    need(doc["key"] in objects, "layout-1", f"the layout of {doc['path']!r} is missing")
+    data = objects[doc["key"]].data
+    need(len(data) <= 100_000_008, "layout-1", "a layout that is too long")
+    length = int.from_bytes(data[:8], "little")
+    clause = "layout-3" if doc["format"] == "spliced" else "layout-2"
+    need(len(data) >= 8 + length, clause, "a layout that is cut short")
+    about, rest = load(data[8 : 8 + length]), data[8 + length :]
+
+    def words(name: str, dtype: object, shape: object) -> bytes:
+        # > The values of a tensor `t` in it are those of the model's tensor whose name is `prefix` followed by `t`.
+        found = tensors.get(doc.get("prefix", "") + name)
+        need(found, clause, f"no tensor {name!r}")
+        assert found is not None
+        need((found.dtype, list(found.shape)) == (dtype, shape), clause, f"another tensor {name!r}")
+        return found.words.tobytes()
+
+    if doc["format"] == "safetensors":
+        # > Of `safetensors`, the object is what stood in front of the tensors' data in the source file: 8 bytes of length, and the header.
+        return data + safetensors_data(about, rest, words)
+    # > The JSON object has the size of the file, `nbytes`, and
+    # > `tensors`: an object from names to objects with `dtype` and `shape`, which are those of the model's tensor, and an integer `offset` >= 0.
+    need(is_integer(about.get("nbytes")) and isinstance(about.get("tensors"), dict), "layout-3", "no size, no tensors")
+    file, taken, last = b"", 0, 0
+    for name, entry in about["tensors"].items():
+        good = isinstance(entry, dict) and is_integer(entry.get("offset")) and entry["offset"] >= 0
+        need(good, "layout-3", f"no offset of {name!r}")
+        # > a reader refuses one that it does not know as unsupported, and this page names none.
+        need("form" not in entry, "layout-3", f"{name!r} in another form", UnsupportedRefused)
+        content, offset = words(name, entry.get("dtype"), entry.get("shape")), entry["offset"]
+        # > Tensors stand in the order of their offsets, and none ends behind the file. Where several have the same bytes, those of the first stand in the file.
+        need(last <= offset and offset + len(content) <= about["nbytes"], "layout-4", f"{name!r} is not in its place")
+        gap = max(0, offset - len(file))
+        file, taken, last = file + rest[taken : taken + gap], taken + gap, offset
+        need(len(file) >= offset, "layout-4", "too few literal bytes")
+        file += content[len(file) - offset :]
+    # > What no tensor has is filled with the literal bytes in their order: there are
+    # > just as many.
+    file += rest[taken:]
+    need(len(file) == about["nbytes"], "layout-4", "too many literal bytes, or too few")
+    return file
+
+
+# The header of safetensors, which is not of this page: https://github.com/huggingface/safetensors#format
+SAFETENSORS = {
+    "bool": "BOOL", "bfloat16": "BF16", "float4_e2m1fn": "F4", "complex64": "C64",
+    **{f"{kind}{bits}": f"{kind[0].upper()}{bits}" for kind in ("int", "uint", "float") for bits in (8, 16, 32, 64)},
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e8m0fnu": "F8_E8M0",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
+}  # fmt: skip
+
+
+def safetensors_data(header: dict[str, Any], rest: bytes, words: Callable[[str, object, object], bytes]) -> bytes:
+    """What stands behind the header. Tensors of 4-bit values with rows of odd length are left to other readers."""
+    names = {code: dtype for dtype, code in SAFETENSORS.items()}
+    need(not rest, "layout-2", "more than the header")
+    data = b""
+    entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
+    for name, entry in sorted(entries, key=lambda item: item[1]["data_offsets"]):
+        found = words(name, names.get(entry["dtype"]), entry["shape"])
+        need([len(data), len(data) + len(found)] == entry["data_offsets"], "layout-2", f"{name!r} is not in its place")
+        data += found
+    return data
 
 
 # Section 7: chunks.

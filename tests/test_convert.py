@@ -231,7 +231,7 @@ def test_a_malformed_safetensors_file_is_refused(tmp_path, content):
 def test_a_directory_without_a_model_is_refused(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "config.json").write_text("{}")
-    with pytest.raises(mzstore.FormatError, match="no safetensors file"):
+    with pytest.raises(mzstore.FormatError, match="no weights in this directory"):
         mzstore.convert(tmp_path / "in", tmp_path / "m.mz")
 
 

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import io
 import json
 import re
 from pathlib import Path
@@ -20,9 +21,11 @@ from mzstore.checkpoints.state import decode
 from mzstore.documents import FEATURES, FORMAT
 from mzstore.dtypes import DTYPES
 from mzstore.errors import CorruptError, FormatError, MzError, UnsupportedError
+from mzstore.formats import layouts, open_source
 from mzstore.manifest import Manifest
 from mzstore.recipe import Rule
 from mzstore.selection import Span
+from mzstore.storage import FileObjectSink
 from mzstore.storage.objects import LocalObjects
 from mzstore.verify import verify
 from spec import generate, reference
@@ -36,7 +39,7 @@ VECTORS = {
 }  # fmt: skip
 ERRORS = {"format": FormatError, "unsupported": UnsupportedError, "corrupt": CorruptError}
 # What mzstore checks only in ``verify``, as FORMAT.md allows: a load would take too long, or does not need it.
-ONLY_VERIFIED = {"zip-5", "document-4", "digest-2", "layout-2"}
+ONLY_VERIFIED = {"zip-5", "document-4", "digest-2", "layout-2", "layout-3"}
 
 
 def tree_objects(vector: dict[str, Any]) -> dict[str, bytes]:
@@ -103,6 +106,8 @@ def test_reference_reader(name):
     }  # fmt: skip
     assert found == vector["tensors"]
     assert {path: data.hex() for path, data in model.assets.items()} == vector.get("assets", {})
+    files = {path: data.hex() for path, data in model.files.items()}
+    assert files == vector.get("files", files)
 
 
 @pytest.mark.filterwarnings("error")
@@ -116,13 +121,20 @@ def test_mzstore(name, tmp_path):
         assert assets == vector.get("assets", {})
         # ``verify`` may be stricter than a reader has to be; then the vector is about that.
         assert {problem.clause for problem in verify(path, threads=1).problems} <= set(vector["clauses"])
+        if "files" in vector:
+            assert _files(path) == vector["files"]
         return
     error = _refusal(path)
     if error:
         assert (type(error), error.clause in vector["clauses"]) == (ERRORS[vector["error"]], True), error
     else:
         assert vector["clauses"][0] in ONLY_VERIFIED, "accepted"
-        assert {problem.clause for problem in verify(path, threads=1).problems} & set(vector["clauses"])
+        if vector["error"] == "unsupported":
+            with pytest.raises(UnsupportedError) as refused:
+                verify(path, threads=1)
+            assert refused.value.clause in vector["clauses"]
+        else:
+            assert {problem.clause for problem in verify(path, threads=1).problems} & set(vector["clauses"])
 
 
 PARTS = ("quantized/", "sparse/", "lowrank/", "tucker/", "combined/", "base/")
@@ -153,6 +165,20 @@ def test_slices_are_those_of_the_whole(name, fast, tmp_path, monkeypatch):
                 found = np.empty([span.count for span in spans], dtype.word)
                 model["w"]._fill(tuple(spans), found, 1)
                 assert np.array_equal(found, whole[tuple(slice(s.start, s.start + s.count) for s in spans)])
+
+
+def _files(path: Path) -> dict[str, str]:
+    """The files that have layouts, as a vector states them."""
+    found = {}
+    with open_source(path) as model:
+        tensors = {tensor.spec.name: tensor for tensor in model.tensors}
+        for source in model.layouts:
+            file = io.BytesIO()
+            layout = layouts.parse(source, where=source.path)
+            layout.write(FileObjectSink(file), tensors, lambda nbytes: None)
+            assert layout.nbytes == len(file.getvalue())
+            found[source.path] = file.getvalue().hex()
+    return found
 
 
 def _refusal(path: Path) -> MzError | None:
@@ -246,7 +272,7 @@ SCHEMAS = {path.name: json.loads(path.read_text()) for path in (ROOT / "spec").g
 REGISTRY = Registry().with_resources((name, Resource.from_contents(schema)) for name, schema in SCHEMAS.items())
 # Faults that concern several members, or what a schema cannot count; to JSON schemas, 1.0 is an integer.
 BEYOND_SCHEMAS = {
-    "array/chunk-of-fractions", "array/chunk-of-more-axes", "asset/size-is-a-fraction", "layout/missing",
+    "array/chunk-of-fractions", "array/chunk-of-more-axes", "asset/size-is-a-fraction", "layout/missing", "layout/more-than-the-header",
     "node/equal-but-for-case", "root/feature-not-listed", "root/format-is-a-fraction", "tensor/array-below-an-array",
     "tensor/base-in-an-array", "tensor/planes-second-in-one-array", "tensor/sparse-in-one-array",
     "tensor/extent-is-a-fraction", "tensor/group-of-nothing", "tensor/group-of-one-array", "tensor/name-too-long",
@@ -274,7 +300,7 @@ def test_vectors_follow_their_schema():
 
 def test_schemas_allow_what_is_valid_and_no_fault_of_documents():
     families = ("root/", "node/", "tensor/", "array/", "asset/", "layout/")
-    related = {"asset-2", "tensor-5"}  # between entries, between nodes; and paths
+    related = {"asset-2", "tensor-5", "layout-3"}  # between entries, between nodes; paths; and what is no document
     allowed = {name for name, v in VECTORS.items() if "root" in v and allows("root.schema.json", v["root"])}
     assert {name for name, v in VECTORS.items() if "root" in v and "tensors" in v} <= allowed
     wrong = {name for name, v in VECTORS.items() if v.get("error") in ("format", "unsupported") and "root" in v}

@@ -10,10 +10,15 @@ from mzstore.bases import BaseLocations, check_unchanged
 from mzstore.documents import DOCUMENT
 from mzstore.errors import FormatError
 from mzstore.formats import huggingface, safetensors
+from mzstore.formats.base import Candidate, FileFormat, FolderFormat, Opening
+from mzstore.formats.layouts import MAX_LAYOUT_NBYTES
 from mzstore.sources import FileSource, LayoutSource, ModelSource
 
 ZIP_MAGIC = b"PK\x03\x04"
-MAX_LAYOUT_NBYTES = safetensors.MAX_HEADER_NBYTES + 8
+
+# In the order in which they are tried. Of the weights in a directory, those of the first format are read.
+FILE_FORMATS: tuple[FileFormat, ...] = (safetensors.FORMAT,)
+FOLDER_FORMATS: tuple[FolderFormat, ...] = ()
 
 
 @contextmanager
@@ -27,46 +32,64 @@ def open_source(
 ) -> Iterator[ModelSource]:
     """A model in any supported format, to be read as long as the block lasts.
 
-    An mzstore archive, tree or manifest, a safetensors file, the index of a sharded one (``*.safetensors.index.json``), or a
-    Hugging Face directory. Raises FormatError for anything else. ``bases``: see ``model.open``.
+    An mzstore archive, tree or manifest, a file of one of FILE_FORMATS, a directory of one of FOLDER_FORMATS, the index of
+    a sharded model (``*.safetensors.index.json``), or a Hugging Face directory. Raises FormatError for anything else.
+    ``bases``: see ``model.open``.
     """
     with ExitStack() as stack:
-        if isinstance(location, (str, os.PathLike)) and os.fspath(location).endswith(huggingface.INDEX_SUFFIX):
-            path, _, name = os.fspath(location).replace(os.sep, "/").rpartition("/")
-            if "://" not in path:
-                path = os.path.dirname(os.fspath(location)) or "."
-            folder = storage.open_location(f"{path}/", options, retry=retry)
-            if not isinstance(folder, storage.Folder):
-                raise FormatError("not a directory", where=path)
-            yield huggingface.open_index(folder, name, options, retry, stack)
-            return
-        if composite.is_manifest(location):
+        opening = Opening(options, retry, stack)
+
+        def own() -> ModelSource:
             opened = model.open(location, storage_options=options, retry=retry, bases=bases)
-            yield of_model(stack.enter_context(opened), threads)
-            return
-        found = storage.open_location(location, options, retry=retry)
-        if isinstance(found, storage.Folder):
-            if not found.has(DOCUMENT):
-                yield huggingface.open_directory(found, options, retry, stack)
-                return
+            return of_model(stack.enter_context(opened), threads)
+
+        if isinstance(location, (str, os.PathLike)) and os.fspath(location).endswith(huggingface.INDEX_SUFFIX):
+            yield _index(location, opening)
+        elif composite.is_manifest(location):
+            yield own()
         else:
-            stack.callback(found.close)
-            if bytes(found.read(0, min(4, found.nbytes))) != ZIP_MAGIC:
-                header = safetensors.read_header(found)
-                tensors = list(safetensors.sources(found, header))
-                name = found.url.rpartition("/")[2]
-                yield ModelSource(
-                    tensors,
-                    sum(t.spec.nbytes for t in tensors),
-                    header.metadata,
-                    (),
-                    [LayoutSource(name, header.raw)],
-                    check_unchanged=partial(safetensors.check_unchanged, (found,)),
-                )
+            found = storage.open_location(location, options, retry=retry)
+            if isinstance(found, storage.Folder):
+                yield own() if found.has(DOCUMENT) else _directory(found, opening)
                 return
-        yield of_model(
-            stack.enter_context(model.open(location, storage_options=options, retry=retry, bases=bases)), threads
-        )
+            stack.callback(found.close)
+            file = Candidate(found)
+            format_ = _format(file)
+            yield format_.open(file, opening) if format_ else own()
+
+
+def _index(location: str | os.PathLike[str], opening: Opening) -> ModelSource:
+    path, _, name = os.fspath(location).replace(os.sep, "/").rpartition("/")
+    if "://" not in path:
+        path = os.path.dirname(os.fspath(location)) or "."
+    folder = storage.open_location(f"{path}/", opening.options, retry=opening.retry)
+    if not isinstance(folder, storage.Folder):
+        raise FormatError("not a directory", where=path)
+    return huggingface.open_index(folder, name, opening, FILE_FORMATS)
+
+
+def _directory(folder: storage.Folder, opening: Opening) -> ModelSource:
+    for format_ in FOLDER_FORMATS:
+        if format_.recognizes(folder):
+            return format_.open(folder, opening)
+    return huggingface.open_directory(folder, opening, FILE_FORMATS)
+
+
+def _format(file: Candidate) -> FileFormat | None:
+    """The format of ``file``; None for what only an archive of mzstore can be, perhaps a broken one."""
+    for format_ in FILE_FORMATS:
+        if format_.recognizes(file):
+            return format_
+    if file.start[: len(ZIP_MAGIC)] == ZIP_MAGIC:
+        return None
+    for format_ in FILE_FORMATS:
+        if file.name.lower().endswith(format_.suffixes):
+            return format_  # which says what is wrong with it
+    known = ", ".join([f.name for f in FILE_FORMATS] + [f.name for f in FOLDER_FORMATS])
+    raise FormatError(
+        f"not a model: its content is of no format that can be read, which are mzstore, {known}, and Hugging Face directories",
+        where=file.blob.url,
+    )
 
 
 def of_model(opened: model.Model, threads: int = 1) -> ModelSource:
@@ -76,8 +99,8 @@ def of_model(opened: model.Model, threads: int = 1) -> ModelSource:
     for layout in document.layouts:
         raw = reader.read_document(layout.key, MAX_LAYOUT_NBYTES)
         if raw is None:
-            raise FormatError(f"the layout {layout.key!r} is missing", where=reader.url, clause="layout-2")
-        layouts.append(LayoutSource(layout.path, raw, layout.prefix))
+            raise FormatError(f"the layout {layout.key!r} is missing", where=reader.url, clause="layout-1")
+        layouts.append(LayoutSource(layout.path, raw, layout.prefix, layout.format, layout.kind))
     assets = [FileSource(asset.path, partial(model.asset_blocks, reader, asset)) for asset in document.assets]
     return ModelSource(
         opened.sources(threads),

@@ -1,84 +1,108 @@
-"""Hugging Face models: a directory, or an index of safetensors shards, as one model.
+"""Hugging Face models: a directory, or an index of shards, as one model.
 
-The tensors of all safetensors files become tensors of the model; every other file travels as an asset.
+The tensors of all files with weights become tensors of the model; every other file travels as an asset.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 from mzstore import documents
-from mzstore.errors import FormatError, StorageError
-from mzstore.formats import safetensors
-from mzstore.sources import FileSource, LayoutSource, ModelSource, TensorSource
-from mzstore.storage import BLOCK_NBYTES, Blob, Folder, Options, Retry, open_location
+from mzstore.errors import FormatError, StorageError, UnsupportedError
+from mzstore.formats.base import Candidate, FileFormat, Opening
+from mzstore.sources import FileSource, LayoutSource, ModelSource, Renamed, TensorSource
+from mzstore.storage import BLOCK_NBYTES, Folder, Options, Retry
 
-INDEX_SUFFIX = ".safetensors.index.json"
-SUFFIX = ".safetensors"
+INDEX_SUFFIX = ".index.json"  # behind the suffix of the shards
 LEFT_OUT = (".git/", ".cache/")  # what a clone or a download keeps for itself
 
 
-def open_directory(folder: Folder, options: Options, retry: Retry | None, stack: ExitStack) -> ModelSource:
-    """All of a directory. ``stack`` closes what is opened."""
+def open_directory(folder: Folder, opening: Opening, formats: Sequence[FileFormat]) -> ModelSource:
+    """All of a directory. Of several formats of weights in it, the first of ``formats`` is read, and the others are assets."""
     paths = [path for path in folder.walk() if not path.startswith(LEFT_OUT)]
-    weights = [path for path in paths if path.endswith(SUFFIX)]
-    if not weights:
-        raise FormatError("no safetensors file in this directory, and no mzstore tree", where=folder.url)
-    blobs = {path: _open(folder.url, path, options, retry, stack) for path in weights}
+    for format_ in formats:
+        files, notes = _weights(folder, paths, opening, format_)
+        if files:
+            break
+    else:
+        held = ", ".join(suffix for format_ in formats for suffix in format_.suffixes)
+        raise FormatError(f"no weights in this directory ({held}), and no other model", where=folder.url)
     for path in paths:
-        if path.endswith(INDEX_SUFFIX):
-            _check_index(folder, path, blobs)
-    assets = [path for path in paths if not path.endswith(SUFFIX)]
-    return _model(blobs, [FileSource(path, partial(_blocks, folder.url, path, options, retry)) for path in assets])
-
-
-def open_index(folder: Folder, path: str, options: Options, retry: Retry | None, stack: ExitStack) -> ModelSource:
-    """The shards that the index file ``path`` of ``folder`` names, and the index itself."""
-    names = sorted(set(_weight_map(folder, path).values()))
-    for name in names:
-        documents.check_relative(name, where=f"{folder.url}/{path}")
-    blobs = {name: _open(folder.url, name, options, retry, stack) for name in names}
-    _check_index(folder, path, blobs)
-    return _model(blobs, [FileSource(path, partial(_blocks, folder.url, path, options, retry))])
-
-
-def _model(blobs: dict[str, Blob], assets: list[FileSource]) -> ModelSource:
-    tensors: list[TensorSource] = []
-    layouts: list[LayoutSource] = []
-    metadata: dict[str, str] = {}
-    taken: set[str] = set()
-    for path, blob in blobs.items():
-        header = safetensors.read_header(blob)
-        folder, slash, _ = path.rpartition("/")
-        prefix = folder + slash
-        if any(prefix + name in taken for name in header.tensors):
-            prefix = f"{path}/"
-        for tensor in safetensors.sources(blob, header, prefix):
-            taken.add(tensor.spec.name)
-            tensors.append(tensor)
-        layouts.append(LayoutSource(path, header.raw, prefix))
-        metadata = metadata or dict(header.metadata)
-    return ModelSource(
-        tensors,
-        sum(t.spec.nbytes for t in tensors),
-        metadata,
-        assets,
-        layouts,
-        check_unchanged=partial(safetensors.check_unchanged, tuple(blobs.values())),
+        if path.endswith(tuple(suffix + INDEX_SUFFIX for suffix in format_.suffixes)):
+            _check_index(folder, path, files)
+    assets = [path for path in paths if path not in files]
+    return _joined(
+        files,
+        [FileSource(path, partial(_blocks, folder.url, path, opening.options, opening.retry)) for path in assets],
+        notes,
     )
 
 
-def _open(folder_url: str, path: str, options: Options, retry: Retry | None, stack: ExitStack) -> Blob:
-    blob = open_location(f"{folder_url.rstrip('/')}/{path}", options, retry=retry)
-    if isinstance(blob, Folder):
-        raise StorageError(f"{path!r} in {folder_url!r} is a directory, not a file")
-    stack.callback(blob.close)
-    return blob
+def open_index(folder: Folder, path: str, opening: Opening, formats: Sequence[FileFormat]) -> ModelSource:
+    """The shards that the index file ``path`` of ``folder`` names, and the index itself."""
+    where = f"{folder.url}/{path}"
+    names = sorted(set(_weight_map(folder, path).values()))
+    for name in names:
+        documents.check_relative(name, where=where)
+    files = {}
+    for name in names:
+        file = Candidate(opening.file(folder.url, name))
+        matching = [each for each in formats if name.endswith(each.suffixes)]
+        if not matching:
+            raise FormatError(f"the shard {name!r} is of no format that has shards", where=where)
+        files[name] = matching[0].open(file, opening)
+    _check_index(folder, path, files)
+    return _joined(files, [FileSource(path, partial(_blocks, folder.url, path, opening.options, opening.retry))], [])
+
+
+def _weights(
+    folder: Folder, paths: Sequence[str], opening: Opening, format_: FileFormat
+) -> tuple[dict[str, ModelSource], list[str]]:
+    """The files of ``format_``; and why others that seem to be are none."""
+    files: dict[str, ModelSource] = {}
+    notes = []
+    for path in paths:
+        if not path.lower().endswith(format_.suffixes):
+            continue
+        file = Candidate(opening.file(folder.url, path))
+        if format_.sure:
+            files[path] = format_.open(file, opening)
+        elif format_.recognizes(file):
+            try:
+                files[path] = format_.open(file, opening)
+            except UnsupportedError as error:
+                notes.append(f"{path} travels as it is: {error.problem}")
+    return files, notes
+
+
+def _joined(files: Mapping[str, ModelSource], assets: list[FileSource], notes: list[str]) -> ModelSource:
+    tensors: list[TensorSource] = []
+    layouts: list[LayoutSource] = []
+    metadata: Mapping[str, object] = {}
+    taken: set[str] = set()
+    for path, file in files.items():
+        folder, slash, _ = path.rpartition("/")
+        prefix, found = folder + slash, list(file.tensors)
+        if any(prefix + tensor.spec.name in taken for tensor in found):
+            prefix = f"{path}/"
+        tensors += [Renamed(prefix + tensor.spec.name, tensor) if prefix else tensor for tensor in found]
+        taken |= {prefix + tensor.spec.name for tensor in found}
+        layouts += [replace(layout, path=path, prefix=prefix) for layout in file.layouts]
+        metadata = metadata or dict(file.metadata)
+        notes += [f"{path}: {note}" for note in file.notes]
+
+    def check_unchanged() -> None:
+        for file in files.values():
+            file.check_unchanged()
+
+    nbytes = sum(file.nbytes for file in files.values())
+    return ModelSource(tensors, nbytes, metadata, assets, layouts, notes=notes, check_unchanged=check_unchanged)
 
 
 def _blocks(folder_url: str, path: str, options: Options, retry: Retry | None) -> Iterator[bytes]:
     with ExitStack() as stack:
-        blob = _open(folder_url, path, options, retry, stack)
+        blob = Opening(options, retry, stack).file(folder_url, path)
         for start in range(0, blob.nbytes, BLOCK_NBYTES):
             yield bytes(blob.read(start, min(start + BLOCK_NBYTES, blob.nbytes)))
         blob.check_unchanged(blob.start())
@@ -95,17 +119,16 @@ def _weight_map(folder: Folder, path: str) -> dict[str, str]:
     raise FormatError("no 'weight_map' from tensor names to files", where=where)
 
 
-def _check_index(folder: Folder, path: str, blobs: dict[str, Blob]) -> None:
+def _check_index(folder: Folder, path: str, files: Mapping[str, ModelSource]) -> None:
     """Raises FormatError unless the files hold just the tensors that the index says."""
     where = f"{folder.url}/{path}"
-    base = path.rpartition("/")[0]
-    beside: Callable[[str], str] = lambda file: f"{base}/{file}" if base else file  # noqa: E731
+    base, slash, _ = path.rpartition("/")
     expected: dict[str, set[str]] = {}
     for name, file in _weight_map(folder, path).items():
-        expected.setdefault(beside(file), set()).add(name)
+        expected.setdefault(base + slash + file, set()).add(name)
     for file, names in expected.items():
-        if file not in blobs:
+        if file not in files:
             raise FormatError(f"the shard {file!r} is missing", where=where)
-        found = set(safetensors.read_header(blobs[file]).tensors)
+        found = {tensor.spec.name for tensor in files[file].tensors}
         if found != names:
             raise FormatError(f"shard {file!r} and index disagree about tensor {min(found ^ names)!r}", where=where)

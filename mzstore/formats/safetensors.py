@@ -8,6 +8,7 @@ chooses the header itself; both are ours here so that memory stays bounded and a
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy as np
 from mzstore import documents
 from mzstore.dtypes import BY_SAFETENSORS, DTYPES
 from mzstore.errors import FormatError, UnsupportedError
+from mzstore.formats.base import Candidate, FileFormat, Opening
+from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks
 from mzstore.storage import Blob, Sink
 from mzstore.tensors import TensorSpec
 
@@ -151,6 +154,54 @@ def sources(blob: Blob, header: Header, prefix: str = "") -> Iterator[FileTensor
         yield FileTensor(spec, blob, len(header.raw) + tensor.start)
 
 
+def recognizes(file: Candidate) -> bool:
+    length = int.from_bytes(file.start[:8], "little")
+    return file.start[8:9] == b"{" and length <= min(MAX_HEADER_NBYTES, file.blob.nbytes - 8)
+
+
+def open_file(file: Candidate, opening: Opening) -> ModelSource:
+    header = read_header(file.blob)
+    tensors = list(sources(file.blob, header))
+    return ModelSource(
+        tensors,
+        sum(tensor.spec.nbytes for tensor in tensors),
+        header.metadata,
+        layouts=[LayoutSource(file.name, header.raw)],
+        check_unchanged=partial(check_unchanged, (file.blob,)),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FileLayout:
+    """A file with this header; the model's names have ``prefix`` in front."""
+
+    header: Header
+    prefix: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        return self.header.nbytes
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        return {self.prefix + name: tensor.spec for name, tensor in self.header.tensors.items()}
+
+    def write(self, sink: Sink, tensors: Mapping[str, TensorSource], done: Callable[[int], None]) -> None:
+        write(sink, self.header, lambda spec: blocks(tensors[self.prefix + spec.name]), done)
+
+
+def write_new(sink: Sink, model: ModelSource, tensors: Mapping[str, TensorSource], done: Callable[[int], None]) -> None:
+    """A new file of all ``tensors``, as the safetensors library writes it."""
+    specs = [tensor.spec for tensor in tensors.values()]
+    check_specs(specs)
+    header = new_header(specs, {key: _text(value) for key, value in model.metadata.items()})
+    write(sink, header, lambda spec: blocks(tensors[spec.name]), done)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def new_header(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> Header:
     """The header that the safetensors library gives these tensors: larger elements first, then by name."""
     order = sorted(specs, key=lambda spec: (-_RANK[spec.dtype.safetensors], spec.name))
@@ -239,3 +290,6 @@ def _packed(words: Iterator[np.ndarray], columns: int) -> Iterator[np.ndarray]:
         even = values.size // 2 * 2
         left = values[even:]
         yield values[0:even:2] | (values[1:even:2] << 4)
+
+
+FORMAT = FileFormat("safetensors", (".safetensors",), recognizes, open_file, write=write_new)

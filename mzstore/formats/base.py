@@ -1,0 +1,79 @@
+"""What formats have in common: how one is told by its content, how it is opened, and how a new file of it is written."""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+
+from mzstore.errors import StorageError
+from mzstore.sources import ModelSource, TensorSource
+from mzstore.storage import Blob, Folder, Options, Retry, Sink, open_location
+
+START_NBYTES = 1024  # of a file, by which formats are told apart
+
+
+# Writes a new file of all tensors, which are given by name; the last argument is told of bytes as they are written.
+NewFile = Callable[[Sink, ModelSource, Mapping[str, TensorSource], Callable[[int], None]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How what belongs to a source is opened, and ``stack``, which closes it when nobody reads any more."""
+
+    options: Options
+    retry: Retry | None
+    stack: ExitStack
+
+    def file(self, folder_url: str, path: str) -> Blob:
+        """The file ``path`` of a folder. Raises StorageError if there is none."""
+        blob = open_location(f"{folder_url.rstrip('/')}/{path}", self.options, retry=self.retry)
+        if isinstance(blob, Folder):
+            raise StorageError(f"{path!r} in {folder_url!r} is a directory, not a file")
+        self.stack.callback(blob.close)
+        return blob
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file of which the format is to be found."""
+
+    blob: Blob
+
+    @cached_property
+    def start(self) -> bytes:
+        """The first bytes."""
+        return bytes(self.blob.read(0, min(START_NBYTES, self.blob.nbytes)))
+
+    @property
+    def name(self) -> str:
+        """The last segment of the path or URL, without a query."""
+        return self.blob.url.partition("?")[0].rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class FileFormat:
+    """A format of single files.
+
+    name        as options, layouts and messages have it
+    suffixes    of file names, in lower case: the first that has one names the format of a target
+    recognizes  by content
+    open        a model, to be read as long as the Opening's stack. Raises FormatError, UnsupportedError, CorruptError
+    sure        whether a file with such a suffix is of it, or else broken; other formats share suffixes with what is none
+    write       a new file from tensors, by name; None: files of this format are only made as they were
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    recognizes: Callable[[Candidate], bool]
+    open: Callable[[Candidate, Opening], ModelSource]
+    sure: bool = True
+    write: NewFile | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FolderFormat:
+    """A format of directories."""
+
+    name: str
+    recognizes: Callable[[Folder], bool]
+    open: Callable[[Folder, Opening], ModelSource]

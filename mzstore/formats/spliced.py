@@ -1,0 +1,155 @@
+"""Files of any format, made again byte for byte: the tensors, and between them the bytes that no tensor has.
+
+A layout (FORMAT.md 6.6) holds those bytes, and where in the file the words of the tensors lie.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mzstore import documents
+from mzstore.arrays import integers
+from mzstore.dtypes import DTYPES
+from mzstore.errors import FormatError, UnsupportedError
+from mzstore.sources import LayoutSource, TensorSource, blocks
+from mzstore.storage import BLOCK_NBYTES, Blob, Sink
+from mzstore.tensors import TensorSpec
+
+FORMAT = "spliced"
+MAX_LAYOUT_NBYTES = 100_000_008
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTensor:
+    """A TensorSource whose words lie in an open file as they are: little endian, row-major, from byte ``start`` on."""
+
+    spec: TensorSpec
+    blob: Blob
+    start: int
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        size = self.spec.dtype.word.itemsize
+        data = self.blob.read(self.start + start * size, self.start + stop * size)
+        # A copy: the view lasts only until this thread's next read, and the words go to other threads.
+        return np.frombuffer(data, self.spec.dtype.word).copy()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Bytes ``[start, stop)`` of a file, which are those of a tensor of the model."""
+
+    spec: TensorSpec
+    start: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.spec.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """``places`` in the order of the file; where some lie upon each other, the first one's bytes are those of the file."""
+
+    nbytes: int
+    places: Sequence[Place]
+    literals: memoryview
+
+    @property
+    def tensors(self) -> Mapping[str, TensorSpec]:
+        return {place.spec.name: place.spec for place in self.places}
+
+    def write(self, sink: Sink, tensors: Mapping[str, TensorSource], done: Callable[[int], None]) -> None:
+        """The whole file, front to back."""
+        at, taken = 0, 0  # in the file, of the literals
+        for place in self.places:
+            if place.start > at:
+                sink.write(self.literals[taken : taken + place.start - at])
+                taken, at = taken + place.start - at, place.start
+            skip = at - place.start
+            if place.spec.nbytes <= skip:
+                continue
+            for block in blocks(tensors[place.spec.name]):
+                data = block.view(np.uint8).data
+                sink.write(data[min(skip, len(data)) :])
+                skip -= min(skip, len(data))
+                done(block.nbytes)
+            at = place.stop
+        sink.write(self.literals[taken:])
+
+
+def parse(raw: bytes, prefix: str = "", *, where: str) -> Layout:
+    """The layout in the object ``raw``; the model's names have ``prefix`` in front. Raises FormatError or UnsupportedError for what FORMAT.md forbids."""
+
+    def refuse(problem: str, clause: str = "layout-3") -> FormatError:
+        return FormatError(problem, where=where, clause=clause)
+
+    length = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 + length or len(raw) < 8:
+        raise refuse(f"a layout of {len(raw)} bytes is cut short")
+    doc = documents.load(raw[8 : 8 + length], where=where)
+    nbytes, entries = doc.get("nbytes"), doc.get("tensors")
+    if type(nbytes) is not int or nbytes < 0 or not isinstance(entries, dict):
+        raise refuse("no size, or no tensors")
+    places = [_place(prefix + name, entry, nbytes, where=where) for name, entry in entries.items()]
+    at, gaps = 0, 0
+    for before, place in zip([None, *places], places, strict=False):
+        if before and place.start < before.start:
+            raise refuse(f"tensor {place.spec.name!r} is not in the order of the file", "layout-4")
+        gaps += max(0, place.start - at)
+        at = max(at, place.stop)
+    literals = memoryview(raw)[8 + length :]
+    if len(literals) != gaps + nbytes - at:
+        raise refuse(f"{len(literals)} bytes beside the tensors, where {gaps + nbytes - at} are missing", "layout-4")
+    return Layout(nbytes, places, literals)
+
+
+def _place(name: str, entry: Any, nbytes: int, *, where: str) -> Place:
+    if not isinstance(entry, dict) or type(entry.get("offset")) is not int or entry["offset"] < 0:
+        raise FormatError(f"tensor {name[:200]!r} has no offset", where=where, clause="layout-3")
+    if "form" in entry:
+        text = f"tensor {name[:200]!r} lies there in the form {entry['form']!r:.100}, which is unknown; upgrade mzstore"
+        raise UnsupportedError(text, where=where, clause="layout-3")
+    dtype = entry.get("dtype")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise UnsupportedError(f"dtype {dtype!r:.200} is unknown; upgrade mzstore", where=where, clause="tensor-2")
+    try:
+        spec = TensorSpec(name, DTYPES[dtype], integers(entry.get("shape")))
+    except ValueError as error:
+        raise FormatError(str(error), where=where, clause="layout-3") from error
+    place = Place(spec, entry["offset"])
+    if place.stop > nbytes:
+        raise FormatError(f"tensor {name!r} ends at {place.stop}, the file at {nbytes}", where=where, clause="layout-4")
+    return place
+
+
+def layout(blob: Blob, path: str, kind: str, tensors: Iterable[PlainTensor]) -> LayoutSource | None:
+    """How an open file is laid out, which ``path`` shall name. None if too much of it is not of ``tensors``."""
+    places = sorted((Place(tensor.spec, tensor.start) for tensor in tensors), key=lambda place: place.start)
+    gaps, at = [], 0
+    for place in places:
+        if place.start > at:
+            gaps.append((at, place.start))
+        at = max(at, place.stop)
+    gaps.append((at, blob.nbytes))
+    doc = documents.dump(
+        {
+            "nbytes": blob.nbytes,
+            "tensors": {
+                place.spec.name: {
+                    "dtype": place.spec.dtype.name,
+                    "shape": list(place.spec.shape),
+                    "offset": place.start,
+                }
+                for place in places
+            },
+        }
+    )
+    if 8 + len(doc) + sum(stop - start for start, stop in gaps) > MAX_LAYOUT_NBYTES:
+        return None
+    raw = bytearray(len(doc).to_bytes(8, "little") + doc)
+    for first, last in gaps:
+        for start in range(first, last, BLOCK_NBYTES):
+            raw += blob.read(start, min(start + BLOCK_NBYTES, last))
+    return LayoutSource(path, bytes(raw), format=FORMAT, kind=kind)
