@@ -323,7 +323,7 @@ class _ModelWriter:
             self._done(spec.nbytes)
             return _Written(TensorEntry(spec, node, "", same_as=self._by_digest[key]), lambda: sha256, lambda: sha256)
         if source.words and source.choice:
-            self._store(source.words, node, source.choice)
+            self._store(source.words, node, source.choice, digested=True)
         else:
             self._drain(0)
             self._write(node, list(source.payloads))
@@ -402,15 +402,16 @@ class _ModelWriter:
     def _keep(self, written: _Written) -> None:
         self._written[written.entry.spec.name] = written
 
-    def _store(self, source: TensorSource, node: str, choice: Choice) -> Callable[[], str]:
-        """Encode and write the chunks of ``source``; returns what gives its digest."""
+    def _store(self, source: TensorSource, node: str, choice: Choice, *, digested: bool = False) -> Callable[[], str]:
+        """Encode and write the chunks of ``source``; returns what gives its digest, unless that is known."""
         dtype, part = source.spec.dtype, choice.part
         digest = hashlib.sha256()
         constant = isinstance(part, Raw) and part.constant
         hashed: Callable[[], None] = lambda: None  # noqa: E731  of a tensor without words
         for i, (start, shape, chunks) in enumerate(part.grid.row_blocks()):
             block = source.read(start, start + math.prod(shape)).reshape(shape)
-            hashed = self._hash(digest, block)
+            if not digested:
+                hashed = self._hash(digest, block)
             if constant:
                 if i == 0:
                     self._encode(

@@ -18,7 +18,7 @@ import pytest
 from places import S3Place
 
 import mzstore
-from mzstore.checkpoints import CheckpointStore, repository, saving
+from mzstore.checkpoints import CheckpointStore, repository, saving, staging
 from mzstore.checkpoints.repository import Repository, behind
 from mzstore.errors import ConflictError, CorruptError, FormatError, StorageError
 from mzstore.storage import Retry
@@ -225,6 +225,41 @@ def test_a_base_is_not_copied(tmp_path):
         made = store.save(1, {"model": {"w": FROZEN}})
         assert made.new_nbytes < FROZEN.nbytes / 4
         assert same(store.load(), {"model": {"w": FROZEN}})
+
+
+def test_what_is_fine_tuned_is_stored_as_a_change_of_the_base(tmp_path):
+    """Whatever the state has in front of the name; a tensor of another shape has nothing to do with it."""
+    rng = np.random.default_rng(8)
+    tuned = FROZEN + 1e-5 * rng.standard_normal(FROZEN.shape).astype(np.float32)
+    state = {
+        "model": {"layer.w": tuned, "layer.v": tuned.T.copy()},
+        "optimizer": {"w": rng.random((64, 128), np.float32)},
+    }
+    mzstore.save(tmp_path / "base.mz", {"layer.w": FROZEN, "layer.v": FROZEN})
+    with CheckpointStore(tmp_path / "run", base=tmp_path / "base.mz") as store:
+        store.save(1, state)
+        assert same(store.load(), state)
+        with mzstore.open(store.location()) as model:
+            assert model["model.layer.w"].stored_nbytes < 0.7 * tuned.nbytes < model["model.layer.v"].stored_nbytes
+
+
+def test_an_archive_has_no_more_bases_than_may_be(tmp_path, monkeypatch):
+    monkeypatch.setattr(saving, "MAX_BASES", 0)
+    with CheckpointStore(tmp_path) as store:
+        for step in range(2):
+            store.save(step, state_at(step))
+            assert same(store.load(), state_at(step))
+        assert not any(archive.bases for archive in store._repository.manifest(1).archives)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_states_are_copied_in_pieces(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr(staging, "PIECE_NBYTES", 1000)
+    state = state_at(2) | {"empty": np.empty((0, 3)), "turned": FROZEN.T}
+    with CheckpointStore(tmp_path, threads=threads) as store:
+        for step in range(3):
+            store.save(step, state)
+            assert same(store.load(), state)
 
 
 def test_weights_may_be_lossy_and_all_else_stays_exact(tmp_path):

@@ -8,8 +8,9 @@ import contextlib
 import hashlib
 import posixpath
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,9 +28,9 @@ from mzstore.checkpoints.repository import (
     new_save_id,
 )
 from mzstore.checkpoints.staging import Staged
-from mzstore.differences import choose_difference
+from mzstore.differences import Difference, choose_difference
 from mzstore.documents import dump
-from mzstore.encode import Level, choose
+from mzstore.encode import Choice, Level, choose
 from mzstore.encodings.base import Base
 from mzstore.encodings.combined import Combined
 from mzstore.errors import ConflictError, StorageError
@@ -205,7 +206,7 @@ class _Save:
         key = archive_key(self._save_id, 0, number)
         changes = _Changes(self, key)
         nbytes = sum(source.spec.nbytes for source in group)
-        source = ModelSource(Walked(lambda: map(changes.prepared, group)), nbytes, bases=changes.urls)
+        source = ModelSource(Walked(lambda: changes.prepared(group)), nbytes, bases=changes.urls)
         with self._repository.objects.sink(key, nbytes) as sink:
             target = Digested(sink)
             self._written.append(key)
@@ -246,6 +247,20 @@ class _Save:
                 )
 
 
+@dataclass(frozen=True, slots=True)
+class _Under:
+    """What a tensor may be stored as a change of. ``archive``: its index in the checkpoint before; None: in the store's base."""
+
+    values: TensorSource
+    archive: int | None
+    name: str
+    sha256: str
+
+
+# Of a tensor: itself, for a recipe to change; the name of one of the base that is equal; what it changes; or how it is stored whole.
+_Found = ArraySource | str | tuple[_Under, Difference] | Choice
+
+
 class _Changes:
     """Tensors of one archive, as what changes those that are stored already, where that is smaller.
 
@@ -259,63 +274,87 @@ class _Changes:
         self.archives: set[int] = set()
         self._index: dict[str, int] = {}
 
-    def prepared(self, source: ArraySource) -> TensorSource | Prepared:
+    def prepared(self, sources: Iterable[ArraySource]) -> Iterator[TensorSource | Prepared]:
+        """In order. How they are stored is found out in threads, some tensors ahead."""
+        threads = self._save._settings.threads
+        with ThreadPoolExecutor(threads, "mzstore-choose") as pool:
+            ahead: deque[tuple[ArraySource, Future[_Found]]] = deque()
+            for source in sources:
+                ahead.append((source, pool.submit(self._find, source)))
+                if len(ahead) > 2 * threads:
+                    first, future = ahead.popleft()
+                    yield self._settled(first, future.result())
+            for source, future in ahead:
+                yield self._settled(source, future.result())
+
+    def _find(self, source: ArraySource) -> _Found:
         save, settings, spec = self._save, self._save._settings, source.spec
         if save._lossy(spec):
             return source
-        digest = save._digests[spec.name]
-        if settings.base and (same := _same(settings.base, spec, digest)):
-            grid = Grid(spec.word_shape, choose_chunk_shape(spec.word_shape, spec.dtype.word.itemsize))
-            return Prepared(spec, Base(spec.dtype, grid, self._of_base(settings.base), same, digest), digest)
+        if settings.base and (same := _same(settings.base, spec, save._digests[spec.name])):
+            return same
         under = self._under(spec)
         if under is None:
-            choice = choose(source, settings.level)
-            return Prepared(spec, choice.part, digest, source, choice)
-        values, number, name, sha256 = under
-        found = choose_difference(source, values, settings.level)
-        part = found.choice.part
-        if found.how is None:
-            return Prepared(spec, part, digest, found.words, found.choice)
-        behind = Base(spec.dtype, part.grid, number(), name, sha256)
-        return Prepared(spec, Combined((behind, part), (found.how,)), digest, found.words, found.choice)
+            return choose(source, settings.level)
+        difference = choose_difference(source, under.values, settings.level)
+        return difference.choice if difference.how is None else (under, difference)
 
-    def _under(self, spec: TensorSpec) -> Any:
-        """(values, what gives the number of their archive among the bases, name, digest) of what ``spec`` may be different from."""
+    def _settled(self, source: ArraySource, found: _Found) -> TensorSource | Prepared:
+        save, settings, spec = self._save, self._save._settings, source.spec
+        if isinstance(found, ArraySource):
+            return found
+        digest = save._digests[spec.name]
+        if isinstance(found, str) and (number := self._number(None)) is not None:
+            grid = Grid(spec.word_shape, choose_chunk_shape(spec.word_shape, spec.dtype.word.itemsize))
+            return Prepared(spec, Base(spec.dtype, grid, number, found, digest), digest)
+        if isinstance(found, tuple) and (number := self._number(found[0].archive)) is not None:
+            under, difference = found
+            assert difference.how is not None
+            part = difference.choice.part
+            behind = Base(spec.dtype, part.grid, number, under.name, under.sha256)
+            changed = Combined((behind, part), (difference.how,))
+            return Prepared(spec, changed, digest, difference.words, difference.choice)
+        choice = found if isinstance(found, Choice) else choose(source, settings.level)
+        return Prepared(spec, choice.part, digest, source, choice)
+
+    def _under(self, spec: TensorSpec) -> _Under | None:
         save, settings = self._save, self._save._settings
-        if spec.nbytes < LEAST_NBYTES or len(self.urls) >= MAX_BASES:
+        if spec.nbytes < LEAST_NBYTES or not settings.chain:
             return None
         previous = save._previous
         if previous and spec.name in previous.values and spec.name in previous.manifest.tensors:
             values, piece = previous.values[spec.name], previous.manifest.tensors[spec.name].pieces[0]
-            archives = previous.manifest.archives
-            if (
-                _kind(values.spec) == _kind(spec)
-                and piece.sha256
-                and save._depths[archives[piece.archive].path] < settings.chain
-            ):
-                path = archives[piece.archive].path
-                return values, lambda: self._of_archive(piece.archive, path), piece.name, piece.sha256
-        if settings.base and spec.name in settings.base.document.tensors and settings.chain:
-            base, entry = settings.base, settings.base.document.tensors[spec.name]
-            if _kind(entry.spec) == _kind(spec) and entry.sha256:
-                stored = StoredTensor(base, entry, base.document.stored(entry), settings.threads)
-                return stored, lambda: self._of_base(base), spec.name, entry.sha256
+            depth = save._depths[previous.manifest.archives[piece.archive].path]
+            if _kind(values.spec) == _kind(spec) and piece.sha256 and depth < settings.chain:
+                return _Under(values, piece.archive, piece.name, piece.sha256)
+        if settings.base and (name := _named(settings.base, spec)):
+            base, entry = settings.base, settings.base.document.tensors[name]
+            stored = StoredTensor(base, entry, base.document.stored(entry), settings.threads)
+            return _Under(stored, None, name, entry.sha256)
         return None
 
-    def _of_archive(self, index: int, path: str) -> int:
-        self.archives.add(index)
-        return self._number(
-            posixpath.relpath(key_of(path), posixpath.dirname(self._key))
-        )  # so that a store can be moved
+    def _url(self, archive: int | None) -> str:
+        """Of an archive of the checkpoint before, relative, so that a store can be moved; None: of the store's base."""
+        save = self._save
+        if archive is None:
+            base = save._settings.base
+            assert base is not None
+            here = save._repository.location(self._key)
+            return refer(base.bases.place.location or base.url, here, save._settings.base_url)
+        assert save._previous is not None
+        path = save._previous.manifest.archives[archive].path
+        return posixpath.relpath(key_of(path), posixpath.dirname(self._key))
 
-    def _of_base(self, base: Model) -> int:
-        here = self._save._repository.location(self._key)
-        return self._number(refer(base.bases.place.location or base.url, here, self._save._settings.base_url))
-
-    def _number(self, url: str) -> int:
+    def _number(self, archive: int | None) -> int | None:
+        """Of this archive among the bases; None if they are too many."""
+        url = self._url(archive)
         if url not in self._index:
+            if len(self.urls) >= MAX_BASES:
+                return None
             self._index[url] = len(self.urls)
             self.urls.append(url)
+        if archive is not None:
+            self.archives.add(archive)
         return self._index[url]
 
 
@@ -344,6 +383,17 @@ def _same(base: Model, spec: TensorSpec, digest: str) -> str | None:
         if entry.sha256 == digest and _kind(entry.spec) == _kind(spec):
             return name
     return None
+
+
+def _named(base: Model, spec: TensorSpec) -> str | None:
+    """The tensor of ``base`` that ``spec`` may have come from: of its name, or of the end of it, as states have "model." before names."""
+    name, tensors = spec.name, base.document.tensors
+    while name not in tensors:
+        _, dot, name = name.partition(".")
+        if not dot:
+            return None
+    entry = tensors[name]
+    return name if _kind(entry.spec) == _kind(spec) and entry.sha256 else None
 
 
 def _kind(spec: TensorSpec) -> tuple[str, tuple[int, ...]]:

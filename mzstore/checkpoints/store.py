@@ -124,8 +124,9 @@ class CheckpointStore:
     keep, every  after a save, all checkpoints are deleted but the last ``keep``, and those whose step is a multiple of
                  ``every``; both None: none is deleted
     best         the metric by which one is best, ``mode`` says of which kind: "min" or "max"; the best is never deleted
-    base         an archive of which tensors are not copied: a state's tensors that are equal to its, under any name, are referred to;
-                 ``base_url``: by another URL than the one at which it is found now
+    base         an archive of which tensors are not copied: a state's tensors that are equal to its, under any name, are referred to, and
+                 those whose name is or ends with one of its may be stored as what changed; ``base_url``: by another URL than the one
+                 at which it is found now
     recipe       which tensors are stored lossy, see ``save``; all others are exact
     chain        so many checkpoints, at most, stand one behind another for what is stored as changes; 0: nothing is
     memory       bytes of states that may be copied at a time; None: one that is being saved, and the one before if ``chain``
@@ -172,7 +173,7 @@ class CheckpointStore:
         self._repository = Repository(url, storage_options, retry)
         self._base_location = None if base is None else os.fspath(base)
         self._base: Model | None = None
-        self._staging = Staging()
+        self._staging = Staging(self._threads)
         self._changed = threading.Condition()
         self._held = 0  # bytes of states that are copied and not given back
         self._running: list[Saving] = []  # or failed, and nobody knows
@@ -469,7 +470,7 @@ class CheckpointStore:
                 self._base.close()
             with self._changed:
                 self._forget_values()
-            self._staging.clear()
+            self._staging.close()
             self._raise_failed()
 
     def __enter__(self) -> Self:
