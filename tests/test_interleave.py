@@ -229,11 +229,14 @@ def test_count_of_top_fields(fields):
     np.testing.assert_array_equal(counts, np.bincount(tops(words, fields), minlength=1 << fields.top_bits))
 
 
-def test_numpy_until_numba_pays(monkeypatch):
+@pytest.mark.parametrize("code", [False, True])
+def test_numpy_until_kernels_pay(code, monkeypatch):
+    """Which is sooner where there is machine code."""
+    monkeypatch.setattr(kernels.machine_code, "exists", lambda module: code)
     monkeypatch.setattr(kernels, "_never", False)
     monkeypatch.setattr(kernels, "_done_by_numpy", 0)
     monkeypatch.setattr(kernels, "_kernels", {})
-    assert not kernels.pays(kernels.PAYS_FROM_NBYTES - 1)
+    assert not kernels.pays((kernels.CODE_PAYS_FROM_NBYTES if code else kernels.PAYS_FROM_NBYTES) - 1)
     assert kernels.pays(1)
 
 
@@ -257,6 +260,8 @@ def test_nobody_waits_for_the_kernels(load, there, monkeypatch):
     monkeypatch.setattr(kernels, "_never", False)
     monkeypatch.setattr(kernels, "_kernels", dict.fromkeys(there, kernels))
     monkeypatch.setattr(importlib, "import_module", import_module)
+    monkeypatch.setattr(kernels.machine_code, "load", lambda module: None)
+    monkeypatch.setattr(kernels.machine_code, "write", lambda module: None)
     assert getattr(kernels, load)() is kernels
     assert found == [False] * (2 if load == "load" else 1)
 
@@ -265,7 +270,9 @@ DECODING = """
 import numpy as np
 from mzstore import kernels
 from mzstore.interleave import Fields, expand_ranks, join
+from mzstore.kernels import machine_code
 kernels.PAYS_FROM_NBYTES = 1
+machine_code.load = lambda module: None  # as in the first process of an installation
 planes = kernels.load()
 used = (planes.join2, planes.join4, planes.expand_ranks)
 there = [kernel.signatures for kernel in used]

@@ -62,7 +62,8 @@ ALLOWED = {
     "grid": "selection",
     "inspect": "archive composite documents encodings encodings.base encodings.combined encodings.lowrank encodings.nested encodings.planes encodings.quantized encodings.raw encodings.sparse encodings.tucker model text",
     "interleave": "kernels workspace",
-    "kernels/__init__": "",
+    "kernels/__init__": "kernels.machine_code",
+    "kernels/machine_code": "",
     "kernels/planes": "",
     "kernels/quantized": "kernels.planes",
     "model": "bases cache components composite container decode documents dtypes encodings encodings.combined errors frameworks kernels payload plan progress selection shards sparse_views stats storage tensors",
@@ -129,8 +130,8 @@ ALLOWED = {
     "report": "model sources tensors text version writer",
 }
 THE_ONLY_DOORS = {
-    "numba": {"kernels/planes", "kernels/quantized", "kernels/sparse"},
-    "llvmlite": {"kernels/quantized", "kernels/sparse"},
+    "numba": {"kernels/machine_code", "kernels/planes", "kernels/quantized", "kernels/sparse"},
+    "llvmlite": {"kernels/machine_code", "kernels/quantized", "kernels/sparse"},
     "torch": {"frameworks", "torch/dcp"},
     "scipy": {"sparse_views"},
     "fsspec": {"storage/backends"},

@@ -98,7 +98,9 @@ class Index:
         if self.kind == "bitmap":
             count, last = self._decode_bitmap(body, room, out)
         elif kernels.pays(4 * room):
-            count, last = kernels.load_sparse().gap_positions(body, low, self.low_bits, out[:room])
+            found = np.empty(2, np.int64)
+            kernels.load_sparse().gap_positions(body, low, self.low_bits, out[:room], found)
+            count, last = found.tolist()
         else:
             count, last = self._decode_gaps(body, low, out[:room])
         if count > room or last >= n:

@@ -2,16 +2,21 @@
 
 This is the one door to Numba: its options, and the question whether a kernel pays. Importing Numba and
 loading a cached kernel costs as much time as decoding some hundred megabytes with NumPy, so a process
-starts with NumPy and changes over once it has done that much work (or knows that it will).
+starts with NumPy and changes over once it has done that much work (or knows that it will). It does so sooner
+where an earlier process has left the machine code of kernels, which takes no Numba.
 """
 
 import importlib
 import os
 import threading
-from types import ModuleType
+from typing import Any
 
-# Numba takes 0.2 to 0.4 s to import with its kernels cached; NumPy needs about 0.4 ns per byte more than they do.
+from mzstore.kernels import machine_code
+
+# NumPy needs about 0.4 ns per byte more than the kernels do. Numba takes 0.2 to 0.4 s to import with its kernels cached,
+# machine code some 0.025 s.
 PAYS_FROM_NBYTES = 768 << 20
+CODE_PAYS_FROM_NBYTES = 64 << 20
 
 PLANES = "mzstore.kernels.planes"
 
@@ -20,22 +25,23 @@ _never = os.environ.get("NUMBA_DISABLE_JIT", "0") not in ("", "0")
 
 _lock = threading.Lock()
 _done_by_numpy = 0
-_kernels: dict[str, ModuleType] = {}  # by module
+_kernels: dict[str, Any] = {}  # by module
 _loading = False
+_writing = False
 
 
 def _after_fork() -> None:
     """What another thread held when the process forked is never released: our lock, and the import of the kernels."""
     global _lock, _never
     _lock = threading.Lock()
-    _never = _never or _loading
+    _never = _never or _loading or _writing
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
 def pays(nbytes: int) -> bool:
-    """Whether to use the Numba kernels for ``nbytes`` more bytes of values: counts them, so call it once for each."""
+    """Whether to use the kernels for ``nbytes`` more bytes of values: counts them, so call it once for each."""
     global _done_by_numpy
     if _never:
         return False
@@ -45,36 +51,40 @@ def pays(nbytes: int) -> bool:
         return True
     with _lock:
         _done_by_numpy += nbytes
-        return _done_by_numpy >= PAYS_FROM_NBYTES
+        return _enough(_done_by_numpy)
+
+
+def _enough(nbytes: int) -> bool:
+    return nbytes >= PAYS_FROM_NBYTES or (nbytes >= CODE_PAYS_FROM_NBYTES and machine_code.exists(PLANES))
 
 
 def expect(nbytes: int) -> None:
     """Load the kernels now if so much work is ahead that they will pay."""
-    if nbytes >= PAYS_FROM_NBYTES and not _never:
+    if not _never and _enough(nbytes):
         load()
 
 
-def load() -> ModuleType:
-    """The module of the kernels; imports Numba the first time."""
+def load() -> Any:
+    """The kernels of planes; as machine code, or the module, which imports Numba the first time."""
     return _load(PLANES)
 
 
-def load_quantized() -> ModuleType:
-    """The module of the kernels of quantized tensors; imports Numba the first time."""
+def load_quantized() -> Any:
+    """The kernels of quantized tensors, in the same way."""
     return _load("mzstore.kernels.quantized")
 
 
-def load_sparse() -> ModuleType:
-    """The module of the kernels of sparse parts; imports Numba the first time."""
+def load_sparse() -> Any:
+    """The kernels of sparse parts, in the same way."""
     return _load("mzstore.kernels.sparse")
 
 
-def load_lowrank() -> ModuleType:
-    """The module of the kernels of low-rank parts; imports Numba the first time."""
+def load_lowrank() -> Any:
+    """The kernels of low-rank parts, in the same way."""
     return _load("mzstore.kernels.lowrank")
 
 
-def _load(name: str) -> ModuleType:
+def _load(name: str) -> Any:
     global _loading
     found = _kernels.get(name)
     if found is None:
@@ -82,11 +92,26 @@ def _load(name: str) -> ModuleType:
             if name not in _kernels:
                 _loading = True
                 try:
-                    module = importlib.import_module(name)
-                    if name == PLANES:
-                        module.first_calls()
-                    _kernels[name] = module
+                    _kernels[name] = machine_code.load(name) or _import(name)
                 finally:
                     _loading = False
             found = _kernels[name]
     return found
+
+
+def _import(name: str) -> Any:
+    module = importlib.import_module(name)
+    if name == PLANES:
+        module.first_calls()
+    threading.Thread(target=_write, args=(module,), name="mzstore-machine-code").start()
+    return module
+
+
+def _write(module: Any) -> None:
+    """For later processes; takes seconds, once."""
+    global _writing
+    _writing = True
+    try:
+        machine_code.write(module)
+    finally:
+        _writing = False

@@ -39,3 +39,7 @@ def multiply(left, right, scale, out):
                 k += 1
             for j in range(start, stop):
                 out[i, j] *= scale
+
+
+# See mzstore.kernels.machine_code.
+SIGNATURES = {"multiply": ["void float32[,] float32[,] float32 float32[,]"]}

@@ -201,6 +201,19 @@ def count_tops(words, rotate, word_bits, shift, counts):
         counts[r >> down] += 1
 
 
+_JOIN = "void uint8[] int64 int64 uint8[] int64 int64 int64 {} int64 int64 int64 int64"
+
+# Of what decoding needs, see mzstore.kernels.machine_code.
+SIGNATURES = {
+    "join2": [_JOIN.format("uint16[]")],
+    "join4": [_JOIN.format("uint32[]")],
+    "join_any": [
+        f"{_JOIN.format(word)} {word} {word} uint8[] int64" for word in ("uint8[]", "uint16[]", "uint32[]", "uint64[]")
+    ],
+    "expand_ranks": ["bool uint8[] int64 uint32[] int64 uint8[]"],
+}
+
+
 def first_calls():
     """Call what decoding needs. Numba takes as long for a first call as for its own import, and threads that decode would
     wait for it, together with all that is in flight.

@@ -284,3 +284,30 @@ def round_bf16(words, rows, cols, out, out_start, out_row):
         o = np.uint64(out_start + i * out_row)
         for j in range(n):
             out[o + j] = _bf16(words[i, j])
+
+
+_CODES = "void {} int64 int64 int64 int64"
+
+# Of what decoding needs most, see mzstore.kernels.machine_code: codes of a byte each, or several to a byte, to bfloat16 and float32.
+SIGNATURES = {
+    "expand": [
+        f"{_CODES.format('uint8[]')} int64 int64 {table}[,] {head}[] {tail}[] int64 int64 uint8[] int64 int64"
+        for table, head, tail in (
+            ("uint16", "uint32", "uint64"),
+            ("uint16", "uint64", "uint64"),
+            ("uint16", "uint64", "uint16"),
+            ("uint32", "uint64", "uint64"),
+            ("uint32", "uint64", "uint32"),
+        )
+    ],
+    "look_up": [
+        f"{_CODES.format('uint8[]')} {word} {word} int64 int64" for word in ("uint16[]", "uint32[]", "float32[]")
+    ],
+    "scale_codes": [f"{_CODES.format(codes)} int32 float32 float32[] int64 int64" for codes in ("uint8[]", "uint16[]")],
+    "scale_codes_bf16": [
+        f"{_CODES.format(codes)} int32 float32 uint16[] int64 int64" for codes in ("uint8[]", "uint16[]")
+    ],
+    "multiply": ["void float32[] int64 int64 int64 int64 float32[,] int64 int64 int64 int64"],
+    "multiply_columns": ["void float32[] int64 int64 int64 int64 float32[]"],
+    "round_bf16": ["void uint32[,] int64 int64 uint16[] int64 int64"],
+}

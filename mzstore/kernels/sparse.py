@@ -74,12 +74,13 @@ def copy(source, source_at, out, at, n, streams):
 
 
 @jit
-def gap_positions(steps, low, low_bits, out):
-    """Fill ``out`` with the positions of gaps; (how many there are, the last one). Stops when ``out`` is full.
+def gap_positions(steps, low, low_bits, out, found):
+    """Fill ``out`` with the positions of gaps, and ``found`` with how many there are and the last one. Stops when ``out`` is full.
 
     steps     uint8[m]  255 passes 255 << low_bits places, less passes that many and takes the next one
     low       uint8     what is added to each gap; at least as many as ``out`` has, or low_bits is 0
     out       int32     positions that it cannot hold are not below 2^31: the caller refuses by the last one
+    found     int64[2]
     """
     at, count, last, room, size = 0, 0, -1, out.size, steps.size
     i = 0
@@ -104,7 +105,8 @@ def gap_positions(steps, low, low_bits, out):
             at += step << low_bits
             if step != NO_ELEMENT:
                 if count == room:
-                    return count + 1, at
+                    found[0], found[1] = count + 1, at
+                    return
                 if low_bits:
                     at += low[count]
                 out[count] = at
@@ -112,7 +114,7 @@ def gap_positions(steps, low, low_bits, out):
                 at += 1
                 count += 1
             i += 1
-    return count, last
+    found[0], found[1] = count, last
 
 
 @jit
@@ -178,7 +180,7 @@ def fill(positions, values, width, first_row, rows, first_col, cols, line, strea
                cache, and are then copied
     streams    whether past the cache
     """
-    size, k = line.size, 0
+    size, k = max(1, line.size), 0  # never 0, a step at which Python's range raises, which machine code cannot
     at_once = max(1, size // width)
     wide = width > size
     n = np.uint64(min(cols, size) if wide else cols)
@@ -276,3 +278,18 @@ def add_blocks(places, values, width, first_row, rows, first_col, cols, out, sta
             at = start + (r + i) * row + c
             for j in range(first, last):
                 out[at + j] += values[k, i, j]
+
+
+_PLACES = "void int32[] {} int64 int64 int64 int64 int64"
+
+# See mzstore.kernels.machine_code: for elements of one value, of 16 or 32 bits.
+SIGNATURES = {
+    "gap_positions": ["void uint8[] uint8[] int64 int32[] int64[]"],
+    "bitmap_positions": ["int64 uint8[] uint8[,] uint8[] int64 int32[]"],
+    "pattern_positions": ["void uint8[] uint8[,] int64 int32[]"],
+    "fill": [
+        f"{_PLACES.format(word)} {word} bool {word} int64 int64" for word in ("uint16[]", "uint32[]", "float32[]")
+    ],
+    "put": [f"{_PLACES.format(word)} {word} int64 int64" for word in ("uint16[]", "uint32[]", "float32[]")],
+    "add": [f"{_PLACES.format('float32[]')} float32[] int64 int64"],
+}
