@@ -8,6 +8,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -153,7 +154,8 @@ def convert(
     to: Annotated[
         str | None,
         typer.Option(
-            metavar="archive|tree|safetensors|directory", help="What to write; by the name of DST if not given."
+            metavar="archive|tree|manifest|safetensors|directory",
+            help="What to write; by the name of DST if not given.",
         ),
     ] = None,
     include: Annotated[
@@ -184,6 +186,19 @@ def convert(
         bool,
         typer.Option("--dry-run", "-n", help="Write nothing; show what each tensor would become, from a part of it."),
     ] = False,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Of a DST that ends in .json: bytes of values to an archive, as in 5GB; 1GB if not given.",
+        ),
+    ] = None,
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS|local:N", help="Of such a DST: let a Dask cluster write the archives, or N processes here."
+        ),
+    ] = None,
     base: Moved = None,
     threads: Threads = None,
     quiet: Quiet = False,
@@ -192,9 +207,11 @@ def convert(
 
     From any format to an archive or a tree, and back to the files that it came from. Norms, biases and small tensors are
     not quantized, unless a recipe says so; what is quantized already stays as it is, unless it is asked for again. All
-    names and patterns are of names in SRC. Ends with status 1 if that fails, or --check finds a difference.
+    names and patterns are of names in SRC. A DST that ends in .json becomes several archives; what was interrupted is
+    gone on with by the same command. Ends with status 1 if that fails, or --check finds a difference.
     """
     from mzstore.check import check as check_target
+    from mzstore.cluster import open_cluster
     from mzstore.convert import convert
     from mzstore.importance import open_importance
 
@@ -206,7 +223,10 @@ def convert(
         raise ValueError("--importance is for quantizing; give --bits, --nmse, --snr-db or --recipe as well")
     edits: dict[str, Any] = {"include": include, "exclude": exclude, "dtype": _casts(dtype), "rename": rename}
     common: dict[str, Any] = {"threads": threads, "show_progress": _shown(quiet), "bases": _moved(base)}
-    with open_importance(importance) if importance else nullcontext() as weights:
+    with (
+        open_importance(importance) if importance else nullcontext() as weights,
+        open_cluster(dask) if dask is not None else nullcontext() as executor,
+    ):
         found = convert(
             source,
             target,
@@ -216,6 +236,8 @@ def convert(
             level=level,  # type: ignore[arg-type]
             to=to,
             dry_run=dry_run,
+            shard_nbytes=None if shard_size is None else _nbytes_of(shard_size),
+            executor=executor,
             **common,
         )
     if check and not dry_run:
@@ -659,6 +681,15 @@ def _moved(given: list[str] | None) -> dict[str, str] | None:
             raise ValueError(f"--base {text!r}: URL=LOCATION will do, the URL as the model has it")
         found[url] = location
     return found or None
+
+
+def _nbytes_of(text: str) -> int:
+    """What ``--shard-size`` says, for ``shard_nbytes``."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise ValueError(f"--shard-size {text!r}: a number of bytes will do, as in 500MB or 5GB")
+    number, unit, binary = match.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " kmgt".index(unit.lower() or " "))
 
 
 def _casts(given: list[str] | None) -> dict[str, str] | None:

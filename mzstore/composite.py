@@ -94,7 +94,7 @@ def read_manifest(
 
 
 class CompositeReader:
-    """The chunks of all archives: the key of one begins with the index of its archive. Has no documents and no files."""
+    """The chunks of all archives: the key of one begins with the index of its archive."""
 
     def __init__(self, place: Place, stats: Stats, retry: Retry, archive: Callable[[int], ArchiveReader]) -> None:
         self.url, self.local, self.stats = without_secrets(str(place.location)), place.local, stats
@@ -123,10 +123,12 @@ class CompositeReader:
         return self._archive(index).read_chunk(inner, slot)
 
     def read_document(self, key: str, limit: int, operation: Operation | None = None) -> bytes | None:
-        return None
+        index, inner = _split(key)
+        return self._archive(index).read_document(inner, limit, operation)
 
     def read_blocks(self, key: str, block_nbytes: int, operation: Operation) -> Iterator[memoryview]:
-        return iter(())
+        index, inner = _split(key)
+        return self._archive(index).read_blocks(inner, block_nbytes, operation)
 
     def keys(self) -> Iterator[str]:
         return iter(())
@@ -231,7 +233,9 @@ def document(manifest: Manifest) -> ModelDocument:
         spec, shape = tensor.spec, tensor.spec.word_shape
         grid = Grid(shape, choose_chunk_shape(shape, spec.dtype.word.itemsize))
         entries[name] = TensorEntry(spec, name, "", Tiled(spec, spec.dtype, grid, tensor.pieces))
-    return ModelDocument(entries, manifest.metadata, writer=manifest.writer)
+    assets = tuple(replace(asset, key=f"{archive}/{asset.key}") for archive, asset in manifest.assets)
+    layouts = tuple(replace(layout, key=f"{archive}/{layout.key}") for archive, layout in manifest.layouts)
+    return ModelDocument(entries, manifest.metadata, assets, layouts, manifest.writer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,13 @@ from mzstore.progress import progress
 from mzstore.recipe import Recipe
 from mzstore.report import Report
 from mzstore.sources import LayoutSource, ModelSource, TensorSource, Walked, read_ahead
+from mzstore.split import write_split
 from mzstore.storage import FileObjectSink, Options, Retry, Sink, create, create_folder, is_local, without_secrets
 from mzstore.writer import Importances, write
 
-KINDS = ("archive", "tree", "directory", *(format_.name for format_ in FILE_FORMATS))
+KINDS = ("archive", "tree", "manifest", "directory", *(format_.name for format_ in FILE_FORMATS))
 BY_SUFFIX: Mapping[str, str] = {suffix: f.name for f in reversed(FILE_FORMATS) for suffix in f.suffixes} | {
-    ".mz": "archive", ".zip": "archive", ".zarr": "tree",
+    ".mz": "archive", ".zip": "archive", ".zarr": "tree", ".json": "manifest",
 }  # fmt: skip
 MAIN_FILE = "model.safetensors"  # of a directory that is made of a model without layouts
 
@@ -46,6 +47,8 @@ def convert(
     to: str | None = None,
     check: bool = False,
     dry_run: bool = False,
+    shard_nbytes: int | None = None,
+    executor: Any = None,
     threads: int | None = None,
     show_progress: bool | None = None,
     storage_options: Options = None,
@@ -66,28 +69,37 @@ def convert(
         as ``re.sub`` has it. All other patterns, and the names of ``recipe`` and ``importance``, are of names in the source
     recipe, importance  which tensors are quantized, and how: see ``save``. Tensors that are quantized already and that no
         rule is for stay as they are; only in files of other formats their values stand
-    to  ``archive``, ``tree``; ``directory``, the files that the model was converted from, byte for byte the same, with its
+    to  ``archive``, ``tree``; ``manifest``, several archives and a manifest of them; ``directory``, the files that the model was converted from, byte for byte the same, with its
         assets; or the name of a format of single files (``formats.FILE_FORMATS``): the file that the model was converted
         from, byte for byte the same, if it was one of this format and has a layout, else a new one of the same tensors; the
-        report's notes say which. None: by the suffix of ``target`` (.mz, .zarr, .safetensors, ...); if it has none that is known, a
+        report's notes say which. None: by the suffix of ``target`` (.mz, .zarr, .json, .safetensors, ...); if it has none that is known, a
         directory for a model that has layouts, else an archive.
     check    open the target then, and compare it with the source, see ``check``; CorruptError if they do not agree
     dry_run  write nothing: the report is what is expected, from a part of each tensor
+    shard_nbytes  of a manifest: how many bytes of values come into an archive, but for a larger tensor; None: ``split.SHARD_NBYTES``
+    executor      of a manifest: what carries out a task for each archive: anything with ``submit``, or ``map``, as the executors of
+        concurrent.futures, clients of Dask and pools of Ray have them. Its processes must reach both ends. None: one after the other,
+        here. A conversion that was interrupted, or some of whose tasks failed, is gone on with by the same call
 
     storage_options  for the fsspec filesystem of a ``source`` that is a URL; ``target_options``: of ``target``
     retry            how long remote storage is waited for, and how often it is asked, at either end; None: ``Retry()``
     bases            where to find the models that ``source`` refers to, see ``open``: what is written has their values
 
-    Raises ValueError for what the target cannot hold, for patterns that match nothing and for two tensors of one name, and the errors
-    of ``open`` and ``save``.
+    Raises ValueError for what the target cannot hold, for patterns that match nothing and for two tensors of one name; ConflictError
+    for a manifest that is there, from another conversion; and the errors of ``open`` and ``save``.
     """
     if to is not None and to not in KINDS:
         raise ValueError(f"target kind {to!r} is none of {', '.join(KINDS)}")
-    start, threads, edits = time.monotonic(), check_threads(threads), Edits.of(include, exclude, dtype, rename)
+    start, edits = time.monotonic(), Edits.of(include, exclude, dtype, rename)
+    own_threads, threads = threads is not None, check_threads(threads)
     with open_source(source, storage_options, retry=retry, threads=threads, bases=bases) as model:
         kernels.expect(model.nbytes)
         to = to or _kind(target, model)
-        kept = to in ("archive", "tree")
+        kept = to in ("archive", "tree", "manifest")
+        if to != "manifest" and (shard_nbytes is not None or executor is not None):
+            raise ValueError(
+                f"shards and executors are for several archives, not for {to}: give the target a name that ends in .json"
+            )
         if not kept and (recipe is not None or importance):
             raise ValueError(f"a recipe is for archives and trees, not for {to}: quantize to one of these first")
         edited = edits.apply(model, codes=kept)
@@ -98,6 +110,26 @@ def convert(
         sources = {tensor.spec.name: tensor for tensor in model.tensors}
         if dry_run and kept:
             tensors = estimate(edited, rules, weights or {}, level, threads)
+        elif to == "manifest":
+            with progress("encode", model.nbytes, show_progress) as done:
+                tensors, more = write_split(
+                    source,
+                    target,
+                    edited,
+                    edits=edits,
+                    recipe=recipe,
+                    importance=weights,
+                    level=level,
+                    shard_nbytes=shard_nbytes,
+                    executor=executor,
+                    threads=threads if own_threads or executor is None else 1,
+                    done=done,
+                    options=storage_options,
+                    target_options=target_options,
+                    retry=retry,
+                    bases=bases,
+                )
+            notes = (*notes, *more)
         elif kept:
             kind: Literal["archive", "tree"] = "tree" if to == "tree" else "archive"
             if not is_local(source):

@@ -153,16 +153,9 @@ class ModelDocument:
         if self.metadata:
             about["metadata"] = dict(self.metadata)
         if self.assets:
-            about["assets"] = [
-                {"path": a.path, "key": a.key, "nbytes": a.nbytes, "sha256": a.sha256} for a in self.assets
-            ]
+            about["assets"] = [asset_json(asset) for asset in self.assets]
         if self.layouts:
-            about["layouts"] = [
-                {"path": x.path, "key": x.key, "format": x.format}
-                | ({"kind": x.kind} if x.kind != x.format else {})
-                | ({"prefix": x.prefix} if x.prefix else {})
-                for x in self.layouts
-            ]
+            about["layouts"] = [layout_json(layout) for layout in self.layouts]
         root = _group({"zarr_conventions": [CONVENTION], "mzstore": about})
         root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": below}
         yield "", root
@@ -184,6 +177,16 @@ def _part_documents(part: Part) -> Iterator[dict[str, object]]:
     for other, how in zip(more, part.combines if isinstance(part, Combined) else (), strict=True):
         default = isinstance(other, Sparse) and how == "replace"
         yield other.to_json() if default else other.to_json() | {"combine": how}
+
+
+def asset_json(asset: Asset) -> dict[str, Any]:
+    return {"path": asset.path, "key": asset.key, "nbytes": asset.nbytes, "sha256": asset.sha256}
+
+
+def layout_json(layout: Layout) -> dict[str, Any]:
+    about = {"path": layout.path, "key": layout.key, "format": layout.format}
+    about |= {"kind": layout.kind} if layout.kind != layout.format else {}
+    return about | ({"prefix": layout.prefix} if layout.prefix else {})
 
 
 def encodings_of(entries: Iterable[TensorEntry]) -> set[str]:
@@ -274,8 +277,8 @@ def parse(root: dict[str, Any], *, where: str) -> ModelDocument:
     return ModelDocument(
         tensors,
         metadata,
-        tuple(_assets(about.get("assets", []), where=where)),
-        tuple(_layouts(about.get("layouts", []), where=where)),
+        assets_of(about.get("assets", []), where=where),
+        layouts_of(about.get("layouts", []), where=where),
         str(about.get("writer", "")),
         bases,
     )
@@ -521,6 +524,16 @@ def _stored(spec: TensorSpec, name: object, *, where: str) -> DType:
     return DTYPES[str(name)]
 
 
+def assets_of(docs: object, *, where: str) -> tuple[Asset, ...]:
+    """The assets that a list of a document describes. Raises FormatError."""
+    return tuple(_assets(docs, where=where))
+
+
+def layouts_of(docs: object, *, where: str, folder: str = LAYOUTS) -> tuple[Layout, ...]:
+    """The layouts, whose keys are below ``folder``. Raises FormatError or UnsupportedError."""
+    return tuple(_layouts(docs, folder, where=where))
+
+
 def _assets(docs: object, *, where: str) -> Iterator[Asset]:
     for doc in _files(docs, ASSETS, where=where):
         match doc:
@@ -532,8 +545,8 @@ def _assets(docs: object, *, where: str) -> Iterator[Asset]:
                 raise FormatError(f"asset {doc['path']!r} has no size or no sha256", where=where, clause="asset-1")
 
 
-def _layouts(docs: object, *, where: str) -> Iterator[Layout]:
-    for doc in _files(docs, LAYOUTS, where=where):
+def _layouts(docs: object, folder: str, *, where: str) -> Iterator[Layout]:
+    for doc in _files(docs, folder, where=where):
         format_ = doc.get("format")
         if format_ not in LAYOUT_FORMATS:
             raise UnsupportedError(

@@ -9,14 +9,16 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from mzstore.arrays import integers
-from mzstore.documents import dump, load
+from mzstore.documents import Asset, Layout, asset_json, assets_of, dump, layout_json, layouts_of, load
 from mzstore.dtypes import DTYPES
 from mzstore.errors import FormatError, UnsupportedError
-from mzstore.nodes import is_node_name
+from mzstore.nodes import ASSETS, is_node_name
 from mzstore.tensors import TensorSpec, check_name
+
+File = TypeVar("File", Asset, Layout)
 
 FORMAT = 1
 SUFFIX = ".json"
@@ -92,6 +94,7 @@ class Manifest:
     """One that exists is valid; ValueError otherwise.
 
     checkpoint  what makes a checkpoint of the model: step, state, metrics; see mzstore.checkpoints
+    assets, layouts  of the model, each with the index of the archive that it lies in, as an asset there
     """
 
     save_id: str
@@ -100,6 +103,8 @@ class Manifest:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Mapping[str, Any] | None = None
     writer: str = ""
+    assets: tuple[tuple[int, Asset], ...] = ()
+    layouts: tuple[tuple[int, Layout], ...] = ()
 
     def __post_init__(self) -> None:
         if not _SAVE_ID.fullmatch(self.save_id):
@@ -107,10 +112,10 @@ class Manifest:
         for i, archive in enumerate(self.archives):
             if any(base >= i for base in archive.bases):
                 raise ValueError(f"archive {i} refers to {max(archive.bases)}, which does not stand before it")
-        for tensor in self.tensors.values():
-            for piece in tensor.pieces:
-                if piece.archive >= len(self.archives):
-                    raise ValueError(f"archive {piece.archive}, where there are {len(self.archives)}")
+        used = {piece.archive for tensor in self.tensors.values() for piece in tensor.pieces}
+        used |= {archive for archive, _ in (*self.assets, *self.layouts)}
+        if used and max(used) >= len(self.archives):
+            raise ValueError(f"archive {max(used)}, where there are {len(self.archives)}")
 
     def to_bytes(self) -> bytes:
         """The document, always the same for the same manifest."""
@@ -125,6 +130,10 @@ class Manifest:
             doc["metadata"] = dict(self.metadata)
         if self.checkpoint is not None:
             doc["checkpoint"] = dict(self.checkpoint)
+        if self.assets:
+            doc["assets"] = [asset_json(asset) | {"archive": archive} for archive, asset in self.assets]
+        if self.layouts:
+            doc["layouts"] = [layout_json(layout) | {"archive": archive} for archive, layout in self.layouts]
         return dump(doc)
 
     @classmethod
@@ -144,6 +153,7 @@ class Manifest:
             )
         archives, tensors = doc.get("archives"), doc.get("tensors")
         metadata, checkpoint = doc.get("metadata", {}), doc.get("checkpoint")
+        assets, layouts = doc.get("assets", []), doc.get("layouts", [])
         if not isinstance(archives, list) or len(archives) > MAX_ARCHIVES or not isinstance(tensors, dict):
             raise FormatError("'archives' is no list, or 'tensors' no object", where=where, clause="manifest-2")
         if not isinstance(metadata, dict) or not isinstance(checkpoint, dict | None):
@@ -161,9 +171,16 @@ class Manifest:
                 metadata,
                 checkpoint,
                 str(doc.get("writer", "")),
+                _placed(assets_of(assets, where=where), assets),
+                _placed(layouts_of(layouts, where=where, folder=ASSETS), layouts),
             )
         except ValueError as error:
             raise FormatError(str(error), where=where, clause="manifest-3") from error
+
+
+def _placed(files: Sequence[File], docs: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, File], ...]:
+    """``files``, which ``docs`` describe, each with the archive that it lies in."""
+    return tuple(zip(integers([doc.get("archive") for doc in docs]), files, strict=True))
 
 
 def overlap(pieces: Sequence[Piece]) -> tuple[Piece, Piece] | None:

@@ -654,13 +654,18 @@ def read_array(key: str, doc: Any) -> Array:
 # Section 6.6: assets and layouts.
 
 
-def read_files(docs: object, folder: str) -> list[dict[str, Any]]:
+def read_files(docs: object, folder: str, below: str | None = None) -> list[dict[str, Any]]:
+    """The entries of ``folder``, whose keys begin with it, or with ``below``."""
     need(isinstance(docs, list), "asset-1", f"{folder} is no list")
     for doc in docs:
         good = isinstance(doc, dict) and isinstance(doc.get("path"), str) and isinstance(doc.get("key"), str)
         # > An entry of `assets` has a `path`, a `key` that begins with `assets/` and is as in [key-1], the size `nbytes` (an integer >= 0) and
         # > the `sha256` of the content, which is the object of that key. An entry of `layouts` has a `path` and a `key` that begins with `layouts/`.
-        need(good and doc["key"].startswith(f"{folder}/"), "asset-1", f"an entry of {folder} without path or key")
+        need(
+            good and doc["key"].startswith(f"{below or folder}/"),
+            "asset-1",
+            f"an entry of {folder} without path or key",
+        )
         check_key(doc["key"], "asset-1")
         check_path(doc["path"])
         if folder == "assets":
@@ -1708,6 +1713,12 @@ def read_manifest(data: bytes) -> dict[str, Any]:
         check_archive(archive, i)
     for name, tensor in tensors.items():
         check_tiles(name, tensor, len(archives))
+    # > An entry of `assets` or `layouts` is as in the root document [asset-1], [asset-2], [layout-1], but the `key` begins with `assets/` in both
+    for folder in ("assets", "layouts"):
+        for file in read_files(doc.get(folder, []), folder, "assets"):
+            archive = file.get("archive")
+            # > and `archive`, counted from 0, says in which of `archives` the object of that key is
+            need(is_integer(archive) and 0 <= archive < len(archives), "manifest-3", "a file in no archive")
     return doc
 
 

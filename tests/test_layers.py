@@ -19,10 +19,10 @@ ALLOWED = {
     "formats/peft": "documents errors formats.safetensors sources storage",
     "changes": "approximate encode recipe sources",
     "cache": "forks stats",
-    "cli": "attach check checkpoints composite convert deltas diff errors formats formats.huggingface get importance inspect model recipe shards storage text verify version",
+    "cli": "attach check checkpoints cluster composite convert deltas diff errors formats formats.huggingface get importance inspect model recipe shards storage text verify version",
     "components": "arrays documents dtypes encodings encodings.codes encodings.combined encodings.lowrank encodings.nested encodings.quantized encodings.raw encodings.sparse encodings.tucker frameworks grid selection tensors",
     "container": "archive documents errors extents garbage stats storage tree",
-    "convert": "bases check documents edits encode errors estimate formats formats.base formats.layouts formats.safetensors kernels model progress recipe report sources storage writer",
+    "convert": "bases check documents edits encode errors estimate formats formats.base formats.layouts formats.safetensors kernels model progress recipe report sources split storage writer",
     "decode": "container documents dtypes encodings encodings.combined errors fetch narrow plan workspace",
     "diff": "bases compare edits formats kernels model progress sources storage tensors text",
     "documents": "arrays dtypes encodings encodings.base encodings.combined encodings.lowrank encodings.planes encodings.quantized encodings.raw encodings.sparse encodings.tucker errors grid narrow nodes tensors",
@@ -128,6 +128,9 @@ ALLOWED = {
     "estimate": "edits encode importance recipe report sources tensors writer",
     "importance": "formats sources",
     "report": "model sources tensors text version writer",
+    "cluster": "",
+    "pins": "documents errors storage",
+    "split": "bases checkpoints.saving container documents dtypes edits encode errors formats groups kernels manifest model nodes pins recipe report sources storage tensors text version writer",
 }
 THE_ONLY_DOORS = {
     "numba": {"kernels/machine_code", "kernels/planes", "kernels/quantized", "kernels/sparse"},

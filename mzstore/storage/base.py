@@ -23,6 +23,10 @@ class Blob(Protocol):
     nbytes: int
     local: bool  # reading costs no request
 
+    @property
+    def version(self) -> str:
+        """Changes with the object, as far as the storage tells: a time or an ETag, to be compared for equality only."""
+
     def read(self, start: int, stop: int, slot: str = "", operation: Operation | None = None) -> memoryview:
         """Bytes ``[start, stop)``, valid until this thread's next read with the same ``slot``.
 

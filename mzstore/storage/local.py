@@ -35,7 +35,7 @@ class Buffer(Local):
 
     def __init__(self, data: bytes | bytearray | memoryview) -> None:
         self._data = memoryview(data).cast("B")
-        self.url, self.nbytes = "<memory>", len(self._data)
+        self.url, self.nbytes, self.version = "<memory>", len(self._data), ""
 
     def read(self, start: int, stop: int, slot: str = "", operation: Operation | None = None) -> memoryview:
         return self._data[start:stop]
@@ -55,7 +55,7 @@ class LocalFile(Local):
             # Not blocking, because the first to open a FIFO waits for a writer.
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
             about = os.fstat(self._fd)
-        self.nbytes = about.st_size
+        self.nbytes, self.version = about.st_size, str(about.st_mtime_ns)
         if not stat.S_ISREG(about.st_mode):
             self.close()
             raise StorageError(f"cannot open {self.url!r}: it is not a regular file")

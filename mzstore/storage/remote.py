@@ -110,6 +110,10 @@ class RemoteFile:
         self._version = answer.version
         self._tail, self._tail_start = memoryview(answer.data), self.nbytes - len(answer.data)
 
+    @property
+    def version(self) -> str:
+        return self._version or ""
+
     def read(self, start: int, stop: int, slot: str = "", operation: Operation | None = None) -> memoryview:
         operation = operation or self.start()
         if stop - start <= PART_NBYTES:
