@@ -112,6 +112,7 @@ def _table() -> Mapping[str, DType]:
 
 
 DTYPES = _table()
+NUMPY_FLOATS = ("float16", "float32", "float64")
 BY_SAFETENSORS = MappingProxyType({d.safetensors: d for d in DTYPES.values() if d.safetensors})
 _BY_ANY_NAME = {d.torch: d for d in DTYPES.values() if d.torch} | dict(DTYPES)
 BY_NUMPY = MappingProxyType({d.numpy: d for d in DTYPES.values()})
@@ -121,7 +122,7 @@ def cast(words: np.ndarray, source: DType, target: DType) -> np.ndarray:
     """The words of ``target`` for ``words`` of ``source``, as NumPy converts values: floats to the nearest, ties to even."""
     with np.errstate(over="ignore", invalid="ignore"):
         values = words.view(source.numpy)
-        if source.name == "float64" and target.is_float and target.numpy.isbuiltin != 1:
+        if source.name == "float64" and target.is_float and target.name not in NUMPY_FLOATS:
             values = _rounded_to_odd(values)
         return values.astype(target.numpy).view(target.word)
 

@@ -146,6 +146,13 @@ def nearest(value: float, dtype: np.dtype) -> float:
     return min(exact)[2]
 
 
+def test_float64_to_what_numpy_has_is_as_numpy_casts():
+    values = np.random.default_rng(0).standard_normal(10000)
+    for name in ("float32", "float16"):
+        words = dtypes.cast(values.view(np.uint64), DTYPES["float64"], DTYPES[name])
+        assert words.tobytes() == values.astype(name).tobytes()
+
+
 @given(st.floats(-400, 400), st.sampled_from(["bfloat16", "float16", "float8_e4m3fn", "float8_e5m2"]), st.data())
 def test_casts_round_once(value, name, data):
     """From float64 as well, also beside the middle of two neighbours, where rounding to float32 first would go wrong."""

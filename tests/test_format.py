@@ -425,7 +425,7 @@ MANIFESTS = {vector["id"]: vector for vector in json.loads((ROOT / "spec/manifes
 
 @pytest.mark.parametrize("name", MANIFESTS)
 def test_manifests(name):
-    """[manifest-1] [manifest-2] [manifest-3]"""
+    """[manifest-1] [manifest-2] [manifest-3] [manifest-6]"""
     vector = MANIFESTS[name]
     data = json.dumps(vector["manifest"]).encode()
     if "error" not in vector:

@@ -28,8 +28,8 @@ def test_public_names():
         (
             mzstore.convert,
             "(source, target, *, include=None, exclude=None, dtype=None, rename=None, recipe=None, importance=None, "
-            "level='balanced', to=None, check=False, dry_run=False, threads=None, show_progress=None, storage_options=None, "
-            "target_options=None, retry=None, bases=None)",
+            "level='balanced', to=None, check=False, dry_run=False, shard_nbytes=None, executor=None, threads=None, show_progress=None, "
+            "storage_options=None, target_options=None, retry=None, bases=None)",
         ),
         (
             mzstore.check,
