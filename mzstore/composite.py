@@ -254,7 +254,9 @@ def _cuts(wanted: Wanted) -> Iterator[_Cut]:
     assert isinstance(tiled, Tiled)
     for piece in tiled.pieces:
         spans, target = [], []
-        for span, (start, stop) in zip(wanted.spans, _word_box(piece, tiled.spec.dtype), strict=True):
+        for span, (start, stop) in zip(
+            wanted.spans, word_box(piece.offsets, piece.shape, tiled.spec.dtype), strict=True
+        ):
             first = max(0, -(-(start - span.start) // span.step))
             last = min(span.count, -(-(stop - span.start) // span.step))
             if first >= last:
@@ -265,9 +267,9 @@ def _cuts(wanted: Wanted) -> Iterator[_Cut]:
             yield _Cut(wanted, piece, tiled.spec.dtype, tuple(spans), tuple(target))
 
 
-def _word_box(piece: Piece, dtype: DType) -> tuple[tuple[int, int], ...]:
-    """(first, one past the last) word of ``piece`` on each axis."""
-    box = [(start, start + n) for start, n in zip(piece.offsets, piece.shape, strict=True)]
+def word_box(offsets: tuple[int, ...], shape: tuple[int, ...], dtype: DType) -> tuple[tuple[int, int], ...]:
+    """(first, one past the last) word on each axis, of the values from ``offsets`` on, of ``shape``."""
+    box = [(start, start + n) for start, n in zip(offsets, shape, strict=True)]
     if dtype.parts == 2:
         box.append((0, 2))
     if dtype.packed and box:

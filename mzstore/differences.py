@@ -14,7 +14,7 @@ import numpy as np
 from mzstore import sparsity
 from mzstore.arrays import Array
 from mzstore.dtypes import DType
-from mzstore.encode import Choice, Level, choose
+from mzstore.encode import Choice, ChunkShape, Level, choose
 from mzstore.encodings import Coding
 from mzstore.encodings.planes import MAX_SYMBOLS, Planes
 from mzstore.encodings.raw import Raw
@@ -59,16 +59,18 @@ class Difference:
     choice: Choice
 
 
-def choose_difference(tuned: TensorSource, base: TensorSource, level: Level) -> Difference:
+def choose_difference(
+    tuned: TensorSource, base: TensorSource, level: Level, chunks: ChunkShape = choose_chunk_shape
+) -> Difference:
     """The smaller of both differences, or the tensor itself if that is smaller still, by the bytes that a sample takes.
 
-    Reads little of both tensors, unless all of a difference has to be known to store it.
+    Reads little of both tensors, unless all of a difference has to be known to store it. ``chunks``: how it is cut.
     """
     spec = tuned.spec
-    whole = choose(tuned, level)
+    whole = choose(tuned, level, chunks)
     if isinstance(whole.part, Raw) and whole.part.constant:
         return Difference(None, tuned, whole)
-    grid = Grid(spec.word_shape, choose_chunk_shape(spec.word_shape, spec.dtype.word.itemsize))
+    grid = Grid(spec.word_shape, chunks(spec.word_shape, spec.dtype.word.itemsize))
     samples = _sample(tuned), _sample(base)
     best, least = Difference(None, tuned, whole), _nbytes(whole, samples[0], spec.dtype)
     for how in HOWS:

@@ -57,6 +57,7 @@ class Piece:
     """A box of a tensor: from ``offsets`` on, of ``shape``. It is the whole of tensor ``name`` in archive ``archive``.
 
     sha256  the digest of its values there; empty if the manifest does not tell
+    origin  the same for pieces that were made of the same values in the same way, by a recipe; empty if nobody knows
     """
 
     archive: int
@@ -64,6 +65,7 @@ class Piece:
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
     sha256: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,8 @@ def _piece_json(name: str, shape: tuple[int, ...], piece: Piece) -> dict[str, An
         doc |= {"offsets": list(piece.offsets), "shape": list(piece.shape)}
     if piece.sha256:
         doc["sha256"] = piece.sha256
+    if piece.origin:
+        doc["origin"] = piece.origin
     return doc
 
 
@@ -264,12 +268,14 @@ def _pieces(name: str, shape: tuple[int, ...], docs: Sequence[object]) -> Iterat
     for doc in docs:
         match doc:
             case {"archive": int(archive), **rest} if type(archive) is int and archive >= 0:
-                own, sha256 = rest.get("name", name), rest.get("sha256", "")
+                own, sha256, origin = rest.get("name", name), rest.get("sha256", ""), rest.get("origin", "")
                 if not isinstance(own, str):
                     raise ValueError(f"the name of a piece of {name!r:.200} is not a string")
                 if not isinstance(sha256, str) or (sha256 and not _DIGEST.fullmatch(sha256)):
                     raise ValueError(f"the digest of a piece of {name!r:.200} is {sha256!r:.100}")
+                if not isinstance(origin, str) or (origin and not _DIGEST.fullmatch(origin)):
+                    raise ValueError(f"the origin of a piece of {name!r:.200} is {origin!r:.100}")
                 offsets = integers(rest.get("offsets", [0] * len(shape)))
-                yield Piece(archive, own, offsets, integers(rest.get("shape", list(shape))), sha256)
+                yield Piece(archive, own, offsets, integers(rest.get("shape", list(shape))), sha256, origin)
             case _:
                 raise ValueError(f"a piece of {name!r:.200} is {doc!r:.200}, which has no archive")

@@ -1749,7 +1749,9 @@ def check_tiles(name: str, tensor: object, n_archives: int) -> None:
         archive = piece.get("archive")
         need(is_integer(archive) and 0 <= archive < n_archives, "manifest-3", "no such archive")
         need(
-            is_name(piece.get("name", name)) and is_sha256(piece.get("sha256", "0" * 64)),
+            is_name(piece.get("name", name))
+            and is_sha256(piece.get("sha256", "0" * 64))
+            and is_sha256(piece.get("origin", "0" * 64)),
             "manifest-3",
             "name or digest",
         )

@@ -40,13 +40,15 @@ VALUES: dict[str, Any] = {
 }
 
 
-def full(name: str, seed: int = 0) -> torch.Tensor:
-    """All of one tensor; the same on every rank."""
+def full(name: str, seed: int = 0, drift: int = 0) -> torch.Tensor:
+    """All of one tensor; the same on every rank. ``drift``: after so many small steps, of those that have floats."""
     shape, dtype = SHAPES[name]
     generator = torch.Generator().manual_seed(1000 * seed + list(SHAPES).index(name))
     if dtype == torch.int64:
         return torch.randint(-(2**60), 2**60, shape, generator=generator)
     values = torch.randn(*shape, 2 if dtype.is_complex else 1, generator=generator)
+    for _ in range(drift):
+        values += 1e-4 * torch.randn(values.shape, generator=generator)
     return torch.view_as_complex(values) if dtype.is_complex else values[..., 0].to(dtype)
 
 
@@ -63,10 +65,10 @@ def placed(value: torch.Tensor, how: str, mesh: Any) -> Any:
 
 
 def state_of(
-    how: str, mesh: Any, *, seed: int = 0, zeros: bool = False, names: list[str] | None = None
+    how: str, mesh: Any, *, seed: int = 0, drift: int = 0, zeros: bool = False, names: list[str] | None = None
 ) -> dict[str, Any]:
     def make(name: str, how: str) -> Any:
-        value = full(name, seed)
+        value = full(name, seed, drift)
         return placed(torch.zeros_like(value) if zeros else value, how, mesh)
 
     model = {name: make(name, how) for name in names or SHAPES}
@@ -141,11 +143,12 @@ def main(task: dict[str, Any]) -> Any:
     url, options, how = task["url"], task.get("options"), task.get("how", "0")
     world = dist.get_world_size()
     mesh = init_device_mesh("cpu", (2, world // 2) if how == "both" else (world,))
-    names, seed = task.get("names"), task.get("seed", 0)
+    names, seed, drift = task.get("names"), task.get("seed", 0), task.get("drift", 0)
     writer: dict[str, Any] = {"storage_options": options, "threads": 1}
     if task["do"] == "save":
         made = Killed(url, kill=tuple(task["kill"]), **writer) if "kill" in task else MzWriter(url, **writer)
-        dcp.save(state_of(how, mesh, names=names, seed=seed), storage_writer=made, planner=MzSavePlanner())
+        state = state_of(how, mesh, names=names, seed=seed, drift=drift)
+        dcp.save(state, storage_writer=made, planner=MzSavePlanner())
     elif task["do"] == "save sharded tensors":
         state = {name: sharded_tensor(full(name)) for name in ("even", "uneven", "large")}
         dcp.save(state, storage_writer=MzWriter(url, **writer), planner=MzSavePlanner())
@@ -169,7 +172,7 @@ def main(task: dict[str, Any]) -> Any:
         reader = MzReader(url, storage_options=options, threads=1)
         found = state_of(how, mesh, zeros=True, names=names)
         dcp.load(found, storage_reader=reader, planner=MzLoadPlanner())
-        check(found, state_of(how, mesh, names=names, seed=seed))
+        check(found, state_of(how, mesh, names=names, seed=seed, drift=drift))
         held = sum(local(value).nbytes for value in found["model"].values())
         return {"fetched": reader.stats.fetched_nbytes, "held": held, "requests": reader.stats.requests}
     else:

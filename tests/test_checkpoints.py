@@ -18,14 +18,16 @@ import pytest
 from places import S3Place
 
 import mzstore
-from mzstore.checkpoints import CheckpointStore, repository, saving, staging
-from mzstore.checkpoints.repository import Repository, behind
+from mzstore.checkpoints import CheckpointStore, archives, repository, saving, staging
+from mzstore.checkpoints.archives import archives_of
+from mzstore.checkpoints.repository import Repository
 from mzstore.errors import ConflictError, CorruptError, FormatError, StorageError
 from mzstore.storage import Retry
 
 KILLS = int(os.environ.get("MZSTORE_KILLS", "60"))  # 200 take some ten minutes
 SHORT = Retry(timeout=5, attempts=4, backoff=0.01)
 RNG = np.random.default_rng(7)
+RULE = '[[rule]]\nname = ["model.*"]\nbits = 4\n'
 FROZEN = RNG.standard_normal((64, 128)).astype(np.float32)
 
 
@@ -191,13 +193,47 @@ def test_changes_are_smaller_and_their_chains_are_bounded(opened, chain):
         depths = []
         for step in range(8):
             manifest = store._repository.manifest(step)
-            depths.append(max(behind(manifest.archives)))
+            depths.append(max(archive.depth for archive in archives_of(manifest)))
             assert same(store.load(step), state_at(step))
     assert max(depths) == chain
     if chain:
         assert made[1].new_nbytes < 0.75 * made[0].new_nbytes
         frozen = made[1 + chain].new_nbytes
         assert frozen > made[1].new_nbytes, "after a whole chain the next one is stored whole"
+
+
+def test_chains_go_on_after_a_restart(opened):
+    made = []
+    for step in range(5):
+        with opened(chain=3) as store:
+            made.append(store.save(step, state_at(step)).new_nbytes)
+            assert same(store.load(step), state_at(step))
+    with opened() as store:
+        depths = [max(archive.depth for archive in archives_of(store._repository.manifest(step))) for step in range(5)]
+        assert all(report.ok for report in store.verify().values())
+    assert depths == [0, 1, 2, 3, 0]
+    assert max(made[1:4]) < 0.75 * made[0]
+
+
+def test_without_memory_for_the_values_before_they_are_read_back(tmp_path):
+    nbytes = sum(value.nbytes for value in state_at(0)["model"].values())
+    with CheckpointStore(tmp_path, memory=nbytes) as store:
+        made = [store.save(step, state_at(step)).new_nbytes for step in range(3)]
+        assert max(made[1:]) < 0.75 * made[0]
+        assert same(store.load(), state_at(2))
+
+
+def test_values_that_cannot_be_read_back_are_said_and_no_failure(tmp_path):
+    with CheckpointStore(tmp_path) as store:
+        store.save(1, state_at(1))
+        (archive,) = (tmp_path / "data").rglob("*.mz")
+    data = bytearray(archive.read_bytes())
+    data[100:-2000] = bytes(len(data) - 2100)
+    archive.write_bytes(data)
+    with CheckpointStore(tmp_path) as store:
+        with pytest.warns(RuntimeWarning, match="the values of checkpoint 1 cannot be read; tensors are stored whole"):
+            store.save(2, state_at(2))
+        assert np.array_equal(store.load(names="model.w")["model.w"], state_at(2)["model"]["w"])
 
 
 def test_chains_survive_that_what_they_began_with_is_deleted(opened):
@@ -244,7 +280,7 @@ def test_what_is_fine_tuned_is_stored_as_a_change_of_the_base(tmp_path):
 
 
 def test_an_archive_has_no_more_bases_than_may_be(tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "MAX_BASES", 0)
+    monkeypatch.setattr(archives, "MAX_BASES", 0)
     with CheckpointStore(tmp_path) as store:
         for step in range(2):
             store.save(step, state_at(step))
@@ -263,20 +299,33 @@ def test_states_are_copied_in_pieces(tmp_path, monkeypatch, threads):
 
 
 def test_weights_may_be_lossy_and_all_else_stays_exact(tmp_path):
-    recipe = mzstore.Recipe.parse('[[rule]]\nname = ["model.*"]\nbits = 4\n')
+    recipe = mzstore.Recipe.parse(RULE)
     weights = RNG.standard_normal((256, 256)).astype(np.float32)
     state = {"model": {"w": weights}, "optimizer": {"w": weights + 1}}
     with CheckpointStore(tmp_path, recipe=recipe) as store:
         store.save(1, state)
         assert store.save(2, state).new_nbytes == 0
+    with CheckpointStore(tmp_path, recipe=recipe) as store:
+        assert store.save(3, state).new_nbytes == 0, "nor after a restart"
         loaded = store.load()
+    with CheckpointStore(tmp_path, recipe=mzstore.Recipe.parse(RULE.replace("4", "6"))) as store:
+        assert store.save(4, state).new_nbytes > 0, "another rule makes something else of it"
     assert not np.array_equal(loaded["model"]["w"], weights)
     assert np.allclose(loaded["model"]["w"], weights, atol=0.5)
     assert np.array_equal(loaded["optimizer"]["w"], weights + 1)
 
 
+def test_what_depends_on_other_tensors_is_not_taken_for_the_same(tmp_path):
+    recipe = mzstore.Recipe(sparsity=0.5, scope="global")
+    a, b = (RNG.standard_normal((256, 256)).astype(np.float32) for _ in range(2))
+    with CheckpointStore(tmp_path, recipe=recipe) as store:
+        store.save(1, {"a": a, "b": b})
+        store.save(2, {"a": a, "b": 100 * b})
+        assert np.count_nonzero(store.load(2)["a"]) < np.count_nonzero(store.load(1)["a"]) / 4
+
+
 def test_what_is_saved_in_several_archives(tmp_path, monkeypatch):
-    monkeypatch.setattr(saving, "ARCHIVE_NBYTES", 20_000)
+    monkeypatch.setattr(archives, "ARCHIVE_NBYTES", 20_000)
     with CheckpointStore(tmp_path) as store:
         for step in range(3):
             store.save(step, state_at(step))
@@ -503,8 +552,8 @@ def test_a_hint_that_cannot_be_written_is_said_and_no_failure(place):
 
 
 def test_a_save_that_takes_too_long_makes_no_checkpoint(tmp_path, monkeypatch):
-    whole = saving.write
-    monkeypatch.setattr(saving, "write", lambda *a, **k: (whole(*a, **k), time.sleep(0.3)))
+    whole = archives.write
+    monkeypatch.setattr(archives, "write", lambda *a, **k: (whole(*a, **k), time.sleep(0.3)))
     with CheckpointStore(tmp_path, grace=0.2) as store:
         with pytest.raises(StorageError, match="grace period"):
             store.save(1, state_at(1))
@@ -515,13 +564,13 @@ def test_a_save_that_loses_what_it_refers_to_makes_no_checkpoint(tmp_path, monke
     with CheckpointStore(tmp_path) as store:
         store.save(1, state_at(1))
         (first,) = store._repository.listing("data")
-        whole = saving.write
+        whole = archives.write
 
         def lose(*each: Any, **options: Any) -> None:
             whole(*each, **options)
             (tmp_path / first).unlink()
 
-        monkeypatch.setattr(saving, "write", lose)
+        monkeypatch.setattr(archives, "write", lose)
         with pytest.raises(StorageError, match="was it removed meanwhile"):
             store.save(2, state_at(2))
         assert store.steps() == [1]

@@ -22,6 +22,7 @@ dcp = pytest.importorskip("torch.distributed.checkpoint")
 import ranks  # noqa: E402
 
 from mzstore.checkpoints import CheckpointStore  # noqa: E402
+from mzstore.checkpoints.archives import archives_of  # noqa: E402
 from mzstore.shards import shard_slices  # noqa: E402
 from mzstore.torch.dcp import MzLoadPlanner, MzReader, MzSavePlanner, MzWriter  # noqa: E402
 
@@ -115,6 +116,20 @@ def test_other_ranks_load_what_some_have_saved(job, tmp_path, before, after, sav
     assert state["values"]["betas"] == (0.9, 0.999)
     assert torch.equal(state["model"]["uneven"], ranks.full("uneven"))
     assert state["list"][1] == {"inside": 5}
+
+
+@pytest.mark.slow
+def test_ranks_store_what_changed_and_others_load_it(job, tmp_path):
+    url = f"{tmp_path}/store"
+    for step in range(3):
+        job.run(2, {"do": "save", "url": f"{url}/{step}", "drift": step, "how": "0"})
+    job.run(3, {"do": "save", "url": f"{url}/3", "drift": 3, "how": "1"})  # no box is where one was
+    for step in range(4):
+        job.run(3, {"do": "load", "url": f"{url}/{step}", "drift": step, "how": "1"})
+    with CheckpointStore(url) as store:
+        made = store.checkpoints()
+        assert all(report.ok for report in store.verify().values())
+    assert max(made[1].new_nbytes, made[2].new_nbytes) < 0.8 * made[0].new_nbytes < made[3].new_nbytes
 
 
 @pytest.mark.slow
@@ -279,6 +294,60 @@ def test_a_step_is_saved_once(tmp_path):
     save(f"{tmp_path}/store/1", {"x": torch.zeros(3)})
     with pytest.raises(dcp.CheckpointException, match="checkpoint 1 exists already"):
         save(f"{tmp_path}/store/1", {"x": torch.ones(3)})
+
+
+@quiet
+def test_what_did_not_change_is_stored_once(tmp_path):
+    url = f"{tmp_path}/store"
+    save(f"{url}/1", state())
+    save(f"{url}/2", {**state(), "scalar": torch.tensor(7.0)})
+    save(f"{url}/3", {"elsewhere": state()["model"]})
+    with CheckpointStore(url) as store:
+        first, second, third = store.checkpoints()
+        assert second.new_nbytes < first.new_nbytes / 100
+        assert third.new_nbytes == 0
+        store.delete(1)
+        store.gc(0)
+        found = ranks.state_of("plain", None, zeros=True)
+        load(f"{url}/2", found)
+        ranks.check(found, {**state(), "scalar": torch.tensor(7.0)})
+        assert all(report.ok for report in store.verify().values())
+
+
+def drifted(step: int) -> dict[str, Any]:
+    """Weights that move a little from step to step."""
+    values = torch.randn(600, 400, generator=torch.Generator().manual_seed(0))
+    for each in range(step):
+        values += 1e-4 * torch.randn(600, 400, generator=torch.Generator().manual_seed(1 + each))
+    return {"w": values, "half": values.bfloat16()}
+
+
+@quiet
+@pytest.mark.parametrize("chain", [0, 2])
+def test_changes_are_smaller_and_their_chains_are_bounded(tmp_path, chain):
+    for step in range(5):
+        save(f"{tmp_path}/store/{step}", drifted(step), chain=chain)
+        found = {name: torch.zeros_like(value) for name, value in drifted(0).items()}
+        load(f"{tmp_path}/store/{step}", found)
+        ranks.check(found, drifted(step))
+    with CheckpointStore(tmp_path / "store") as store:
+        made = store.checkpoints()
+        depths = [max(each.depth for each in archives_of(store._repository.manifest(step))) for step in range(5)]
+        assert all(report.ok for report in store.verify().values())
+        store.save(5, {"w": drifted(5)["w"]})  # of the same chain
+        assert store.checkpoint(5).new_nbytes < (0.75 if chain else 1) * made[0].new_nbytes
+        assert torch.equal(store.load(5)["w"], drifted(5)["w"])
+    assert depths == ([0, 1, 2, 0, 1] if chain else [0] * 5)
+    if chain:
+        assert max(made[1].new_nbytes, made[2].new_nbytes) < 0.75 * made[0].new_nbytes < made[3].new_nbytes
+
+
+@quiet
+def test_equal_tensors_under_a_recipe_are_stored_once(tmp_path):
+    for step in (1, 2):
+        save(f"{tmp_path}/store/{step}", drifted(0), recipe=mzstore.Recipe(bits=4))
+    with CheckpointStore(tmp_path / "store") as store:
+        assert [made.new_nbytes > 0 for made in store.checkpoints()] == [True, False]
 
 
 class Late(MzWriter):

@@ -14,16 +14,18 @@ import re
 import secrets
 import warnings
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from mzstore.documents import dump, load
 from mzstore.errors import ConflictError, FormatError, StorageError
-from mzstore.manifest import MAX_NBYTES, ArchiveRef, Manifest
+from mzstore.manifest import MAX_NBYTES, Manifest
 from mzstore.storage import Found, Objects, Options, Retry, open_objects
 
 MANIFESTS, DATA, DELETED, LATEST = "manifests", "data", "deleted", "latest.json"
 MAX_STEP = 2**63 - 1
 HINT_NBYTES = 1 << 16
+AT_A_TIME = 16  # archives that are looked for
 _MANIFEST = re.compile(rf"{MANIFESTS}/(0|[1-9][0-9]{{0,18}})\.json")
 
 
@@ -125,6 +127,27 @@ class Repository:
                 f"checkpoint {step} is committed; the hint at it is not: {error}", RuntimeWarning, stacklevel=2
             )
 
+    def check_in_time(self, step: int, seconds: float, grace: float) -> None:
+        """Raises StorageError for a save of ``seconds``, if what it has written may be removed by now."""
+        if seconds > grace:
+            raise StorageError(
+                f"saving checkpoint {step} took more than the grace period of {grace:g} s, after which what it has written "
+                "may be removed as garbage; give the store, and whoever collects garbage, a longer one",
+                where=self.url,
+            )
+
+    def check_there(self, step: int, manifest: Manifest) -> None:
+        """Raises StorageError if an archive is not there that the manifest of checkpoint ``step`` will name."""
+        keys = [key_of(archive.path) for archive in manifest.archives]
+        with ThreadPoolExecutor(AT_A_TIME, "mzstore-look") as pool:
+            for key, archive, found in zip(keys, manifest.archives, pool.map(self.objects.nbytes, keys), strict=True):
+                if found != archive.nbytes:
+                    raise StorageError(
+                        f"archive {key!r} of checkpoint {step} has {archive.nbytes} bytes, {found or 0} are there; was it "
+                        "removed meanwhile?",
+                        where=self.url,
+                    )
+
     def conflict(self, step: int) -> ConflictError:
         return ConflictError(
             f"checkpoint {step} exists already, from another save; nothing of it was changed", where=self.url
@@ -161,11 +184,3 @@ class Repository:
 def checkpoint_json(step: int, structure: Any, metrics: Mapping[str, float], time: float) -> dict[str, Any]:
     """What makes a checkpoint of a manifest. ``time``: seconds since 1970, for people only."""
     return {"step": step, "state": structure, "metrics": dict(metrics), "time": time}
-
-
-def behind(archives: tuple[ArchiveRef, ...]) -> list[int]:
-    """How many archives stand one behind another for each."""
-    depths: list[int] = []
-    for archive in archives:
-        depths.append(1 + max((depths[base] for base in archive.bases), default=-1))
-    return depths

@@ -11,12 +11,13 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from mzstore import frameworks, kernels
-from mzstore.bases import MAX_DEPTH, Wanted, fill
+from mzstore.bases import Wanted, fill
 from mzstore.checkpoints import collection, saving
+from mzstore.checkpoints.archives import CHAIN, Settings, check_chain
 from mzstore.checkpoints.collection import Collected
 from mzstore.checkpoints.repository import Repository, check_step, manifest_key, save_id_of
 from mzstore.checkpoints.retention import Mode, Retention, ranked
-from mzstore.checkpoints.saving import Job, Previous, Settings
+from mzstore.checkpoints.saving import Job, Previous
 from mzstore.checkpoints.staging import Staged, Staging
 from mzstore.checkpoints.state import decode, encode, tensors_of
 from mzstore.encode import Level, check_level
@@ -32,7 +33,6 @@ from mzstore.verify import Report, verify
 
 Step = int | Literal["latest", "best"]
 GRACE = 3600.0
-CHAIN = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +154,6 @@ class CheckpointStore:
         retry: Retry | None = None,
     ) -> None:
         check_level(level)
-        if not 0 <= chain < MAX_DEPTH:
-            raise ValueError(f"a chain of {chain} checkpoints; 0 to {MAX_DEPTH - 1} are allowed")
         if grace <= 0 or (memory is not None and memory < 1):
             raise ValueError(f"grace {grace}, memory {memory}: more than 0")
         self._retention = Retention(keep, every, (best, mode, 1) if best else None)
@@ -164,10 +162,9 @@ class CheckpointStore:
             Settings,
             recipe=recipe,
             base_url=base_url,
-            chain=chain,
+            chain=check_chain(chain),
             level=level,
             threads=self._threads,
-            grace=grace,
         )
         self._chain = chain
         self._repository = Repository(url, storage_options, retry)
@@ -259,10 +256,10 @@ class CheckpointStore:
         self._notify()
 
     def _forget_values(self) -> None:
-        """There is no memory for the state before: nothing will be stored as a change of it."""
+        """There is no memory for the state before: what will be stored as a change of it has to read it back."""
         staged, self._previous_staged = self._previous_staged, None
         if staged and self._previous:
-            self._previous = Previous(self._previous.step, self._previous.manifest, {}, self._previous.digests)
+            self._previous = Previous(self._previous.step, self._previous.manifest)
             self._staging.release(staged)
             self._held -= staged.nbytes
 
@@ -271,14 +268,14 @@ class CheckpointStore:
         kept = False
         try:
             settings = self._settings(base=self._open_base())
-            previous = saving.save(self._repository, job, self._find_previous(), settings)
+            previous = saving.save(self._repository, job, self._find_previous(), settings, self._grace)
             made = Checkpoint.of(previous.manifest, self.url)
             with self._changed:
                 self._forget_values()
                 if self._chain:
                     self._previous, self._previous_staged, kept = previous, job.staged, True
                 else:
-                    self._previous = Previous(previous.step, previous.manifest, {}, previous.digests)
+                    self._previous = Previous(previous.step, previous.manifest)
         finally:
             if not kept:
                 self._staging.release(job.staged)

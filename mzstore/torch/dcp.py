@@ -8,12 +8,12 @@ makes the checkpoint exist (FORMAT.md section 10): ``mzstore.open`` has it as on
 checkpoints. Values that are no tensors are JSON; nothing is pickled.
 """
 
+import contextlib
 import io
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -42,37 +42,34 @@ from torch.futures import Future
 
 from mzstore import frameworks
 from mzstore.bases import BaseLocations, Wanted, fill
+from mzstore.checkpoints.archives import CHAIN, ArchiveList, Archiving, Before, Box, Settings, Stored, check_chain
 from mzstore.checkpoints.repository import (
     Repository,
-    archive_key,
     check_step,
     checkpoint_json,
-    from_manifest,
     manifest_key,
     new_save_id,
     save_id_of,
 )
-from mzstore.checkpoints.saving import ARCHIVE_NBYTES, Digested
 from mzstore.checkpoints.state import decode, encode
 from mzstore.composite import read_manifest
 from mzstore.documents import TensorEntry
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encode import Level, check_level
-from mzstore.errors import FormatError, StorageError
+from mzstore.errors import FormatError
 from mzstore.grid import choose_resharded_chunk_shape
 from mzstore.groups import groups
-from mzstore.manifest import ArchiveRef, Manifest, ManifestTensor, Piece
+from mzstore.manifest import Manifest, ManifestTensor, Piece
 from mzstore.model import Model, check_threads
 from mzstore.model import open as open_model
 from mzstore.recipe import Recipe
 from mzstore.selection import Span
-from mzstore.sources import ArraySource, ModelSource, Walked
+from mzstore.sources import ArraySource
 from mzstore.stats import Stats
 from mzstore.storage import Options, Retry
 from mzstore.tensors import TensorSpec
 from mzstore.torch.flat import Leaf, Path, flatten, nest
 from mzstore.version import __version__
-from mzstore.writer import write
 
 GRACE = 3600.0
 COPY_NBYTES = 256 << 20  # of tensors that cannot be read into: at a time
@@ -164,19 +161,12 @@ def _refuse_no_collectives(use_collectives: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stored:
-    """Where one tensor of an archive lies, as its rank tells the coordinator. ``piece.archive`` is not known yet."""
-
-    archive: ArchiveRef
-    spec: TensorSpec
-    piece: Piece
-
-
-@dataclass(frozen=True, slots=True)
 class _Item:
-    """What became of a write item: pieces of tensors (of a value, the arrays inside of it), and of a value its document."""
+    """What became of a write item, as its rank tells the coordinator: pieces of tensors (of a value, the arrays inside of it), each with
+    the whole tensor; and of a value its document. ``save_id``: of the archives that the rank has written."""
 
-    stored: tuple[_Stored, ...] = ()
+    save_id: str
+    stored: tuple[tuple[TensorSpec, Stored], ...] = ()
     doc: Any = None
 
 
@@ -201,9 +191,11 @@ class MzWriter(_Checkpoint, StorageWriter):
 
     metrics  numbers by which checkpoints are compared
     recipe   which tensors are stored lossy, see ``mzstore.save``; all others are exact
+    chain    so many checkpoints, at most, stand one behind another for what is stored as changes; 0: nothing is, and no rank reads
+             back what it saved before. What did not change at all is referred to in any case
     grace    seconds that what is written counts as no garbage (see ``CheckpointStore``); a save that takes longer fails
 
-    Use it with MzSavePlanner. Raises ConflictError if there is a checkpoint of this step.
+    Each rank compares its boxes with those of the checkpoint that was committed last. Use it with MzSavePlanner. Raises ConflictError if there is a checkpoint of this step.
     """
 
     def __init__(
@@ -212,6 +204,7 @@ class MzWriter(_Checkpoint, StorageWriter):
         *,
         metrics: Mapping[str, float] | None = None,
         recipe: Recipe | None = None,
+        chain: int = CHAIN,
         level: Level = "balanced",
         threads: int | None = None,
         grace: float = GRACE,
@@ -221,7 +214,14 @@ class MzWriter(_Checkpoint, StorageWriter):
         super().__init__(checkpoint_id, storage_options, retry)
         check_level(level)
         self._metrics = {str(name): encode(float(value))[0] for name, value in (metrics or {}).items()}
-        self._recipe, self._level, self._threads, self._grace = recipe, level, check_threads(threads), grace
+        self._settings = Settings(
+            recipe=recipe,
+            chain=check_chain(chain),
+            level=level,
+            threads=check_threads(threads),
+            chunks=choose_resharded_chunk_shape,
+        )
+        self._grace = grace
         self._rank, self._started = 0, 0.0
 
     def reset(self, checkpoint_id: Id | None = None) -> None:
@@ -256,43 +256,30 @@ class MzWriter(_Checkpoint, StorageWriter):
                 tasks += [_of_value(index, name, value) for name, value in inside.items()]
             elif (task := _of_box(index, item, planner)).spec.size:
                 tasks.append(task)
-        stored: dict[int, list[_Stored]] = {}
-        for task, found in self._write(_named(tasks)):
-            stored.setdefault(task.index, []).append(found)
+        stored: dict[int, list[tuple[TensorSpec, Stored]]] = {}
+        nbytes = dict.fromkeys(range(len(items)), 0)
+        save_id = new_save_id()
+        for task, found in self._store(_named(tasks), save_id):
+            stored.setdefault(task.index, []).append((replace(task.spec, name=task.name, shape=task.shape), found))
+            nbytes[task.index] += task.spec.nbytes
         results = [
-            WriteResult(
-                item.index,
-                sum(found.spec.nbytes for found in stored.get(index, ())),
-                _Item(tuple(stored.get(index, ())), docs.get(index)),
-            )
+            WriteResult(item.index, nbytes[index], _Item(save_id, tuple(stored.get(index, ())), docs.get(index)))
             for index, item in enumerate(items)
         ]
         future: Future[list[WriteResult]] = Future()
         future.set_result(results)
         return future
 
-    def _write(self, tasks: Sequence[_Task]) -> Iterator[tuple[_Task, _Stored]]:
-        repository, save_id = self._repository(), new_save_id()
-        for number, group in enumerate(groups(tasks, lambda task: task.spec.nbytes, ARCHIVE_NBYTES)):
-            key = archive_key(save_id, self._rank, number)
-            nbytes = sum(task.spec.nbytes for task in group)
-            source = ModelSource(Walked(partial(map, _source, group)), nbytes)
-            with repository.objects.sink(key, nbytes) as sink:
-                target = Digested(sink)
-                write(
-                    target,
-                    source,
-                    recipe=self._recipe,
-                    level=self._level,
-                    kind="archive",
-                    threads=self._threads,
-                    show_progress=False,
-                    chunks=choose_resharded_chunk_shape,
-                )
-            archive = ArchiveRef(from_manifest(key), target.nbytes, target.hexdigest())
-            for task in group:
-                spec = replace(task.spec, name=task.name, shape=task.shape)
-                yield task, _Stored(archive, spec, Piece(0, task.spec.name, task.offsets, task.spec.shape))
+    def _store(self, tasks: Sequence[_Task], save_id: str) -> Iterator[tuple[_Task, Stored]]:
+        repository = self._repository()
+        by_name = {task.spec.name: task for task in tasks}
+        with contextlib.ExitStack() as stack:
+            before = None
+            if found := _before(repository):
+                before = stack.enter_context(Before(repository, found, threads=self._settings.threads))
+            archiving = Archiving(repository, save_id, self._rank, before, self._settings)
+            for box, stored in archiving.store(map(_box, tasks)):
+                yield by_name[box.source.spec.name], stored
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """The commit. Raises ValueError if what was written is not all of what was planned, ConflictError or StorageError."""
@@ -310,22 +297,31 @@ class MzWriter(_Checkpoint, StorageWriter):
         structure = nest(leaves)
         if {leaf.path for leaf in flatten(structure, where="the state").values()} != leaves.keys():
             raise ValueError("values that are dicts: let the planner flatten the state (flatten_state_dict=True)")
-        archives = list(dict.fromkeys(s.archive for result in written for s in result.storage_data.stored))
+        archives = ArchiveList()
+        tensors = _tensors(metadata, written, archives)
+        own = {result.storage_data.save_id for result in written} & {save_id_of(ref.path) for ref in archives.refs}
         manifest = Manifest(
             new_save_id(),
-            tuple(archives),
-            _tensors(metadata, written, {archive: i for i, archive in enumerate(archives)}),
+            tuple(archives.refs),
+            tensors,
             checkpoint=checkpoint_json(self._id.step, structure, self._metrics, time.time())
-            | {"save_ids": sorted({save_id_of(archive.path) for archive in archives})},
+            | {"save_ids": sorted(own)},
             writer=f"mzstore {__version__}",
         )
-        if time.monotonic() - self._started > self._grace:
-            raise StorageError(
-                f"saving took more than the grace period of {self._grace:g} s, after which what was written may be removed as garbage; "
-                "give MzWriter, and whoever collects garbage, a longer one",
-                where=os.fspath(self.checkpoint_id or ""),
-            )
-        self._repository().commit(self._id.step, manifest)
+        repository = self._repository()
+        repository.check_in_time(self._id.step, time.monotonic() - self._started, self._grace)
+        repository.check_there(self._id.step, manifest)
+        repository.commit(self._id.step, manifest)
+
+
+def _before(repository: Repository) -> Manifest | None:
+    """The checkpoint to which a rank may refer: the one that was committed last, as far as the hint knows, because a listing for each
+    rank would be too many. Ranks need not agree."""
+    step = repository.hint()
+    try:
+        return None if step is None else repository.manifest(step)
+    except FormatError:
+        return None  # whatever is wrong with it, this save does not need it
 
 
 def _encoded(item: WriteItem, planner: SavePlanner) -> tuple[Any, dict[str, Any]]:
@@ -362,14 +358,14 @@ def _named(tasks: Sequence[_Task]) -> list[_Task]:
     return list(found.values())
 
 
-def _source(task: _Task) -> ArraySource:
+def _box(task: _Task) -> Box:
     """The values, which are copied to the host now, if they are elsewhere. Raises ValueError if they are not what was planned."""
     spec, words = frameworks.as_words(task.spec.name, task.values())
     if spec != task.spec:
         raise ValueError(
             f"tensor {task.name!r}: {task.spec.dtype.name} {list(task.spec.shape)} was planned, and it is {spec.dtype.name} {list(spec.shape)}"
         )
-    return ArraySource(spec, words)
+    return Box(ArraySource(spec, words), task.name, task.offsets)
 
 
 def _check_coverage(metadata: Metadata, written: Sequence[WriteResult]) -> None:
@@ -393,9 +389,7 @@ def _check_coverage(metadata: Metadata, written: Sequence[WriteResult]) -> None:
             raise ValueError(f"{name!r}{f' at {list(offsets)}' if offsets else ''} {how}: nothing is committed")
 
 
-def _tensors(
-    metadata: Metadata, written: Sequence[WriteResult], index: Mapping[ArchiveRef, int]
-) -> dict[str, ManifestTensor]:
+def _tensors(metadata: Metadata, written: Sequence[WriteResult], archives: ArchiveList) -> dict[str, ManifestTensor]:
     specs: dict[str, TensorSpec] = {}
     pieces: dict[str, list[Piece]] = {}
     for name, about in metadata.state_dict_metadata.items():
@@ -403,12 +397,12 @@ def _tensors(
             dtype = _dtype(name, about.properties.dtype)
             specs[name], pieces[name] = TensorSpec(name, dtype, _in_values(about.size, dtype)), []
     for result in written:
-        for found in result.storage_data.stored:
-            name = found.spec.name
+        for spec, stored in result.storage_data.stored:
+            name = spec.name
             if result.storage_data.doc is not None and pieces.setdefault(name, []):
                 raise ValueError(f"an array inside of {result.index.fqn!r} and another tensor are both called {name!r}")
-            specs.setdefault(name, found.spec)
-            pieces[name].append(replace(found.piece, archive=index[found.archive]))
+            specs.setdefault(name, spec)
+            pieces[name].append(replace(stored.piece, archive=archives.index(stored.archive)))
     tensors = {}
     for name, spec in specs.items():
         try:
@@ -532,7 +526,7 @@ class MzReader(_Checkpoint, StorageReader):
                 box = replace(entry.spec, shape=_in_values(item.lengths, entry.spec.dtype))
                 copies.append(_Copy(target, box, entry, spans))
         fill(model, direct, self._threads)
-        for group in _some(copies):
+        for group in groups(copies, lambda each: each.box.nbytes, COPY_NBYTES):
             made = [frameworks.allocate(each.box, "torch") for each in group]
             wanted = [Wanted(each.entry, each.spans, words) for each, (words, _) in zip(group, made, strict=True)]
             fill(model, wanted, self._threads)
@@ -550,20 +544,6 @@ class _Copy:
     box: TensorSpec
     entry: TensorEntry
     spans: tuple[Span, ...]
-
-
-def _some(copies: Sequence[_Copy]) -> Iterator[list[_Copy]]:
-    """In groups of at most COPY_NBYTES, or of one."""
-    group: list[_Copy] = []
-    nbytes = 0
-    for each in copies:
-        if group and nbytes + each.box.nbytes > COPY_NBYTES:
-            yield group
-            group, nbytes = [], 0
-        group.append(each)
-        nbytes += each.box.nbytes
-    if group:
-        yield group
 
 
 def _leaves(manifest: Manifest, where: str) -> dict[str, Leaf]:
