@@ -636,7 +636,14 @@ def gc(
 
     with CheckpointStore(location) as store:
         found = store.gc(grace, dry_run=dry_run)
-    _print([f"{'would remove' if dry_run else 'removed'} {count(len(found.keys), 'object')}, {size(found.nbytes)}"])
+    uploads = f", {count(len(found.uploads), 'unfinished upload')}" if found.uploads else ""
+    _print(
+        [
+            f"{'would remove' if dry_run else 'removed'} {count(len(found.keys), 'object')}, {size(found.nbytes)}{uploads}"
+        ]
+    )
+    if found.unlisted:
+        print(f"unfinished uploads were not looked for: {found.unlisted}", file=sys.stderr)
 
 
 @_command(group=checkpoints)

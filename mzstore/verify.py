@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -124,53 +124,64 @@ def verify(
     if reading fails, UnsupportedError if the model needs a newer mzstore.
     """
     if composite.is_manifest(location):
-        return _manifest(location, check_threads(threads), show_progress, storage_options, bases)
+        (report,) = verify_manifests(
+            [location], threads=threads, show_progress=show_progress, storage_options=storage_options, bases=bases
+        )
+        return report
+    with contextlib.closing(Family(None, Stats(), bases)) as family:
+        return _container(location, storage_options, family, check_threads(threads), show_progress)
+
+
+def _container(
+    location: Location, options: Options, family: Family, threads: int, show_progress: bool | None
+) -> Report:
     try:
-        reader = open_reader(location, storage_options)
+        reader = open_reader(location, options)
     except (FormatError, CorruptError) as error:
         name = "<memory>" if isinstance(location, (bytes, bytearray, memoryview)) else str(location)
         return Report(name, (_problem("container", error),))
-    family = Family(None, reader.stats, bases)
-    with contextlib.closing(reader), contextlib.closing(family):
-        links = Bases(Place.of(location, storage_options), family)
-        return _Verifier(reader, links, check_threads(threads), show_progress).report()
+    with contextlib.closing(reader):
+        return _Verifier(reader, Bases(Place.of(location, options), family), threads, show_progress).report()
 
 
-def _manifest(
-    location: Location, threads: int, show_progress: bool | None, options: Options, bases: BaseLocations | None
-) -> Report:
-    name = os.fspath(location) if isinstance(location, os.PathLike) else str(location)
-    try:
-        manifest = composite.read_manifest(location, options)
-    except (FormatError, CorruptError) as error:
-        return Report(name, (_problem("document", error),))
-    place = Place.of(location, options)
-    problems: list[Problem] = []
-    reports = []
-    for ref in manifest.archives:
-        found: list[Problem] = []
+def verify_manifests(
+    locations: Sequence[Location],
+    *,
+    threads: int | None = None,
+    show_progress: bool | None = None,
+    storage_options: Options = None,
+    bases: BaseLocations | None = None,
+) -> list[Report]:
+    """As ``verify`` of each, but an archive that several of them name is checked once. Of one that others change, values are read
+    again for each of these."""
+    with contextlib.closing(_Manifests(check_threads(threads), show_progress, storage_options, bases)) as run:
+        return [run.report(location) for location in locations]
+
+
+class _Manifests:
+    def __init__(self, threads: int, show_progress: bool | None, options: Options, bases: BaseLocations | None) -> None:
+        self._threads, self._show_progress, self._options, self._bases = threads, show_progress, options, bases
+        self._family = Family(None, Stats(), bases)
+        self._checked: dict[object, tuple[list[Problem], Report | None]] = {}  # archives, by place, size and digest
+
+    def close(self) -> None:
+        self._family.close()
+
+    def report(self, location: Location) -> Report:
+        name = os.fspath(location) if isinstance(location, os.PathLike) else str(location)
         try:
-            there = locate(ref.path, place)
-            assert there.location is not None
-            if problem := _whole(ref, there):
-                found.append(problem)
-            if problem is None or problem.kind != "missing":
-                report = verify(
-                    there.location,
-                    threads=threads,
-                    show_progress=show_progress,
-                    storage_options=there.options,
-                    bases=bases,
-                )
+            manifest = composite.read_manifest(location, self._options)
+        except (FormatError, CorruptError) as error:
+            return Report(name, (_problem("document", error),))
+        place = Place.of(location, self._options)
+        problems: list[Problem] = []
+        reports = []
+        for ref in manifest.archives:
+            found, report = self._archive(ref, place)
+            problems += [replace(each, key=f"{ref.path}/{each.key}" if each.key else ref.path) for each in found]
+            if report:
                 reports.append(report)
-                found += report.problems
-        except StorageError as error:  # the others may be whole
-            found.append(_problem("missing", error))
-        except ValueError as error:
-            found.append(Problem("missing", str(error), clause="manifest-4"))
-        problems += [replace(each, key=f"{ref.path}/{each.key}" if each.key else ref.path) for each in found]
-    with contextlib.closing(Family(None, Stats(), bases)) as family:
-        archives = composite.Archives(manifest, place, family)
+        archives = composite.Archives(manifest, place, self._family)
         for tensor in manifest.tensors.values():
             for piece in tensor.pieces:
                 try:
@@ -179,14 +190,39 @@ def _manifest(
                     problems.append(_problem("tensor", error, archives.path(piece), tensor.spec.name))
                 except StorageError:
                     pass  # it is among the problems
-    return Report(
-        name,
-        tuple(problems),
-        len(manifest.tensors),
-        sum(report.chunks for report in reports),
-        sum(report.nbytes for report in reports),
-        sum(report.assets for report in reports),
-    )
+        return Report(
+            name,
+            tuple(problems),
+            len(manifest.tensors),
+            sum(report.chunks for report in reports),
+            sum(report.nbytes for report in reports),
+            sum(report.assets for report in reports),
+        )
+
+    def _archive(self, ref: ArchiveRef, beside: Place) -> tuple[list[Problem], Report | None]:
+        """What is wrong with an archive, and what was checked of it."""
+        try:
+            there = locate(ref.path, beside)
+        except ValueError as error:
+            return [Problem("missing", str(error), clause="manifest-4")], None
+        key = there.identity, ref.nbytes, ref.sha256
+        if key not in self._checked:
+            self._checked[key] = self._check(ref, there)
+        return self._checked[key]
+
+    def _check(self, ref: ArchiveRef, there: Place) -> tuple[list[Problem], Report | None]:
+        assert there.location is not None
+        found: list[Problem] = []
+        try:
+            if problem := _whole(ref, there):
+                found.append(problem)
+                if problem.kind == "missing":
+                    return found, None
+            with contextlib.closing(Family(None, Stats(), self._bases)) as family:
+                report = _container(there.location, there.options, family, self._threads, self._show_progress)
+        except StorageError as error:  # the others may be whole
+            return [*found, _problem("missing", error)], None
+        return [*found, *report.problems], report
 
 
 def _whole(ref: ArchiveRef, place: Place) -> Problem | None:

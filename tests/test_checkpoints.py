@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import faults
 import ml_dtypes
@@ -627,6 +629,74 @@ def test_garbage_is_what_no_manifest_names(tmp_path):
         assert not (tmp_path / "data/aaaaaaaaaa").exists()
 
 
+def abandoned(place: S3Place, name: str) -> None:
+    """An upload with one part, as a process that was killed leaves it."""
+    where = {"Key": f"{place.prefix}/{name}"}
+    upload = where | {"UploadId": place._call("create_multipart_upload", **where)["UploadId"]}
+    place._call("upload_part", **upload, PartNumber=1, Body=b"x" * 100)
+
+
+def test_uploads_that_nobody_finished_are_removed(request):
+    place = s3(request, "s3fs")
+    with at(place) as store:
+        store.save(1, state_at(1))
+        for name in ("run/data/aaaaaaaaaa/0-0.mz", "run/data/aaaaaaaaaa/0-1.mz", "runner/data/bbbbbbbbbb/0-0.mz"):
+            abandoned(place, name)
+        assert store.gc().uploads == ()
+        assert len(place.uploads()) == 3
+        gone = ("data/aaaaaaaaaa/0-0.mz", "data/aaaaaaaaaa/0-1.mz")
+        assert store.gc(0, dry_run=True).uploads == gone
+        assert len(place.uploads()) == 3
+        assert store.gc(0).uploads == gone
+        assert place.uploads() == ["runner/data/bbbbbbbbbb/0-0.mz"]
+        assert store.gc(0).uploads == ()
+        assert all(report.ok for report in store.verify().values())
+
+
+def test_many_uploads_are_listed_in_pages(request):
+    place = s3(request, "s3fs")
+    keys = [f"{place.prefix}/run/data/aaaaaaaaaa/0-{number}.mz" for number in range(3)]
+
+    def page(exchange, proxy):
+        number = (
+            keys.index(unquote(found[1])) + 1
+            if (found := re.search("key-marker=([^&]+)", exchange.request.query))
+            else 0
+        )
+        more = number + 1 < len(keys)
+        text = (
+            f"<ListMultipartUploadsResult><IsTruncated>{str(more).lower()}</IsTruncated>"
+            f"<Upload><Key>{keys[number]}</Key><UploadId>u{number}</UploadId><Initiated>2020-01-01T00:00:00.000Z</Initiated></Upload>"
+            + (
+                f"<NextKeyMarker>{keys[number]}</NextKeyMarker><NextUploadIdMarker>u{number}</NextUploadIdMarker>"
+                if more
+                else ""
+            )
+            + "</ListMultipartUploadsResult>"
+        )
+        exchange.send(faults.Answer(200, (("Content-Type", "application/xml"),)).with_body(text.encode()))
+
+    place.proxy.fail(page, key=r"\?uploads")
+    with at(place) as store:
+        assert store.gc(0).uploads == tuple(f"data/aaaaaaaaaa/0-{number}.mz" for number in range(3))
+    assert len(place.requests(method="DELETE", name="run/data")) == 3, "uploads that are gone are no error"
+
+
+def test_uploads_that_cannot_be_looked_for_are_said(request):
+    with at(s3(request, "obstore")) as store:
+        store.save(1, state_at(1))
+        assert "lifecycle rule" in store.gc().unlisted
+    place = s3(request, "s3fs")
+    with at(place) as store:
+        store.save(1, state_at(1))
+        store.delete(1)
+        place.proxy.fail(faults.status(403), key=r"\?uploads")
+        found = store.gc(0)
+        assert "AccessDenied" in found.unlisted
+        assert found.uploads == ()
+        assert store._repository.listing("data") == {}, "all else is removed"
+
+
 def test_a_listing_that_is_behind_loses_nothing(opened, monkeypatch):
     with opened() as store:
         for step in range(3):
@@ -704,6 +774,22 @@ def test_damage_is_found(tmp_path):
         with pytest.raises((CorruptError, FormatError)):
             store.load(2)
         assert same(store.load(1), state_at(1))
+
+
+def test_what_checkpoints_share_is_checked_once(place):
+    with at(place, chain=0) as store:
+        store.save(1, state_at(1))
+        (shared,) = store._repository.listing("data")
+        for step in (2, 3, 4):
+            store.save(step, {"model": {"frozen": FROZEN}, "step": step})
+        place.proxy.forget()
+        one = store.verify(1)[1]
+        asked = len(place.requests(f"run/{shared}"))
+        place.proxy.forget()
+        assert store.verify()[1] == one
+        assert len(place.requests(f"run/{shared}")) == asked
+        place.remove(f"run/{shared}")
+        assert all(report.problems[0].kind == "missing" for report in store.verify().values())
 
 
 SAVE = """

@@ -3,7 +3,8 @@
 An archive is kept while a manifest names it. It is kept as well for the grace period after it was written, because the save that
 it belongs to may not have committed yet; and for the grace period after the last checkpoint with it was deleted, because it may
 be read, or a save may be under way that refers to it. Saves that take longer do not commit (see saving.py). Ages are differences of times that
-the storage itself states, so no other clock matters; and a listing may be as old as the grace period.
+the storage itself states, so no other clock matters; and a listing may be as old as the grace period. Multipart uploads that a save has begun
+and not ended are no objects, and cost as much; those that are older than the grace period are ended.
 """
 
 import secrets
@@ -11,17 +12,25 @@ from dataclasses import dataclass
 
 from mzstore.checkpoints.repository import DATA, DELETED, MANIFESTS, Repository, key_of
 from mzstore.errors import StorageError
-from mzstore.storage import Found
+from mzstore.storage import Found, Unfinished, status_of
 
+REFUSED = (401, 403, 405, 501)  # to list uploads: not allowed, or not known
 ATTEMPTS = 5  # checkpoints may be deleted while they are looked at
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """What was removed, or would be."""
+    """What was removed, or would be.
+
+    keys, nbytes  of objects
+    uploads       the keys of multipart uploads that were begun and not ended
+    unlisted      why such uploads could not be looked for; empty if they were
+    """
 
     keys: tuple[str, ...]
     nbytes: int
+    uploads: tuple[str, ...] = ()
+    unlisted: str = ""
 
 
 def collect(repository: Repository, grace: float, *, dry_run: bool = False) -> Collected:
@@ -32,25 +41,42 @@ def collect(repository: Repository, grace: float, *, dry_run: bool = False) -> C
     """
     if grace < 0:
         raise ValueError(f"a grace period of {grace} seconds")
+    now = _now(repository)
     for _ in range(ATTEMPTS):
-        found = _garbage(repository, grace)
+        found = _garbage(repository, now, grace)
         if found is not None:
             break
     else:
         raise StorageError("checkpoints come and go too fast to be looked at; try again", where=repository.url)
+    abandoned, unlisted = _abandoned(repository, now, grace)
     if not dry_run:
+        for upload in abandoned:
+            repository.objects.abandon(upload)
         repository.remove(key for key in found if not key.startswith(f"{DELETED}/"))
         repository.remove(key for key in found if key.startswith(f"{DELETED}/"))  # last: they say what was there
-    return Collected(tuple(found), sum(each.nbytes for each in found.values()))
+    uploads = tuple(sorted(upload.path for upload in abandoned))
+    return Collected(tuple(found), sum(each.nbytes for each in found.values()), uploads, unlisted)
 
 
-def _garbage(repository: Repository, grace: float) -> dict[str, Found] | None:
+def _abandoned(repository: Repository, now: float, grace: float) -> tuple[list[Unfinished], str]:
+    """Uploads that no save can finish any more, and why there may be others."""
+    try:
+        begun = repository.objects.unfinished(DATA)
+    except NotImplementedError as error:
+        return [], str(error)
+    except StorageError as error:
+        if status_of(error) not in REFUSED:
+            raise
+        return [], str(error)
+    return [each for each in begun if each.begun is not None and now - each.begun >= grace], ""
+
+
+def _garbage(repository: Repository, now: float, grace: float) -> dict[str, Found] | None:
     """None if something was deleted meanwhile.
 
     Archives are listed before manifests: what a manifest names was written before it. Manifests are listed before the notes
     on deleted ones: a note is written before its manifest is removed.
     """
-    now = _now(repository)
     archives = repository.listing(DATA)
     manifests = repository.listing(MANIFESTS)
     notes = repository.listing(DELETED)

@@ -29,7 +29,7 @@ from mzstore.recipe import Recipe
 from mzstore.selection import all_of
 from mzstore.storage import Options, Retry
 from mzstore.tensors import TensorSpec
-from mzstore.verify import Report, verify
+from mzstore.verify import Report, verify_manifests
 
 Step = int | Literal["latest", "best"]
 GRACE = 3600.0
@@ -402,17 +402,16 @@ class CheckpointStore:
         return collection.collect(self._repository, self._grace if grace is None else grace, dry_run=dry_run)
 
     def verify(self, step: int | None = None, *, threads: int | None = None) -> dict[int, Report]:
-        """Read everything of one checkpoint, or of all, and compare it with its digests; by step. See ``mzstore.verify``."""
+        """Read everything of one checkpoint, or of all, and compare it with its digests; by step. An archive that several
+        checkpoints have is checked once. See ``mzstore.verify``."""
         steps = self.steps() if step is None else [self.checkpoint(step).step]
-        return {
-            each: verify(
-                self._repository.location(manifest_key(each)),
-                threads=threads,
-                show_progress=False,
-                storage_options=self._repository.options,
-            )
-            for each in steps
-        }
+        reports = verify_manifests(
+            [self._repository.location(manifest_key(each)) for each in steps],
+            threads=threads,
+            show_progress=False,
+            storage_options=self._repository.options,
+        )
+        return dict(zip(steps, reports, strict=True))
 
     def _manifests(self, steps: Sequence[int] | None = None) -> list[tuple[int, Manifest]]:
         found = [(step, self._repository.manifest(step)) for step in (self.steps() if steps is None else steps)]

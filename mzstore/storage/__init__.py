@@ -22,12 +22,12 @@ from mzstore.storage.base import (
 from mzstore.storage.local import Buffer, FileObjectSink, LocalFile, LocalFolder, LocalFolderSink, LocalSink
 from mzstore.storage.objects import Found, Objects, open_objects
 from mzstore.storage.remote import RemoteFile, RemoteFolder
-from mzstore.storage.retry import OnBytes, Operation, Retry, without_secrets
-from mzstore.storage.upload import RemoteFolderSink, RemoteSink
+from mzstore.storage.retry import OnBytes, Operation, Retry, status_of, without_secrets
+from mzstore.storage.upload import RemoteFolderSink, RemoteSink, Unfinished
 
 __all__ = [
-    "BLOCK_NBYTES", "Blob", "Buffer", "FileObjectSink", "Folder", "FolderSink", "Found", "LocalFolder", "Location", "Objects", "OnBytes", "Operation", "Options", "Retry", "Sink", "Writable",
-    "create", "create_folder", "is_local", "local_path", "open_location", "open_objects", "without_secrets",
+    "BLOCK_NBYTES", "Blob", "Buffer", "FileObjectSink", "Folder", "FolderSink", "Found", "LocalFolder", "Location", "Objects", "OnBytes", "Operation", "Options", "Retry", "Sink", "Unfinished", "Writable",
+    "create", "create_folder", "is_local", "local_path", "open_location", "open_objects", "status_of", "without_secrets",
 ]  # fmt: skip
 
 

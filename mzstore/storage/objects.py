@@ -22,7 +22,7 @@ from mzstore.storage.base import Options, Sink, storage_errors
 from mzstore.storage.local import LocalFolder, LocalSink, sync_directory
 from mzstore.storage.remote import RemoteFolder
 from mzstore.storage.retry import MAX_PAUSE, Operation, Retry, TooLarge, is_transient, status_of
-from mzstore.storage.upload import RemoteSink, Store, connect
+from mzstore.storage.upload import RemoteSink, Store, Unfinished, connect
 
 T = TypeVar("T")
 NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}  # of a file system without links
@@ -58,6 +58,15 @@ class Objects(ABC):
     @abstractmethod
     def listing(self, prefix: str) -> dict[str, Found]:
         """All objects whose key begins with ``prefix`` and a slash, by key. Storage that fails is an error, never empty."""
+
+    def unfinished(self, prefix: str) -> list[Unfinished]:
+        """Uploads of keys below ``prefix`` that were begun and not ended, with these keys for their paths. Raises NotImplementedError
+        where there may be some and the client cannot ask."""
+        return []
+
+    def abandon(self, upload: Unfinished) -> None:
+        """End an upload without an object; it may be gone already."""
+        raise NotImplementedError
 
     @abstractmethod
     def nbytes(self, key: str) -> int | None:
@@ -312,6 +321,14 @@ class RemoteObjects(Objects):
         inside = self._at(prefix) + "/"
         return {each.path[root:]: Found(each.nbytes, each.modified) for each in listed if each.path.startswith(inside)}
 
+    def unfinished(self, prefix: str) -> list[Unfinished]:
+        root = len(self._at(""))
+        found = self._errors("list", prefix, lambda: list(self._store.unfinished(self._at(prefix))))
+        return [replace(each, path=each.path[root:]) for each in found]
+
+    def abandon(self, upload: Unfinished) -> None:
+        self._errors("remove", upload.path, lambda: self._store.abandon(replace(upload, path=self._at(upload.path))))
+
     def nbytes(self, key: str) -> int | None:
         try:
             return self._errors("look at", key, lambda: self._store.nbytes(self._at(key)))
@@ -348,7 +365,7 @@ class RemoteObjects(Objects):
     def _errors(self, doing: str, key: str, call: Callable[[], T]) -> T:
         try:
             return call()
-        except StorageError:
+        except (StorageError, NotImplementedError):
             raise
         except Exception as error:
             raise StorageError(f"cannot {doing} {f'{self.url}/{key}'!r}: {error}") from error

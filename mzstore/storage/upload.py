@@ -106,6 +106,14 @@ class Store(ABC):
         with contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
 
+    def unfinished(self, path: str) -> "Iterator[Unfinished]":
+        """Uploads below ``path`` that were begun and not ended. Raises NotImplementedError where there may be some, and nobody can ask."""
+        return iter(())  # other storage drops them by itself
+
+    def abandon(self, upload: "Unfinished") -> None:
+        """End one without an object. It may be gone already."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, slots=True)
 class Listed:
@@ -114,6 +122,15 @@ class Listed:
     path: str
     nbytes: int
     modified: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """An upload whose parts take room, and that is no object. ``begun`` is as ``Listed.modified``."""
+
+    path: str
+    upload: str
+    begun: float | None
 
 
 def _seconds(time: object) -> float | None:
@@ -193,6 +210,30 @@ class S3(Store):
     def nbytes(self, path: str) -> int:
         return int(self._run(self._retry.start(), "head_object", 0, **self._where(path))["ContentLength"])
 
+    def unfinished(self, path: str) -> Iterator[Unfinished]:
+        bucket, prefix, _ = self._fs.split_path(path)
+        page: dict[str, str] = {}
+        while True:
+            operation = self._retry.start()
+            answer = self._run(
+                operation, "list_multipart_uploads", 0, Bucket=bucket, Prefix=prefix.rstrip("/") + "/", **page
+            )
+            for found in answer.get("Uploads", []):
+                yield Unfinished(f"{bucket}/{found['Key']}", found["UploadId"], _seconds(found.get("Initiated")))
+            # Some servers do not say how to go on. The next one who asks finds the rest, when these are gone.
+            if not answer.get("IsTruncated") or not answer.get("NextKeyMarker"):
+                return
+            page = {"KeyMarker": answer["NextKeyMarker"], "UploadIdMarker": answer.get("NextUploadIdMarker", "")}
+
+    def abandon(self, upload: Unfinished) -> None:
+        try:
+            self._run(
+                self._retry.start(), "abort_multipart_upload", 0, **self._where(upload.path), UploadId=upload.upload
+            )
+        except StorageError as error:
+            if _code(error) != "NoSuchUpload":
+                raise
+
     def _where(self, path: str) -> dict[str, str]:
         bucket, key, _ = self._fs.split_path(path)
         return {"Bucket": bucket, "Key": key}
@@ -243,8 +284,8 @@ class S3(Store):
             attempt.allowance = nbytes / SLOWEST  # no answer comes before all is sent
             return on_loop(self._fs, lambda: self._ask(method, arguments), attempt)
 
-        place = f"s3://{arguments['Bucket']}/{arguments['Key']}"
-        return operation.run(start, f"write {place!r} ({method})")
+        place = f"s3://{arguments['Bucket']}/{arguments.get('Key', arguments.get('Prefix'))}"
+        return operation.run(start, f"{'list' if 'Prefix' in arguments else 'write'} {place!r} ({method})")
 
     async def _ask(self, method: str, arguments: dict[str, Any]) -> dict[str, Any]:
         from botocore.exceptions import ClientError
@@ -337,6 +378,11 @@ class Obstore(Store):
         for batch in store.list(key):
             for about in batch:
                 yield Listed(bucket + about["path"], about["size"], about["last_modified"].timestamp())
+
+    def unfinished(self, path: str) -> Iterator[Unfinished]:
+        raise NotImplementedError(
+            "obstore cannot list unfinished uploads; use s3fs for that, or a lifecycle rule of the bucket"
+        )
 
     def stream(self, path: str, parts: Iterator[bytes], operation: Operation) -> None:
         store, key = self._where(path)
