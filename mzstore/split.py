@@ -23,7 +23,7 @@ import numpy as np
 
 from mzstore import documents, kernels, model
 from mzstore.bases import BaseLocations
-from mzstore.checkpoints.saving import Digested
+from mzstore.checkpoints.archives import Digested
 from mzstore.container import open_reader, read_model
 from mzstore.documents import Asset, Layout, dump, load
 from mzstore.dtypes import DTYPES

@@ -131,7 +131,7 @@ ALLOWED = {
     "report": "model sources tensors text version writer",
     "cluster": "",
     "pins": "documents errors storage",
-    "split": "bases checkpoints.saving container documents dtypes edits encode errors formats groups kernels manifest model nodes pins recipe report sources storage tensors text version writer",
+    "split": "bases checkpoints.archives container documents dtypes edits encode errors formats groups kernels manifest model nodes pins recipe report sources storage tensors text version writer",
 }
 THE_ONLY_DOORS = {
     "numba": {"kernels/machine_code", "kernels/planes", "kernels/quantized", "kernels/sparse"},
