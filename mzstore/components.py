@@ -15,6 +15,7 @@ from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Component, Part
 from mzstore.encodings.codes import Codes, Factors
 from mzstore.encodings.combined import component_name
+from mzstore.encodings.ggml import Ggml, Numbers
 from mzstore.encodings.lowrank import LowRank
 from mzstore.encodings.nested import Nested
 from mzstore.encodings.quantized import Blocked, Quantized, scale_name
@@ -184,6 +185,10 @@ class _Arrays:
         codes = Codes(part, tuple(self.stored[name] for name in names))
         return self._opened(names, codes.dtype, codes.grid.shape, codes)
 
+    def open_part(self, part: Part) -> Opened:
+        """What opens the values of a part over the same components as this tensor's only one."""
+        return self._opened(tuple(self.stored), part.dtype, part.grid.shape, part)
+
     def _opened(self, names: tuple[str, ...], dtype: DType, shape: tuple[int, ...], part: Part) -> Opened:
         """As a tensor of its own, whose node is that of its array, or that above its several arrays."""
         assert self.entry.part is not None
@@ -201,6 +206,8 @@ def _arrays_of(entry: TensorEntry, i: int, part: Part, open_: Open) -> _Arrays:
 def _members(part: Part, arrays: _Arrays) -> Members:
     if isinstance(part, Quantized):
         return _of_quantized(part, arrays)
+    if isinstance(part, Ggml):
+        return _of_ggml(part, arrays)
     if isinstance(part, Sparse):
         return _of_sparse(part, arrays)
     if isinstance(part, LowRank):
@@ -234,6 +241,14 @@ def _of_quantized(part: Quantized, arrays: _Arrays) -> Members:
         yield "codebook", part.codebook.copy, None
     else:
         yield blocks("zero_point", part.zero_point, "int32")
+
+
+def _of_ggml(part: Ggml, arrays: _Arrays) -> Members:
+    ones = (1,) * (len(part.grid.shape) - 1)
+    for field in part.kind.fields:
+        block = None if part.kind.size % field.count else (*ones, part.kind.size // field.count)
+        yield field.name, arrays.open_part(Numbers(part, field)), block
+    yield "blocks", arrays.open_part(Numbers(part, None)), None
 
 
 def _of_nested(nested: Nested, arrays: _Arrays) -> Members:

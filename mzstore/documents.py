@@ -16,6 +16,7 @@ from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Part, SinglePart, chunk_path, first_of
 from mzstore.encodings.base import Base
 from mzstore.encodings.combined import Combine, Combined, component_name
+from mzstore.encodings.ggml import Ggml
 from mzstore.encodings.lowrank import LowRank
 from mzstore.encodings.planes import Planes
 from mzstore.encodings.quantized import Quantized
@@ -23,13 +24,14 @@ from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse
 from mzstore.encodings.tucker import Tucker
 from mzstore.errors import FormatError, UnsupportedError
+from mzstore.ggml import TYPES
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.narrow import NARROWER
 from mzstore.nodes import ASSETS, LAYOUTS, RESERVED, is_node_name
 from mzstore.tensors import TensorSpec, check_name
 
 FORMAT = 1
-FEATURES = frozenset({"base", "lowrank", "planes", "quantized", "sparse", "tucker"})
+FEATURES = frozenset({"base", "ggml", "lowrank", "planes", "quantized", "sparse", "tucker"})
 ENCODINGS = (*sorted(FEATURES), "raw")
 LAYOUT_FORMATS = ("safetensors", "spliced")
 DOCUMENT = "zarr.json"
@@ -43,7 +45,8 @@ MAX_PARTS = 4
 MAX_BASES = 256
 MAX_URL_LENGTH = 4096
 # The one array that a tensor of one component is.
-ONLY_ARRAY = {"raw": "values", "planes": "planes", "quantized": "codes"}
+ONLY_ARRAY = {"raw": "values", "planes": "planes", "quantized": "codes", "ggml": "blocks"}
+NESTED = ("raw", "planes", "quantized")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NOT_IN_URLS = re.compile("[\0\ud800-\udfff]")
@@ -440,6 +443,8 @@ def _combined(
             parts.insert(0, _part(spec, doc, own, grid, n_bases, where=where))
         except ValueError as error:
             raise FormatError(str(error), where=where, clause=f"{doc['encoding']}-1") from error
+    if len(parts) > 1 and any(isinstance(part, Ggml) for part in parts):
+        raise FormatError("blocks of ggml beside another part", where=where, clause="ggml-1")
     try:
         combines = tuple(_combine(doc) for doc in docs[1:])
         if "combine" in docs[0]:
@@ -469,7 +474,7 @@ def _part(
 
     def nested(inner: object, dtype: DType, shape: tuple[int, ...], own: dict[str, Array]) -> SinglePart:
         encoding = inner.get("encoding") if isinstance(inner, dict) else None
-        if not isinstance(encoding, str) or encoding not in ONLY_ARRAY:
+        if not isinstance(encoding, str) or encoding not in NESTED:
             raise ValueError(f"{inner!r:.200} is no part that can be inside of another one")
         assert isinstance(inner, dict)
         name = inner.get("dtype", dtype.name)
@@ -482,6 +487,9 @@ def _part(
         return part
 
     match doc["encoding"]:
+        case "ggml" if str(doc.get("type")) not in TYPES:
+            text = f"blocks of type {doc.get('type')!r:.100} are unknown; upgrade mzstore"
+            raise UnsupportedError(text, where=where, clause="ggml-1")
         case "base":
             if arrays:
                 raise ValueError(f"array {min(arrays)!r} of a base")
@@ -511,6 +519,8 @@ def _single(
             return Planes.from_json(doc, dtype, word_shape, arrays)
         case "quantized":
             return Quantized.from_json(doc, dtype, shape, arrays)
+        case "ggml":
+            return Ggml.from_json(doc, dtype, shape, arrays)
     if arrays.keys() != {"values"}:
         raise ValueError("'raw' is one array")
     return Raw(dtype, word_shape, arrays["values"])

@@ -12,6 +12,7 @@ from mzstore.documents import DOCUMENT, FORMAT, ModelDocument, TensorEntry, part
 from mzstore.encodings import Part
 from mzstore.encodings.base import Base
 from mzstore.encodings.combined import Combined
+from mzstore.encodings.ggml import Ggml
 from mzstore.encodings.lowrank import LowRank
 from mzstore.encodings.nested import Nested
 from mzstore.encodings.planes import Planes
@@ -196,6 +197,8 @@ def _words(details: Mapping[str, Any], shape: tuple[int, ...]) -> list[str]:
         words.append(f"{symbols} symbols")
     if quantizer := details.get("quantizer"):
         words.append(shown(quantizer[:LONGEST_QUANTIZER]))
+    if kind := details.get("type"):
+        words += [kind, f"{details['bits']:g} bits"]
     if levels := details.get("levels"):
         words.append(f"{levels} levels")
     blocks = [scale["block"] for scale in details.get("scales", ()) if scale["block"] != list(shape)]
@@ -318,6 +321,9 @@ def _details(entry: TensorEntry) -> dict[str, Any]:
     symbols       planes: how many values of these occur; absent if they are coded as they are
     ranks         planes: whether these values are packed in pairs, as ranks
     escapes       planes, with ranks: how many others a chunk can have
+    type          ggml: of its blocks
+    bits          ggml: that a value takes in these
+    group         ggml: values of a block
     quantizer     quantized: what the writer calls it; absent if it does not say
     levels        quantized: how many codes there are
     per_byte      quantized: how many of them share a byte
@@ -386,6 +392,8 @@ def _part_details(part: Part, said: Mapping[str, Any]) -> dict[str, Any]:
         return details
     if isinstance(part, Quantized):
         return _quantized_details(part, said)
+    if isinstance(part, Ggml):
+        return {"type": part.kind.name, "bits": part.kind.bits, "group": part.kind.size}
     if isinstance(part, Sparse):
         return _sparse_details(part, said)
     if isinstance(part, LowRank):

@@ -22,8 +22,10 @@ from mzstore.decode import bound
 from mzstore.documents import Asset, ModelDocument, TensorEntry, encodings_of
 from mzstore.encodings import chunk_path, first_of
 from mzstore.encodings.combined import base_of
+from mzstore.encodings.ggml import Ggml, Numbers
 from mzstore.errors import CorruptError
 from mzstore.frameworks import Framework
+from mzstore.ggml import BlockType
 from mzstore.payload import unseal
 from mzstore.plan import Plan, missing_chunk
 from mzstore.progress import progress
@@ -244,7 +246,8 @@ class Tensor:
         or, if it is stored by axes, its factors and core by the names of FORMAT.md. Where factors or the values of a sparse tensor are not stored as they are, what they are made of has their name, a dot
         and its own name: ``left.codes``, ``values.scale`` (in the order of storage: chunk by chunk). A tensor that is stored
         ``raw`` has ``values``, in the dtype that they are stored in (one value if all are the same), ``planes`` has
-        ``planes``: bytes, as FORMAT.md says.
+        ``planes``: bytes, as FORMAT.md says. A tensor of ``ggml`` has the fields of its blocks, such as ``codes``, ``scale``,
+        ``minimum`` and ``scales`` (see FORMAT.md), and ``blocks``: uint8, the rows as a GGUF file has them.
 
         Where a tensor has several parts (``encoding`` has a ``+``), the components of the second one begin with ``2.``, those
         of the third with ``3.``: ``2.positions`` and ``2.values`` of outliers, which replace what the first part gives. The
@@ -433,6 +436,22 @@ class StoredTensor:
         if base_of(self.stored.part) or isinstance(self.stored.part, composite.Tiled):
             return False
         return self.stored.lossy is not None or not encodings_of([self.stored]) <= LOSSLESS
+
+    @property
+    def block_type(self) -> BlockType | None:
+        """Of ggml, as whose blocks the values are stored; None if they are not."""
+        return self.stored.part.kind if isinstance(self.stored.part, Ggml) else None
+
+    def read_blocks(self, start: int, stop: int) -> np.ndarray:
+        """Blocks ``[start, stop)`` in row-major order, uint8 [stop - start, bytes of a block]."""
+        part = self.stored.part
+        assert isinstance(part, Ggml)
+        view = Numbers(part, None)
+        spec = TensorSpec(self.spec.name, view.dtype, view.grid.shape)
+        entry = replace(self.stored, spec=spec, part=view)
+        nbytes = part.kind.nbytes
+        data = StoredTensor(self.model, entry, entry, self.threads).read(start * nbytes, stop * nbytes)
+        return data.reshape(-1, nbytes)
 
     def payloads(self) -> Iterator[tuple[str, bytes, bool]]:
         """(path below the node, payload, whether it is uncompressed) of all chunks, each checked against its checksum."""

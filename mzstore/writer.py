@@ -34,9 +34,11 @@ from mzstore.dtypes import DType
 from mzstore.encode import Choice, ChunkShape, Level, Payload, check_level, choose, is_constant, payloads
 from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError, FormatError
+from mzstore.ggml import BlockType
 from mzstore.grid import choose_chunk_shape
 from mzstore.model import StoredTensor, check_threads
 from mzstore.nodes import LAYOUTS, Namer
+from mzstore.packed import Encoded, PackedSource, block_type_of, digest_of_blocks, encode, part_for
 from mzstore.prepared import Fitted, Prepared
 from mzstore.progress import progress
 from mzstore.recipe import Recipe, Rule, Rules
@@ -276,9 +278,11 @@ class _ModelWriter:
             self._keep(self._laid_down(source.approximation, source.values, node, source.approximation.kept))
             return
         size = math.prod(spec.word_shape)
+        kind = block_type_of(source)
         prefix = (
             spec.dtype.name,
             spec.shape,
+            kind,
             hashlib.sha256(_bytes(source.read(0, min(size, PREFIX_NBYTES // spec.dtype.word.itemsize)))).digest(),
         )
         rule = self._recipe.rule_for(spec) if self._recipe else None
@@ -289,7 +293,7 @@ class _ModelWriter:
             if self._asked(other.rule) == self._asked(rule) and other.importance is importance
         ]
         if alike and spec.nbytes:
-            digest = _digest(source)
+            digest = _digest_of_stored(source)
             for other in alike:
                 if other.source_digest() == digest:
                     self._keep(
@@ -301,6 +305,9 @@ class _ModelWriter:
         if written is None:
             if isinstance(source, StoredTensor) and source.changed:
                 written = self._copied(source, node)
+            elif kind is not None:
+                assert isinstance(source, PackedSource)
+                written = self._packed(source, node, kind)
             else:
                 written = self._lossless(source, node)
         written.rule, written.importance = rule, importance
@@ -339,7 +346,31 @@ class _ModelWriter:
             self._write(node, [Payload(*payload)])
         self._done(source.spec.nbytes)
         entry = TensorEntry(source.spec, node, source.sha256, source.stored.part, lossy=source.stored.lossy)
-        return _Written(entry, lambda: source.sha256, functools.cache(lambda: _digest(source)))
+        return _Written(entry, lambda: source.sha256, functools.cache(lambda: _digest_of_stored(source)))
+
+    def _packed(self, source: PackedSource, node: str, kind: BlockType) -> _Written:
+        part, digest = part_for(kind, source.spec.shape), hashlib.sha256()
+        last: Callable[[], None] = lambda: None  # noqa: E731
+
+        def keep(encoded: Encoded) -> None:
+            nonlocal last
+            self._write(node, encoded.payloads)
+            last = self._hash(digest, encoded.words)
+            self._done(encoded.words.nbytes)
+
+        for start, shape, chunks in part.grid.row_blocks():
+            first = start // kind.size
+            run = source.read_blocks(first, first + math.prod(shape) // kind.size)
+            self._work(keep, encode, part, run, shape, chunks, nbytes=math.prod(shape) * 4)
+
+        def finished() -> str:
+            self._drain(0)
+            last()
+            return digest.hexdigest()
+
+        return _Written(
+            TensorEntry(source.spec, node, "", part), finished, functools.cache(lambda: digest_of_blocks(source, part))
+        )
 
     def _approximated(self, source: TensorSource, node: str, rule: Rule, importance: Any) -> _Written | None:
         """None if the rule lets this tensor stay lossless because it cannot be what is asked for."""
@@ -503,6 +534,15 @@ def _digest(source: TensorSource) -> str:
     for block in blocks(source):
         digest.update(_bytes(block))
     return digest.hexdigest()
+
+
+def _digest_of_stored(source: TensorSource) -> str:
+    """By which tensors are told to be the same, whose values are of one dtype and shape, in blocks of one type or in none."""
+    kind = block_type_of(source)
+    if kind is None:
+        return _digest(source)
+    assert isinstance(source, PackedSource)
+    return digest_of_blocks(source, part_for(kind, source.spec.shape))
 
 
 def _checked(source: TensorSource, digest: Callable[[], str]) -> Callable[[], str]:

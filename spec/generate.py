@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from spec.reference import DTYPES, crc32c
+from spec.reference import DTYPES, GGML, WITH_OFFSETS, centres, crc32c, scales_of, widths
 
 ROOT = Path(__file__).parent.parent
 VECTORS = ROOT / "spec" / "vectors"
@@ -95,7 +95,7 @@ def short(
     inner = [part.get(name) for part in parts for name in ("values", "left", "right", "core")]
     inner += [factor for part in parts if isinstance(part.get("factors"), list) for factor in part["factors"]]
     used = {str(part.get("encoding")) for part in [*parts, *inner] if isinstance(part, dict)}
-    features = sorted({"planes", *(used & {"base", "lowrank", "quantized", "sparse", "tucker"})})
+    features = sorted({"planes", *(used & {"base", "ggml", "lowrank", "quantized", "sparse", "tucker"})})
     listed = {"bases": [{"url": url} for url in urls or bases]} if bases else {}
     vector = {"clauses": clauses, "root": root(nodes, features=features, **listed), "objects": objects}
     if bases:
@@ -2823,9 +2823,120 @@ def zip_vectors() -> Iterator[tuple[str, Json]]:
     yield "zip/nothing-in-it", v(["root-1"], archive([]), "format")
 
 
+# Section 8.9. The examples are blocks that ggml made or random ones, and the values that ggml gives for them.
+
+
+def ggml_body(name: str, blocks: bytes) -> bytes:
+    """What a chunk of ``blocks`` is stored as."""
+    kind = GGML["types"][name]
+    found = []
+    for at in range(0, len(blocks), kind["nbytes"]):
+        block = blocks[at : at + kind["nbytes"]]
+        numbers = {field["name"]: [0] * field["count"] for field in kind["fields"]}
+        for field in kind["fields"]:
+            for first, count, offset, shift, bits, target, step, stride in field["runs"]:
+                for i in range(count):
+                    part = block[offset + i * stride] >> shift & (1 << bits) - 1
+                    numbers[field["name"]][first + i * step] |= part << target
+        if name in WITH_OFFSETS:
+            width = next(field["width"] for field in kind["fields"] if field["name"] == "codes")
+            sub, scale, offset = scales_of(name, numbers)
+            for j, centre in enumerate(centres(scale, offset, width)):
+                for i in range(j * sub, (j + 1) * sub):
+                    numbers["codes"][i] = (numbers["codes"][i] - centre) % (1 << width)
+        found.append(numbers)
+    out = bytearray()
+    for field in kind["fields"]:
+        left = field["width"]
+        for bits in widths(field["width"]):
+            left -= bits
+            plane = [number >> left & (1 << bits) - 1 for numbers in found for number in numbers[field["name"]]]
+            for i in range(0, len(plane), 8 // bits):
+                out.append(sum(part << bits * j for j, part in enumerate(plane[i : i + 8 // bits])))
+    return bytes(out)
+
+
+def ggml_vectors() -> Iterator[tuple[str, Json]]:
+    def v(clauses: list[str], name: Any, shape: list[int], chunk: Any, k: int, **more: Any) -> Json:
+        counts = [-(-s // c) for s, c in zip(shape, chunk, strict=True)]
+        arrays = {"": ["uint8", [*counts, k], [*(1 for _ in counts), k]]}
+        part = {"encoding": "ggml", "type": name, "chunk_shape": chunk}
+        return short(clauses, **({"dtype": "float32", "shape": shape, "arrays": arrays, "part": part} | more))
+
+    seen: set[str] = set()
+    for example in GGML["examples"]:
+        name, blocks = example["type"], unhex(example["blocks"])
+        size, nbytes = (GGML["types"][name][key] for key in ("size", "nbytes"))
+        n = len(blocks) // nbytes * size
+        wild = "-wild" if name in seen else ""
+        seen.add(name)
+        clauses = ["ggml-2", "ggml-3", "ggml-4", "ggml-5", "ggml-6", "ggml-7"]
+        body = {"c/0/0/0": ggml_body(name, blocks).hex()}
+        yield (
+            f"ggml/{name.lower().replace('_', '-')}{wild}",
+            v(clauses, name, [1, n], [1, n], len(blocks), bodies=body, words=example["words"]),
+        )
+
+    example = next(example for example in GGML["examples"] if example["type"] == "Q4_0")
+    blocks, words = unhex(example["blocks"])[:18], unhex(example["words"])[:128].hex()
+    body, beyond = ggml_body("Q4_0", blocks).hex(), ggml_body("Q4_0", blocks + bytes(18)).hex()
+    for name, shape, chunk, bodies, values in (
+        ("one-axis", [32], [32], {"c/0/0": body}, words),
+        ("two-chunks", [64], [32], {"c/0/0": body, "c/1/0": body}, words * 2),
+        ("three-axes", [1, 2, 32], [1, 1, 32], {"c/0/0/0/0": body, "c/0/1/0/0": body}, words * 2),
+        ("beyond-the-edge", [1, 32], [2, 32], {"c/0/0/0": beyond}, words),
+        ("beyond-the-row", [1, 32], [1, 64], {"c/0/0/0": beyond}, words),
+        ("nothing", [0, 32], [1, 32], {}, ""),
+    ):
+        k = 18 * (len(unhex(next(iter(bodies.values())))) // 18 if bodies else 1)
+        yield f"ggml/{name}", v(["ggml-1", "grid-1"], "Q4_0", shape, chunk, k, bodies=bodies, words=values)
+    for name, kind in (
+        ("unknown-type", "Q9_Z"),
+        ("no-type", None),
+        ("type-is-a-number", 2),
+        ("type-is-a-list", ["Q4_0"]),
+    ):
+        yield f"ggml/{name}", v(["ggml-1"], kind, [32], [32], 18, error="unsupported")
+    whole = {"encoding": "ggml", "type": "Q4_0", "chunk_shape": [32]}
+    one = {"": ["uint8", [1, 18], [1, 18]]}
+    for name, clause, more in (
+        ("float16", "ggml-1", {"dtype": "float16"}),
+        ("narrow", "ggml-1", {"part": whole | {"dtype": "bfloat16"}}),
+        ("no-axis", "ggml-1", {"shape": [], "part": whole | {"chunk_shape": []}}),
+        ("rows-cut-blocks", "ggml-1", {"shape": [48]}),
+        ("chunks-cut-blocks", "ggml-1", {"shape": [64], "part": whole | {"chunk_shape": [16]}}),
+        ("no-chunk-shape", "ggml-1", {"part": {"encoding": "ggml", "type": "Q4_0"}}),
+        ("chunk-shape-of-more-axes", "ggml-1", {"part": whole | {"chunk_shape": [1, 32]}}),
+        ("chunks-too-large", "ggml-1", {"part": whole | {"chunk_shape": [32 << 20]}}),
+        ("array-of-other-size", "ggml-1", {"arrays": {"": ["uint8", [1, 20], [1, 20]]}}),
+        ("array-of-other-type", "ggml-1", {"arrays": {"": ["int8", [1, 18], [1, 18]]}}),
+        ("array-of-fewer-axes", "ggml-1", {"arrays": {"": ["uint8", [18], [18]]}}),
+        ("several-arrays", "ggml-1", {"arrays": {"blocks": one[""], "more": one[""]}}),
+    ):
+        given: Json = {"dtype": "float32", "shape": [32], "part": whole, "arrays": one} | more
+        yield f"ggml/{name}", short([clause], **given, error="format")
+    again = {"encoding": "sparse", "chunk_shape": [32]}
+    arrays = {"blocks": one[""], "2.positions": ["uint8", [1, 1], [1, 1]], "2.values": ["float32", [1, 1], [1, 1]]}
+    yield (
+        "ggml/and-another-part",
+        short(["ggml-1"], dtype="float32", shape=[32], parts=[whole, again], arrays=arrays, error="format"),
+    )
+    inner = {
+        "encoding": "sparse",
+        "chunk_shape": [32],
+        "room": 1,
+        "values": {"encoding": "ggml", "type": "Q4_0", "chunk_shape": [1, 32]},
+    }
+    arrays = {"positions": ["uint8", [1, 1], [1, 1]], "values": ["uint8", [1, 1, 18], [1, 1, 18]]}
+    yield (
+        "ggml/inside-of-another",
+        short(["nested-1", "sparse-1"], dtype="float32", shape=[32], part=inner, arrays=arrays, error="format"),
+    )
+
+
 SOURCES = (
     from_page, word_vectors, grid_vectors, payload_vectors, raw_vectors, planes_vectors, narrow_vectors, quantized_vectors,
-    sparse_vectors, index_vectors, values_vectors, lowrank_vectors, tucker_vectors, combined_vectors, base_vectors, document_vectors,
+    sparse_vectors, index_vectors, values_vectors, lowrank_vectors, tucker_vectors, combined_vectors, base_vectors, ggml_vectors, document_vectors,
     root_vectors, node_vectors, tensor_vectors, array_vectors, asset_vectors, zip_vectors,
 )  # fmt: skip
 

@@ -330,10 +330,10 @@ def read_model(objects: Mapping[str, Object], open_base: Callable[[str], Model],
     # > `format` is an integer >= 1. A reader refuses as unsupported a number that is higher than it knows
     need(is_integer(about.get("format")) and about["format"] >= 1, "root-2", "no format number")
     need(about["format"] == 1, "root-2", f"format {about['format']}", UnsupportedRefused)
-    # > `features` is a list of strings. In format 1 the features are `base`, `lowrank`, `planes`, `quantized`, `sparse` and `tucker`.
+    # > `features` is a list of strings. In format 1 the features are `base`, `ggml`, `lowrank`, `planes`, `quantized`, `sparse` and `tucker`.
     features = about.get("features")
     need(isinstance(features, list) and all(isinstance(f, str) for f in features), "root-3", "no list of features")
-    known = {"base", "lowrank", "planes", "quantized", "sparse", "tucker"}
+    known = {"base", "ggml", "lowrank", "planes", "quantized", "sparse", "tucker"}
     need(set(features) <= known, "root-3", f"features {features}", UnsupportedRefused)
     # > `consolidated_metadata` is an object with `kind` equal to `inline`, `must_understand` false, and `metadata`: an object
     # > from the key of every node but the root to its document.
@@ -499,7 +499,7 @@ def read_node(key: str, doc: Any, below: dict[str, Any], n_bases: int) -> Node:
     return Node(key, name, dtype, tuple(shape), sha256, read_parts(parts, dtype, words, arrays, n_bases))
 
 
-ONLY_COMPONENT = {"raw": "values", "planes": "planes", "quantized": "codes"}
+ONLY_COMPONENT = {"raw": "values", "planes": "planes", "quantized": "codes", "ggml": "blocks"}
 
 
 def only_component(docs: list[dict[str, Any]]) -> list[tuple[int, str]]:
@@ -554,6 +554,8 @@ def check_combination(parts: list[Part], dtype: str, shape: tuple[int, ...]) -> 
             check_values(part, adds=way == "add")
     if not more:
         return
+    # > The part is the only one of its tensor
+    need(all(part.encoding != "ggml" for part in parts), "ggml-1", "blocks and another part")
     # > Where there are several parts, they have the same chunk shape of the words, none has a dtype other than the tensor's [narrow-1], and none is constant [raw-2].
     need(len({chunk_of(part) for part in parts if part.encoding != "base"}) == 1, "tensor-7", "different chunks")
     need(all(part.dtype == dtype for part in parts), "tensor-7", "another dtype, and several parts")
@@ -1676,7 +1678,238 @@ def read_base(part: Part, node: Node, base: Bases) -> np.ndarray:
     return found.words
 
 
+# Section 8.9: ggml.
+
+GGML = json.loads((Path(__file__).parent / "ggml.json").read_text())
+Numbers = dict[str, list[int]]  # of a block, by field
+
+
+def check_ggml(part: Part, shape: tuple[int, ...]) -> None:
+    # > A reader refuses a `type` that it does not know as unsupported.
+    name = part.doc.get("type")
+    need(isinstance(name, str) and name in GGML["types"], "ggml-1", f"type {name!r}", UnsupportedRefused)
+    size, nbytes = (GGML["types"][name][key] for key in ("size", "nbytes"))
+    # > The part is the only one of its tensor, which is `float32` and has an axis.
+    need(part.dtype == "float32" and shape, "ggml-1", "no float32, or no axis")
+    # > The last extents of shape and chunk shape are multiples of `size`, and the words of a chunk take at most 2^26 bytes.
+    chunk = check_chunk_shape(part, shape, "ggml-1")
+    need(shape[-1] % size == 0 == chunk[-1] % size, "ggml-1", "blocks that are cut")
+    need(math.prod(chunk) * 4 <= 2**26, "ggml-1", "chunks too large")
+    counts = tuple(map(ceil, shape, chunk))
+    k = math.prod(chunk) // size * nbytes
+    # > of shape `(*counts, k)` in chunks of `(1, ..., 1, k)`, with or without `zstd`
+    need(list(part.arrays) == ["blocks"], "ggml-1", "other components")
+    array = part.arrays["blocks"]
+    expected = ("uint8", (*counts, k), (*(1 for _ in counts), k))
+    need((array.data_type, array.shape, array.chunk) == expected, "ggml-1", "another array")
+
+
+def read_ggml(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...], word: np.dtype) -> np.ndarray:
+    chunk = chunk_of(part)
+    words = np.empty(shape, word)
+    array = part.arrays["blocks"]
+    for position in positions(tuple(map(ceil, shape, chunk))):
+        body = read_chunk(objects, array, (*position, 0)).tobytes()
+        put(words, position, ggml_words(part.doc["type"], body).reshape(chunk))
+    return words
+
+
+def ggml_words(name: str, body: bytes) -> np.ndarray:
+    return np.concatenate([block_words(name, block) for block in ggml_numbers(name, body)])
+
+
+def widths(width: int) -> list[int]:
+    # > of 1, 2, 4 and 8 bits they are one plane, 3 bits are planes of 2 and 1, 5 bits of 4 and 1, 6 bits of 4 and 2, 16 bits of 8 and 8, 32 bits of four times 8.
+    return {3: [2, 1], 5: [4, 1], 6: [4, 2], 16: [8, 8], 32: [8] * 4}.get(width, [width])
+
+
+def ggml_numbers(name: str, body: bytes) -> list[Numbers]:
+    """Of every block the numbers of its fields, codes as in ggml."""
+    kind = GGML["types"][name]
+    n = len(body) // kind["nbytes"]
+    blocks: list[Numbers] = [{} for _ in range(n)]
+    at = 0
+    for each in kind["fields"]:
+        total = [0] * (n * each["count"])
+        for bits in widths(each["width"]):
+            # > A plane has the numbers of all blocks, one block after the other, packed into bytes, the first number in the least significant bits.
+            for i in range(len(total)):
+                byte, digit = divmod(i, 8 // bits)
+                total[i] = total[i] << bits | body[at + byte] >> bits * digit & (1 << bits) - 1
+            at += len(total) * bits // 8
+        for i, block in enumerate(blocks):
+            block[each["name"]] = total[i * each["count"] : (i + 1) * each["count"]]
+    for block in blocks:
+        uncentre(name, block)
+    return blocks
+
+
+def uncentre(name: str, block: Numbers) -> None:
+    # > of types with an offset [ggml-5] the field `codes` holds `(code - centre) mod 2^width`, with a centre for all codes of a scale.
+    if name in WITH_OFFSETS:
+        width = next(field["width"] for field in GGML["types"][name]["fields"] if field["name"] == "codes")
+        sub, scale, offset = scales_of(name, block)
+        for j, centre in enumerate(centres(scale, offset, width)):
+            for i in range(j * sub, (j + 1) * sub):
+                block["codes"][i] = block["codes"][i] + centre & (1 << width) - 1
+
+
+def centres(scale: np.ndarray, offset: np.ndarray, width: int) -> list[int]:
+    # > Let `q = -offset / scale`, rounded to binary32, to nearest, ties to even. If `q >= 0` the centre is the integer nearest to `q`, the even one of two, at most `2^width - 1`; else, also if `q` is a NaN, it is 0.
+    with np.errstate(all="ignore"):
+        quotients = (-offset.astype(np.float32) / scale.astype(np.float32)).tolist()
+    top = (1 << width) - 1
+    return [round(min(q, top)) if q >= 0 else 0 for q in quotients]
+
+
+WITH_OFFSETS = ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K")
+
+
+def half(number: int) -> float:
+    return float(np.uint16(number).view(np.float16))
+
+
+def signed(number: int) -> int:
+    return number - 256 if number >= 128 else number
+
+
+def fours(numbers: list[int]) -> list[int]:
+    """Four bits, the low ones of a byte first."""
+    return [number >> shift & 15 for number in numbers for shift in (0, 4)]
+
+
+def scales_of(name: str, block: Numbers) -> tuple[int, np.ndarray, np.ndarray]:
+    """(values that have a scale of their own, scales, offsets), in binary64, which holds them exactly."""
+    d, m = (half(block[key][0]) if key in block and name != "Q8_K" else 0.0 for key in ("scale", "minimum"))
+    s, t, sub = block.get("scales", []), block.get("minimums", []), 32
+    offsets: list[float] | None = None
+    if name == "Q4_1" or name == "Q5_1":
+        found, offsets = [d], [m]
+    elif name == "Q2_K":
+        sub, found, offsets = 16, [d * (x & 15) for x in s], [-(m * (x >> 4)) for x in s]
+    elif name == "Q3_K":
+        sub, found = 16, [d * (x - 32) for x in s]
+    elif name in ("Q4_K", "Q5_K"):
+        found, offsets = [d * x for x in s], [-(m * x) for x in t]
+    elif name == "Q6_K":
+        sub, found = 16, [d * signed(x) for x in s]
+    elif name == "Q8_K":
+        sub, found = 256, [float(np.uint32(block["scale"][0]).view(np.float32))]
+    elif name == "IQ4_XS":
+        found = [d * (x - 32) for x in s]
+    elif name == "MXFP4":
+        # > `2^(x - 128)`, where `x` is the number in `scale`
+        found = [2.0 ** (block["scale"][0] - 128)]
+    elif name == "NVFP4":
+        sub, found = 16, [half_e4m3(x) for x in block["scale"]]
+    elif name in ("Q1_0", "TQ1_0", "TQ2_0"):
+        sub, found = {"Q1_0": 128}.get(name, 256), [d]
+    elif name in ("IQ2_XXS", "IQ3_XXS"):
+        found = [d * (0.5 + (x >> 28)) / (4 if name == "IQ2_XXS" else 2) for x in block["signs"]]
+    elif name in ("IQ2_XS", "IQ2_S"):
+        sub, found = 16, [d * (0.5 + u) / 4 for u in fours(s)]
+    elif name == "IQ3_S":
+        found = [d * (0.5 + u) * 2 for u in fours(s)]
+    elif name == "IQ1_S":
+        found = [d * (2 * (x >> 12 & 7) + 1) for x in block["high"]]
+    elif name == "IQ1_M":
+        # > bits 12 to 15 of its four numbers are `d`, the first one's the least significant
+        d = half(sum((x >> 12) << 4 * i for i, x in enumerate(s)))
+        sub, found = 16, [d * (2 * (s[j // 4] >> 3 * (j % 4) & 7) + 1) for j in range(16)]
+    else:
+        found = [d]
+    return sub, np.array(found, np.float64), np.array(offsets if offsets else [0.0] * len(found), np.float64)
+
+
+def half_e4m3(number: int) -> float:
+    # > half the E4M3 value of bits 0 to 6 of number `j` in `scale`; 0 if that number is `7f`
+    exponent, mantissa = number >> 3 & 15, number & 7
+    value = mantissa / 512 if exponent == 0 else (1 + mantissa / 8) * 2.0 ** (exponent - 7)
+    return 0.0 if number == 0x7F else value / 2
+
+
+def block_words(name: str, block: Numbers) -> np.ndarray:
+    """The words of a block's values."""
+    sub, scale, offset = scales_of(name, block)
+    entries = np.array(entries_of(name, block), np.float64).reshape(-1, sub)
+    # > a value is `entry * scale + offset`, or `entry * scale` for types without an offset, rounded to binary32
+    with np.errstate(all="ignore"):
+        products = entries * scale[:, None]
+        values = (products + offset[:, None] if name in WITH_OFFSETS else products).astype(np.float32).reshape(-1)
+    words = values.view(np.uint32)
+    # > A value that is a NaN is the word `7fc00000`.
+    return np.where(np.isnan(values), np.uint32(0x7FC00000), words)
+
+
+IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+E2M1 = (0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12)
+
+
+def entries_of(name: str, block: Numbers) -> list[float]:
+    if name.startswith("IQ") and not name.startswith("IQ4"):
+        return grid_entries(name, block)
+    codes = trits(block["trits"]) if name == "TQ1_0" else block["codes"]
+    if name.startswith("Q8"):
+        return [signed(c) for c in codes]
+    if name.startswith("IQ4"):
+        return [IQ4[c] for c in codes]
+    if name in ("MXFP4", "NVFP4"):
+        return [E2M1[c] for c in codes]
+    if name == "Q1_0":
+        return [2 * c - 1 for c in codes]
+    zero = {"Q4_0": 8, "Q5_0": 16, "Q3_K": 4, "Q6_K": 32, "TQ1_0": 1, "TQ2_0": 1}.get(name, 0)
+    return [c - zero for c in codes]
+
+
+def trits(numbers: list[int]) -> list[int]:
+    # > digit `i` of the byte `b` is `((b * 3^i mod 256) * 3) >> 8`. The block has digit 0 of bytes 0 to 31, then digit 1 of these, and so on to digit 4; in the same way five digits of bytes 32 to 47, and then four of bytes 48 to 51.
+    places = ((0, 32, 5), (32, 48, 5), (48, 52, 4))
+    return [(b * 3**i % 256) * 3 >> 8 for start, stop, n in places for i in range(n) for b in numbers[start:stop]]
+
+
+def grid_entries(name: str, block: Numbers) -> list[float]:
+    grid = GGML["grids"]["IQ1_S" if name == "IQ1_M" else name]
+    packed, bits, group = bytes.fromhex(grid["indices"]), grid["bits"], grid["group"]
+    found: list[float] = []
+    for i, e in enumerate(block["entries"]):
+        entry = e % 512 if name == "IQ2_XS" else e + 256 * high_of(name, block.get("high", []), i)
+        for k in range(entry * group, (entry + 1) * group):
+            byte, digit = divmod(k, 8 // bits)
+            found.append(grid["numbers"][packed[byte] >> bits * digit & (1 << bits) - 1])
+    if name in ("IQ1_S", "IQ1_M"):
+        # > To the numbers of an entry of `IQ1_S` and `IQ1_M` 1/8 is added, or subtracted if bit 15 of that number of `high`, or the upper of those four bits, is 1.
+        high = block["high"]
+        down = [high[i // 4] >> 15 if name == "IQ1_S" else fours(high)[i] >> 3 for i in range(len(block["entries"]))]
+        return [value + (-1 if down[k // 8] else 1) / 8 for k, value in enumerate(found)]
+    return [-value if sign_of(name, block, k) else value for k, value in enumerate(found)]
+
+
+def high_of(name: str, high: list[int], i: int) -> int:
+    # > for `IQ2_S` the `i`-th two bits of `high`, and for `IQ3_S` its `i`-th bit, the low ones of a byte first;
+    # > for `IQ1_S` bits `3 * (i mod 4)` to `3 * (i mod 4) + 2` of number `floor(i / 4)` in `high`; for `IQ1_M` the low three of the `i`-th four bits of `high`
+    match name:
+        case "IQ2_S":
+            return high[i // 4] >> 2 * (i % 4) & 3
+        case "IQ3_S":
+            return high[i // 8] >> i % 8 & 1
+        case "IQ1_S":
+            return high[i // 4] >> 3 * (i % 4) & 7
+        case "IQ1_M":
+            return fours(high)[i] & 7
+    return 0
+
+
+def sign_of(name: str, block: Numbers, value: int) -> int:
+    k, bit = divmod(value, 8)
+    if name in ("IQ2_S", "IQ3_S"):
+        return block["signs"][k] >> bit & 1
+    # > for the `k`-th eight values of a block the bits from `7 * (k mod 4)` on of number `floor(k / 4)` in `signs`, and for `IQ2_XS` the bits from 9 on of number `k` in `entries`.
+    seven = block["entries"][k] >> 9 if name == "IQ2_XS" else block["signs"][k // 4] >> 7 * (k % 4) & 127
+    return seven >> bit & 1 if bit < 7 else seven.bit_count() % 2
+
+
 CHECKS = {
+    "ggml": check_ggml,
     "raw": check_raw,
     "planes": check_planes,
     "quantized": check_quantized,
@@ -1684,7 +1917,7 @@ CHECKS = {
     "lowrank": check_lowrank,
     "tucker": check_tucker,
 }
-READERS = {"raw": read_raw, "planes": read_planes, "quantized": read_quantized}
+READERS = {"ggml": read_ggml, "raw": read_raw, "planes": read_planes, "quantized": read_quantized}
 PRODUCTS = {"lowrank": multiply, "tucker": expand}
 
 

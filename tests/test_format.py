@@ -137,7 +137,7 @@ def test_mzstore(name, tmp_path):
             assert {problem.clause for problem in verify(path, threads=1).problems} & set(vector["clauses"])
 
 
-PARTS = ("quantized/", "sparse/", "lowrank/", "tucker/", "combined/", "base/")
+PARTS = ("ggml/", "quantized/", "sparse/", "lowrank/", "tucker/", "combined/", "base/")
 IN_PARTS = [name for name, v in VECTORS.items() if name.startswith(PARTS) and "error" not in v]
 
 

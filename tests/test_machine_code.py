@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mzstore.kernels import lowrank, machine_code, planes, quantized, sparse
+from mzstore.ggml import TYPES
+from mzstore.kernels import ggml, lowrank, machine_code, planes, quantized, sparse
 from mzstore.quantizers.decoding import word_tables
 
-MODULES = (lowrank, planes, quantized, sparse)
+MODULES = (ggml, lowrank, planes, quantized, sparse)
 WORDS = {"uint8": 8, "uint16": 16, "uint32": 32, "uint64": 64}
 
 
@@ -62,6 +63,59 @@ def test_joins(code, word):
     both(code, planes, "join_any", lambda: make(table, factors, masks, WORDS[word] - 1))
     if word in ("uint16", "uint32"):
         both(code, planes, f"join{WORDS[word] // 8}", make)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("Q8_0", "codes"), ("Q3_K", "scales"), ("Q5_0", "codes"), ("IQ1_S", "high"), ("IQ2_XXS", "signs")],
+)
+def test_blocks_of_ggml(code, kind, name):
+    field, blocks = (
+        TYPES[kind].field(name),
+        np.random.default_rng(7).integers(0, 256, (20, TYPES[kind].nbytes), np.uint8),
+    )
+    numbers = np.zeros((20, field.count), field.dtype)
+
+    def make_numbers():
+        numbers[...] = 0
+        return (blocks, field.table, numbers), numbers
+
+    def make_blocks():
+        out = np.zeros_like(blocks)
+        return (numbers, field.table, out), out
+
+    both(code, ggml, "extract", make_numbers)
+    both(code, ggml, "insert", make_blocks)
+    left = field.width
+    for bits in field.planes:
+        left -= bits
+        plane = np.zeros(numbers.size * bits // 8, np.uint8)
+        both(code, ggml, "split", lambda: ((numbers.reshape(-1), left, bits, plane), plane))  # noqa: B023
+
+        def make_joined():
+            out = np.ones(numbers.size, field.dtype)
+            return (plane, bits, out), out  # noqa: B023
+
+        both(code, ggml, "join", make_joined)
+
+
+def test_values_of_ggml(code):
+    rng = np.random.default_rng(8)
+    codes, centres = rng.integers(0, 16, 640, np.uint8), rng.integers(0, 16, 20, np.uint8)
+    scales, offsets, table = (rng.normal(size=n).astype(np.float32) for n in (20, 20, 16))
+    for name, more in (("uniform", np.int32(8)), ("look_up", table), ("affine", offsets)):
+
+        def make(more=more):
+            out = np.zeros(640, np.float32)
+            return (codes, scales, 32, more, out), out
+
+        both(code, ggml, name, make)
+
+    def make_codes():
+        out = np.zeros(640, np.uint8)
+        return (codes, centres, 32, np.uint8(15), out), out
+
+    both(code, ggml, "shift_codes", make_codes)
 
 
 @pytest.mark.parametrize("bad", [False, True])

@@ -84,6 +84,11 @@ def load_lowrank() -> Any:
     return _load("mzstore.kernels.lowrank")
 
 
+def load_ggml() -> Any:
+    """The kernels of ggml's blocks, in the same way."""
+    return _load("mzstore.kernels.ggml")
+
+
 def _load(name: str) -> Any:
     global _loading
     found = _kernels.get(name)
