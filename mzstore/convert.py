@@ -3,8 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from mzstore import kernels, report
@@ -21,7 +20,7 @@ from mzstore.model import check_threads
 from mzstore.progress import progress
 from mzstore.recipe import Recipe
 from mzstore.report import Report
-from mzstore.sources import LayoutSource, ModelSource, TensorSource, Walked, read_ahead
+from mzstore.sources import LayoutSource, ModelSource, TensorSource
 from mzstore.split import write_split
 from mzstore.storage import FileObjectSink, Options, Retry, Sink, create, create_folder, is_local, without_secrets
 from mzstore.writer import Importances, write
@@ -132,8 +131,6 @@ def convert(
             notes = (*notes, *more)
         elif kept:
             kind: Literal["archive", "tree"] = "tree" if to == "tree" else "archive"
-            if not is_local(source):
-                model = replace(model, tensors=Walked(partial(read_ahead, model.tensors)))
             written = write(
                 target,
                 model,
@@ -145,6 +142,7 @@ def convert(
                 show_progress=show_progress,
                 options=target_options,
                 retry=retry,
+                ahead=threads > 1 or not is_local(source),
             )
             tensors = report.of_written(written, sources, edited.was)
         else:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -144,7 +144,7 @@ def held(source: TensorSource) -> TensorSource:
     """``source``, read whole if it is of moderate size: for one that is read more than once."""
     if source.spec.nbytes > AHEAD_NBYTES or isinstance(source, HeldSource):
         return source
-    return HeldSource(source.spec, np.array(source.read(0, math.prod(source.spec.word_shape))), source)
+    return HeldSource(source.spec, source.read(0, math.prod(source.spec.word_shape)), source)
 
 
 def origin(source: TensorSource) -> TensorSource:
@@ -152,15 +152,16 @@ def origin(source: TensorSource) -> TensorSource:
     return source.origin if isinstance(source, HeldSource) else source
 
 
-def read_ahead(tensors: Iterable[TensorSource]) -> Iterator[TensorSource]:
-    """``tensors``, each read whole while the one before it is at work, if it is of moderate size.
+def read_ahead(
+    tensors: Iterable[TensorSource], prepare: Callable[[TensorSource], TensorSource] = held
+) -> Generator[TensorSource]:
+    """``tensors``, each prepared while the one before it is at work: read whole, if it is of moderate size.
 
-    For sources on remote storage, of which a writer reads more than once. Of those that a recipe has changed it may
-    want the chunks, not the values.
+    For writers, which read more than once. Of those that a recipe has changed they may want the chunks, not the values.
     """
 
     def ahead(source: TensorSource) -> TensorSource:
-        return source if getattr(source, "changed", False) else held(source)
+        return source if getattr(source, "changed", False) else prepare(source)
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="mzstore-ahead")
     try:

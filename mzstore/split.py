@@ -14,7 +14,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -37,7 +37,7 @@ from mzstore.nodes import ASSETS, encode
 from mzstore.pins import Pin, pin
 from mzstore.recipe import Recipe
 from mzstore.report import TensorReport, of_written
-from mzstore.sources import FileSource, ModelSource, Walked, read_ahead
+from mzstore.sources import FileSource, ModelSource
 from mzstore.storage import Objects, Options, Retry, is_local, open_objects
 from mzstore.tensors import TensorSpec
 from mzstore.text import count
@@ -243,6 +243,7 @@ def carry_out(job: Job, task: Task) -> None:
                 kind="archive",
                 threads=job.threads,
                 show_progress=False,
+                ahead=job.threads > 1 or not is_local(job.source),
             )
     found = Written(key, target.nbytes, target.hexdigest(), tensors)
     if not task.names:
@@ -258,9 +259,7 @@ def _part(job: Job, task: Task, source: ModelSource) -> ModelSource:
         files += [FileSource(f"layouts/{i}", partial(_once, each)) for i, each in enumerate(_raw_layouts(source))]
         return ModelSource((), 0, assets=files, check_unchanged=source.check_unchanged)
     by_name = {tensor.spec.name: tensor for tensor in source.tensors}
-    tensors: Iterable[Any] = [by_name[name] for name in task.names]
-    if not is_local(job.source):
-        tensors = Walked(partial(read_ahead, tensors))
+    tensors = [by_name[name] for name in task.names]
     return ModelSource(tensors, task.nbytes, bases=source.bases, check_unchanged=source.check_unchanged)
 
 

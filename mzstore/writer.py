@@ -10,10 +10,11 @@ import math
 import os
 import zlib
 from collections import deque
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, get_args
 
 import numpy as np
@@ -42,7 +43,17 @@ from mzstore.packed import Encoded, PackedSource, block_type_of, digest_of_block
 from mzstore.prepared import Fitted, Prepared
 from mzstore.progress import progress
 from mzstore.recipe import Recipe, Rule, Rules
-from mzstore.sources import FileSource, ModelSource, TensorSource, blocks, from_arrays, origin
+from mzstore.sources import (
+    FileSource,
+    HeldSource,
+    ModelSource,
+    TensorSource,
+    blocks,
+    from_arrays,
+    held,
+    origin,
+    read_ahead,
+)
 from mzstore.storage import Options, Retry, Writable
 from mzstore.tensors import TensorSpec
 from mzstore.version import __version__
@@ -132,8 +143,12 @@ def write(
     options: Options = None,
     retry: Retry | None = None,
     chunks: ChunkShape = choose_chunk_shape,
+    ahead: bool = False,
 ) -> tuple[WrittenTensor, ...]:
-    """Write any source; see ``save``. ``chunks``: how tensors are cut that are stored lossless and dense."""
+    """Write any source; see ``save``. ``chunks``: how tensors are cut that are stored lossless and dense.
+
+    ahead  read the next tensor while one is at work, and choose how it is stored if there are several threads
+    """
     check_level(level)
     threads = check_threads(threads)
     kind = kind or kind_for(location)
@@ -154,7 +169,11 @@ def write(
             writer, level, workers, hasher, 2 * threads, done, recipe, importance or {}, thresholds, chunks
         )
         try:
-            for tensor in source.tensors:
+            tensors: Iterable[Any] = source.tensors
+            if ahead:
+                prepare = partial(_chosen, recipe=recipe, level=level, chunks=chunks) if threads > 1 else held
+                tensors = stack.enter_context(closing(read_ahead(tensors, prepare)))
+            for tensor in tensors:
                 model.add(tensor)
             written = model.finish(source)
             source.check_unchanged()
@@ -164,6 +183,20 @@ def write(
                     pool.shutdown(wait=False, cancel_futures=True)
             raise
     return written
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen(HeldSource):
+    """A tensor that was read ahead, and how it is to be stored if it is lossless."""
+
+    choice: Choice
+
+
+def _chosen(source: TensorSource, *, recipe: Rules | None, level: Level, chunks: ChunkShape) -> TensorSource:
+    found = held(source)
+    if not isinstance(found, HeldSource) or (recipe and recipe.rule_for(source.spec)):
+        return found
+    return _Chosen(found.spec, found.words, found.origin, choose(found, level, chunks))
 
 
 def _thresholds(source: ModelSource, recipe: Rules | None, importance: Importances) -> Mapping[int, float]:
@@ -319,7 +352,7 @@ class _ModelWriter:
         return rule and (rule.asked, self._thresholds.get(id(rule)))
 
     def _lossless(self, source: TensorSource, node: str) -> _Written:
-        choice = choose(source, self._level, self._chunks)
+        choice = source.choice if isinstance(source, _Chosen) else choose(source, self._level, self._chunks)
         digest = _checked(source, self._store(source, node, choice))
         return _Written(TensorEntry(source.spec, node, "", choice.part), digest, digest)
 

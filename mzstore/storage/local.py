@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+
 from mzstore.errors import StorageError
 from mzstore.storage.base import Folder, Transaction, Writable, storage_errors
 from mzstore.storage.retry import OnBytes, Operation, Retry
@@ -61,9 +63,18 @@ class LocalFile(Local):
             raise StorageError(f"cannot open {self.url!r}: it is not a regular file")
 
     def read(self, start: int, stop: int, slot: str = "", operation: Operation | None = None) -> memoryview:
+        out = buffer(f"file {slot}", stop - start).data
+        self._fill(out, start)
+        return out
+
+    def fetch(self, start: int, stop: int, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
+        out = np.empty(stop - start, np.uint8).data
+        self._fill(out, start)
+        return out
+
+    def _fill(self, out: memoryview, start: int) -> None:
         if self._fd < 0:
             raise ValueError(f"{self.url!r} is closed")
-        out = buffer(f"file {slot}", stop - start).data
         done = 0
         with storage_errors(self.url, "read"):
             while done < len(out):
@@ -73,10 +84,6 @@ class LocalFile(Local):
                         f"{self.url!r} ends before byte {start + done}; it had {self.nbytes} bytes when it was opened"
                     )
                 done += count
-        return out
-
-    def fetch(self, start: int, stop: int, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
-        return memoryview(bytes(self.read(start, stop)))
 
     def close(self) -> None:
         fd, self._fd = self._fd, -1
