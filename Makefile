@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A process for each core; the tests of a file stay together, for what they share is made once.
+PARALLEL := -n auto --dist loadfile
 
 .PHONY: demo test quick bench bench-load bench-lossy bench-sparse lint clean
 
@@ -9,10 +11,10 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/python tools/demo.py
 
 test: $(VENV)/test.stamp lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 quick: $(VENV)/test.stamp
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
