@@ -224,6 +224,10 @@ class _Files:
                 return cls(model, tensors, {"": layout}, {}, (note,), single=True)
         write_new = next(format_.write for format_ in FILE_FORMATS if format_.name == kind)
         if write_new is None:
+            if [layout for layout in model.layouts if layout.kind == kind]:
+                raise ValueError(
+                    f"no new {kind} file can be written; convert to a directory, which holds what the model was"
+                )
             raise ValueError(
                 f"no new {kind} file can be written, and the model was not converted from one that has a layout; "
                 "convert to an archive, a tree or a safetensors file instead"

@@ -2578,6 +2578,8 @@ def spliced_vectors() -> Iterator[tuple[str, Json]]:
         ("same-bytes", "layout-4", "aa010203bb", {"w": w | {"offset": 1}, "w/again": w | {"offset": 1}}, "aabb"),
         ("common-bytes", "layout-4", "aa01020303bb", {"w": w | {"offset": 1}, "w/again": w | {"offset": 2}}, "aabb"),
         ("unused-members", "layout-3", "010203", {"w": w | {"offset": 0, "more": 1}}, ""),
+        ("literal", "layout-3", f"aabb{words}", {"w": w | {"form": "literal"}, "r": r | {"offset": 2}}, "aabb"),
+        ("literal-offset", "layout-3", f"{words}aa", {"r": r | {"offset": 0}, "w": w | {"form": "literal", "offset": -9}}, "aa"),
     ):  # fmt: skip
         yield f"layout/spliced-{name}", vector(clause, "", file, spliced(entries, literals, len(unhex(file))))
     good = spliced({"again": w | {"offset": 0}}, "", 3)
@@ -2598,6 +2600,8 @@ def spliced_vectors() -> Iterator[tuple[str, Json]]:
         ("offset-is-a-fraction", "layout-3", "format", spliced({"w": w | {"offset": 0.0}}, "", 3)),
         ("unknown-form", "layout-3", "unsupported", spliced({"w": w | {"offset": 0, "form": "q9"}}, "", 3)),
         ("no-form", "layout-3", "unsupported", spliced({"w": w | {"offset": 0, "form": None}}, "", 3)),
+        ("literal-of-another-shape", "layout-3", "format", spliced({"w": r | {"form": "literal"}}, "", 0)),
+        ("literal-too-few", "layout-4", "format", spliced({"w": w | {"form": "literal"}}, "", 3)),
         ("unknown-tensor", "layout-3", "format", spliced({"x": w | {"offset": 0}}, "", 3)),
         ("another-shape", "layout-3", "format", spliced({"w": w | {"offset": 0, "shape": [3, 1]}}, "", 3)),
         ("another-dtype", "layout-3", "format", spliced({"w": w | {"offset": 0, "dtype": "int8"}}, "", 3)),

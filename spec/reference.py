@@ -738,11 +738,14 @@ def read_layout(objects: Mapping[str, Object], doc: dict[str, Any], tensors: Map
     need(is_integer(about.get("nbytes")) and isinstance(about.get("tensors"), dict), "layout-3", "no size, no tensors")
     file, taken, last = b"", 0, 0
     for name, entry in about["tensors"].items():
-        good = isinstance(entry, dict) and is_integer(entry.get("offset")) and entry["offset"] >= 0
-        need(good, "layout-3", f"no offset of {name!r}")
-        # > a reader refuses one that it does not know as unsupported, and this page names none.
-        need("form" not in entry, "layout-3", f"{name!r} in another form", UnsupportedRefused)
-        content, offset = words(name, entry.get("dtype"), entry.get("shape")), entry["offset"]
+        need(isinstance(entry, dict), "layout-3", f"no entry of {name!r}")
+        # > a reader refuses one that it does not know as unsupported.
+        need(entry.get("form", "literal") == "literal", "layout-3", f"{name!r} in another form", UnsupportedRefused)
+        content = words(name, entry.get("dtype"), entry.get("shape"))
+        if "form" in entry:  # > nothing of the tensor is put into the file, and `offset` is unused.
+            continue
+        need(is_integer(entry.get("offset")) and entry["offset"] >= 0, "layout-3", f"no offset of {name!r}")
+        offset = entry["offset"]
         # > Tensors stand in the order of their offsets, and none ends behind the file. Where several have the same bytes, those of the first stand in the file.
         need(last <= offset and offset + len(content) <= about["nbytes"], "layout-4", f"{name!r} is not in its place")
         gap = max(0, offset - len(file))

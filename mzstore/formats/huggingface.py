@@ -31,7 +31,8 @@ def open_directory(folder: Folder, opening: Opening, formats: Sequence[FileForma
     for path in paths:
         if path.endswith(tuple(suffix + INDEX_SUFFIX for suffix in format_.suffixes)):
             _check_index(folder, path, files)
-    assets = [path for path in paths if path not in files]
+    laid_out = {_beside(path, layout.path) for path, file in files.items() for layout in file.layouts}
+    assets = [path for path in paths if path not in files and path not in laid_out]
     return _joined(
         files,
         [FileSource(path, partial(_blocks, folder.url, path, opening.options, opening.retry)) for path in assets],
@@ -76,6 +77,12 @@ def _weights(
     return files, notes
 
 
+def _beside(path: str, name: str) -> str:
+    """The path of the file ``name`` in the directory that ``path`` lies in."""
+    folder, slash, _ = path.rpartition("/")
+    return folder + slash + name
+
+
 def _joined(files: Mapping[str, ModelSource], assets: list[FileSource], notes: list[str]) -> ModelSource:
     tensors: list[TensorSource] = []
     layouts: list[LayoutSource] = []
@@ -88,9 +95,13 @@ def _joined(files: Mapping[str, ModelSource], assets: list[FileSource], notes: l
             prefix = f"{path}/"
         tensors += [Renamed(prefix + tensor.spec.name, tensor) if prefix else tensor for tensor in found]
         taken |= {prefix + tensor.spec.name for tensor in found}
-        layouts += [replace(layout, path=path, prefix=prefix) for layout in file.layouts]
+        layouts += [replace(layout, path=_beside(path, layout.path), prefix=prefix) for layout in file.layouts]
         metadata = metadata or dict(file.metadata)
         notes += [f"{path}: {note}" for note in file.notes]
+
+    paths = [layout.path for layout in layouts]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UnsupportedError(f"several models have their weights in {twice[0]!r}: convert them one at a time")
 
     def check_unchanged() -> None:
         for file in files.values():

@@ -16,6 +16,7 @@ import numpy as np
 from mzstore import documents
 from mzstore.dtypes import BY_SAFETENSORS, DTYPES
 from mzstore.errors import FormatError, UnsupportedError
+from mzstore.formats import nibbles
 from mzstore.formats.base import Candidate, FileFormat, Opening
 from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks
 from mzstore.storage import Blob, Sink
@@ -126,26 +127,13 @@ class FileTensor:
     start: int  # in the file
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        if not _repacked(self.spec):
+        if not nibbles.repacked(self.spec):
             size = self.spec.dtype.word.itemsize
             place = self.start + start * size, self.start + stop * size
             # Memory of its own, because the words go to other threads. Remote storage is read by several requests at once.
             data = self.blob.fetch(*place, self.blob.start()) if self.blob.local else bytes(self.blob.read(*place))
             return np.frombuffer(data, self.spec.dtype.word)
-        columns = self.spec.shape[-1]
-        per_row = (columns + 1) // 2
-        first, last = start // per_row, -(-stop // per_row)
-        low, high = first * columns, last * columns  # values
-        pairs = np.frombuffer(self.blob.read(self.start + low // 2, self.start + (high + 1) // 2), np.uint8)
-        values = np.stack([pairs & 15, pairs >> 4], axis=-1).reshape(-1)[low % 2 :][: high - low].reshape(-1, columns)
-        rows = np.pad(values, ((0, 0), (0, 1)))
-        words: np.ndarray = rows[:, 0::2] | (rows[:, 1::2] << 4)
-        return words.reshape(-1)[start - first * per_row :][: stop - start]
-
-
-def _repacked(spec: TensorSpec) -> bool:
-    """Whether the words are not the bytes in the file: rows of an odd number of 4-bit values."""
-    return spec.dtype.packed and bool(spec.shape) and spec.shape[-1] % 2 == 1
+        return nibbles.unpack(self.spec, start, stop, lambda a, b: self.blob.read(self.start + a, self.start + b))
 
 
 def sources(blob: Blob, header: Header, prefix: str = "") -> Iterator[FileTensor]:
@@ -271,26 +259,11 @@ def write(
     for tensor in header.by_offset():
         spec = tensor.spec
         written = 0
-        for data in _packed(read(spec), spec.shape[-1]) if _repacked(spec) else read(spec):
+        for data in nibbles.pack(read(spec), spec.shape[-1]) if nibbles.repacked(spec) else read(spec):
             sink.write(data.view(np.uint8).data)
             written += data.nbytes
             done(data.nbytes)
         assert written == tensor.stop - tensor.start, spec.name
-
-
-def _packed(words: Iterator[np.ndarray], columns: int) -> Iterator[np.ndarray]:
-    """4-bit values without the padding of their rows."""
-    cut, left = np.empty(0, np.uint8), np.empty(0, np.uint8)  # words of a row, a value of a pair
-    per_row = (columns + 1) // 2
-    for block in words:
-        block = np.concatenate([cut, block])
-        whole = block.size // per_row * per_row
-        block, cut = block[:whole], block[whole:]
-        pairs = np.stack([block & 15, block >> 4], axis=-1).reshape(-1, columns + 1)
-        values = np.concatenate([left, pairs[:, :columns].reshape(-1)])
-        even = values.size // 2 * 2
-        left = values[even:]
-        yield values[0:even:2] | (values[1:even:2] << 4)
 
 
 FORMAT = FileFormat("safetensors", (".safetensors",), recognizes, open_file, write=write_new)

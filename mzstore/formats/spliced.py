@@ -18,6 +18,7 @@ from mzstore.storage import BLOCK_NBYTES, Blob, Sink
 from mzstore.tensors import TensorSpec
 
 FORMAT = "spliced"
+LITERAL = "literal"  # form of a tensor whose bytes in the file are not its words, and stay among the literals
 MAX_LAYOUT_NBYTES = 100_000_008
 
 
@@ -50,15 +51,19 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """``places`` in the order of the file; where some lie upon each other, the first one's bytes are those of the file."""
+    """``places`` in the order of the file; where some lie upon each other, the first one's bytes are those of the file.
+
+    others  tensors of form ``literal``: of the model, but nothing of them is put into the file
+    """
 
     nbytes: int
     places: Sequence[Place]
     literals: memoryview
+    others: Sequence[TensorSpec] = ()
 
     @property
     def tensors(self) -> Mapping[str, TensorSpec]:
-        return {place.spec.name: place.spec for place in self.places}
+        return {spec.name: spec for spec in (*(place.spec for place in self.places), *self.others)}
 
     def write(self, sink: Sink, tensors: Mapping[str, TensorSource], done: Callable[[int], None]) -> None:
         """The whole file, front to back."""
@@ -92,7 +97,13 @@ def parse(raw: bytes, prefix: str = "", *, where: str) -> Layout:
     nbytes, entries = doc.get("nbytes"), doc.get("tensors")
     if type(nbytes) is not int or nbytes < 0 or not isinstance(entries, dict):
         raise refuse("no size, or no tensors")
-    places = [_place(prefix + name, entry, nbytes, where=where) for name, entry in entries.items()]
+    places, others = [], []
+    for name, entry in entries.items():
+        found = _entry(prefix + name, entry, nbytes, where=where)
+        if isinstance(found, Place):
+            places.append(found)
+        else:
+            others.append(found)
     at, gaps = 0, 0
     for before, place in zip([None, *places], places, strict=False):
         if before and place.start < before.start:
@@ -102,13 +113,18 @@ def parse(raw: bytes, prefix: str = "", *, where: str) -> Layout:
     literals = memoryview(raw)[8 + length :]
     if len(literals) != gaps + nbytes - at:
         raise refuse(f"{len(literals)} bytes beside the tensors, where {gaps + nbytes - at} are missing", "layout-4")
-    return Layout(nbytes, places, literals)
+    return Layout(nbytes, places, literals, others)
 
 
-def _place(name: str, entry: Any, nbytes: int, *, where: str) -> Place:
-    if not isinstance(entry, dict) or type(entry.get("offset")) is not int or entry["offset"] < 0:
-        raise FormatError(f"tensor {name[:200]!r} has no offset", where=where, clause="layout-3")
-    if "form" in entry:
+def _entry(name: str, entry: Any, nbytes: int, *, where: str) -> Place | TensorSpec:
+    """A tensor that lies in the file as it is, or one of form ``literal``."""
+
+    def refuse(problem: str, clause: str = "layout-3") -> FormatError:
+        return FormatError(f"tensor {name[:200]!r} {problem}", where=where, clause=clause)
+
+    if not isinstance(entry, dict):
+        raise refuse("has no entry")
+    if "form" in entry and entry["form"] != LITERAL:
         text = f"tensor {name[:200]!r} lies there in the form {entry['form']!r:.100}, which is unknown; upgrade mzstore"
         raise UnsupportedError(text, where=where, clause="layout-3")
     dtype = entry.get("dtype")
@@ -118,14 +134,24 @@ def _place(name: str, entry: Any, nbytes: int, *, where: str) -> Place:
         spec = TensorSpec(name, DTYPES[dtype], integers(entry.get("shape")))
     except ValueError as error:
         raise FormatError(str(error), where=where, clause="layout-3") from error
+    if "form" in entry:
+        return spec
+    if type(entry.get("offset")) is not int or entry["offset"] < 0:
+        raise refuse("has no offset")
     place = Place(spec, entry["offset"])
     if place.stop > nbytes:
-        raise FormatError(f"tensor {name!r} ends at {place.stop}, the file at {nbytes}", where=where, clause="layout-4")
+        raise refuse(f"ends at {place.stop}, the file at {nbytes}", "layout-4")
     return place
 
 
-def layout(blob: Blob, path: str, kind: str, tensors: Iterable[PlainTensor]) -> LayoutSource | None:
-    """How an open file is laid out, which ``path`` shall name. None if too much of it is not of ``tensors``."""
+def layout(
+    blob: Blob, path: str, kind: str, tensors: Iterable[PlainTensor], others: Iterable[TensorSpec] = ()
+) -> LayoutSource | None:
+    """How an open file is laid out, which ``path`` shall name. None if too much of it is not of ``tensors``.
+
+    ``others`` are tensors whose bytes in the file are not their words: compressed, encoded, in another order. These bytes
+    are kept beside the tensors of the model.
+    """
     places = sorted((Place(tensor.spec, tensor.start) for tensor in tensors), key=lambda place: place.start)
     gaps, at = [], 0
     for place in places:
@@ -133,19 +159,9 @@ def layout(blob: Blob, path: str, kind: str, tensors: Iterable[PlainTensor]) -> 
             gaps.append((at, place.start))
         at = max(at, place.stop)
     gaps.append((at, blob.nbytes))
-    doc = documents.dump(
-        {
-            "nbytes": blob.nbytes,
-            "tensors": {
-                place.spec.name: {
-                    "dtype": place.spec.dtype.name,
-                    "shape": list(place.spec.shape),
-                    "offset": place.start,
-                }
-                for place in places
-            },
-        }
-    )
+    entries: dict[str, Any] = {place.spec.name: _about(place.spec) | {"offset": place.start} for place in places}
+    entries |= {spec.name: _about(spec) | {"form": LITERAL} for spec in others}
+    doc = documents.dump({"nbytes": blob.nbytes, "tensors": entries})
     if 8 + len(doc) + sum(stop - start for start, stop in gaps) > MAX_LAYOUT_NBYTES:
         return None
     raw = bytearray(len(doc).to_bytes(8, "little") + doc)
@@ -153,3 +169,7 @@ def layout(blob: Blob, path: str, kind: str, tensors: Iterable[PlainTensor]) -> 
         for start in range(first, last, BLOCK_NBYTES):
             raw += blob.read(start, min(start + BLOCK_NBYTES, last))
     return LayoutSource(path, bytes(raw), format=FORMAT, kind=kind)
+
+
+def _about(spec: TensorSpec) -> dict[str, Any]:
+    return {"dtype": spec.dtype.name, "shape": list(spec.shape)}
