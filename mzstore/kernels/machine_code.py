@@ -118,6 +118,7 @@ def write(kernels: ModuleType) -> None:
         try:
             file.write(json.dumps(about).encode() + b"\n" + code)
             file.close()
+            os.chmod(file.name, 0o644)  # for other users of an installation as well
             os.replace(file.name, folder / _file_name(kernels.__name__, _processor()))
         except BaseException:
             os.unlink(file.name)
@@ -182,7 +183,7 @@ def _folders() -> Iterator[Path]:
         yield Path(chosen)
         return
     yield HERE / "__pycache__"
-    yield Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mzstore"
+    yield Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "mzstore")
 
 
 def _writable(folder: Path) -> bool:
