@@ -20,7 +20,7 @@ from mzstore.model import check_threads
 from mzstore.progress import progress
 from mzstore.recipe import Recipe
 from mzstore.report import Report
-from mzstore.sources import LayoutSource, ModelSource, TensorSource
+from mzstore.sources import LayoutSource, ModelSource, TensorSource, block_type_of
 from mzstore.split import write_split
 from mzstore.storage import FileObjectSink, Options, Retry, Sink, create, create_folder, is_local, without_secrets
 from mzstore.writer import Importances, write
@@ -219,7 +219,7 @@ class _Files:
             if layout.tensors.keys() == tensors.keys():
                 name = model.layouts[0].path
                 note = f"byte for byte the file {name} that the model was converted from"
-                if any(map(is_coded, tensors.values())):
+                if any(is_coded(tensor) and not block_type_of(tensor) for tensor in tensors.values()):
                     note = f"laid out as the file {name}, with values of tensors that were changed"
                 return cls(model, tensors, {"": layout}, {}, (note,), single=True)
         write_new = next(format_.write for format_ in FILE_FORMATS if format_.name == kind)
@@ -285,4 +285,10 @@ def _checked(source: LayoutSource, tensors: Mapping[str, TensorSource]) -> layou
     name = layouts.mismatch(layout, {name: tensor.spec for name, tensor in tensors.items()})
     if name is not None:
         raise ValueError(f"the layout of {source.path!r} has a tensor {name!r} that the model has not, or not so")
+    for name, form in layout.forms.items():
+        if block_type_of(tensors[name]) is not form:
+            raise ValueError(
+                f"{source.path!r} cannot be made again: it has tensor {name!r} as {form.name}, and the model has other values "
+                "for it; convert to an archive or a safetensors file instead"
+            )
     return layout

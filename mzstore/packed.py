@@ -4,7 +4,6 @@ import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,28 +13,11 @@ from mzstore.encodings.ggml import Ggml
 from mzstore.ggml import BlockType
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.payload import seal
-from mzstore.sources import TensorSource
-from mzstore.tensors import TensorSpec
+from mzstore.sources import PackedSource
 
 # A tensor below this is one chunk, of about a megabyte. Cut as float32 is, which takes six times more, its chunks would be
 # so small that their directory and Huffman tables take 1 to 2 parts in a hundred.
 SINGLE_CHUNK_VALUES = 2 << 20
-
-
-@runtime_checkable
-class PackedSource(Protocol):
-    """A TensorSource whose values are stored as blocks of ``block_type``; None: they are not."""
-
-    @property
-    def spec(self) -> TensorSpec: ...
-
-    @property
-    def block_type(self) -> BlockType | None: ...
-
-    def read(self, start: int, stop: int) -> np.ndarray: ...
-
-    def read_blocks(self, start: int, stop: int) -> np.ndarray:
-        """Blocks ``[start, stop)`` in row-major order: uint8[stop - start, bytes of a block], the caller's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +26,6 @@ class Encoded:
 
     payloads: list[Payload]
     words: np.ndarray
-
-
-def block_type_of(source: TensorSource) -> BlockType | None:
-    return source.block_type if isinstance(source, PackedSource) else None
 
 
 def part_for(kind: BlockType, shape: tuple[int, ...]) -> Ggml:
@@ -76,17 +54,19 @@ def encode(part: Ggml, blocks: np.ndarray, shape: tuple[int, ...], chunks: list[
     return Encoded(found, words)
 
 
-def block_runs(source: PackedSource, part: Ggml) -> Iterator[np.ndarray]:
-    """All blocks of ``source``, those of one row block of ``part`` after another."""
-    for start, shape, _ in part.grid.row_blocks():
-        first = start // part.kind.size
-        yield source.read_blocks(first, first + math.prod(shape) // part.kind.size)
+def block_runs(source: PackedSource) -> Iterator[np.ndarray]:
+    """All blocks of ``source``, those of one row block of chunks after another."""
+    kind = source.block_type
+    assert kind is not None
+    for start, shape, _ in part_for(kind, source.spec.shape).grid.row_blocks():
+        first = start // kind.size
+        yield source.read_blocks(first, first + math.prod(shape) // kind.size)
 
 
-def digest_of_blocks(source: PackedSource, part: Ggml) -> str:
+def digest_of_blocks(source: PackedSource) -> str:
     """By which tensors of a type are told to be the same: equal values may be of different blocks."""
     digest = hashlib.sha256()
-    for run in block_runs(source, part):
+    for run in block_runs(source):
         digest.update(run.data)
     return digest.hexdigest()
 

@@ -9,11 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from mzstore.frameworks import as_words, count_nbytes
+from mzstore.ggml import BlockType
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.storage import BLOCK_NBYTES
 from mzstore.tensors import TensorSpec
@@ -27,6 +28,27 @@ class TensorSource(Protocol):
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Words ``[start, stop)`` in row-major order, one dimension. Always the same for the same range."""
+
+
+@runtime_checkable
+class PackedSource(Protocol):
+    """A TensorSource whose values are stored as blocks of ``block_type``, which a writer keeps; None: they are not."""
+
+    @property
+    def spec(self) -> TensorSpec: ...
+
+    @property
+    def block_type(self) -> BlockType | None: ...
+
+    def read(self, start: int, stop: int) -> np.ndarray: ...
+
+    def read_blocks(self, start: int, stop: int) -> np.ndarray:
+        """Blocks ``[start, stop)`` in row-major order: uint8[stop - start, bytes of a block], the caller's."""
+
+
+def block_type_of(source: TensorSource) -> BlockType | None:
+    """Of ggml, whose blocks ``source`` has; None if it has none."""
+    return source.block_type if isinstance(source, PackedSource) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +158,20 @@ class Renamed:
     def spec(self) -> TensorSpec:
         return replace(self.source.spec, name=self.name)
 
+    @property
+    def block_type(self) -> BlockType | None:
+        return block_type_of(self.source)
+
+    @property
+    def changed(self) -> bool:
+        return bool(getattr(self.source, "changed", False))
+
     def read(self, start: int, stop: int) -> np.ndarray:
         return self.source.read(start, stop)
+
+    def read_blocks(self, start: int, stop: int) -> np.ndarray:
+        assert isinstance(self.source, PackedSource)
+        return self.source.read_blocks(start, stop)
 
 
 def held(source: TensorSource) -> TensorSource:

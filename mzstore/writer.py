@@ -39,7 +39,7 @@ from mzstore.ggml import BlockType
 from mzstore.grid import choose_chunk_shape
 from mzstore.model import StoredTensor, check_threads
 from mzstore.nodes import LAYOUTS, Namer
-from mzstore.packed import Encoded, PackedSource, block_type_of, digest_of_blocks, encode, part_for
+from mzstore.packed import Encoded, digest_of_blocks, encode, part_for
 from mzstore.prepared import Fitted, Prepared
 from mzstore.progress import progress
 from mzstore.recipe import Recipe, Rule, Rules
@@ -47,7 +47,9 @@ from mzstore.sources import (
     FileSource,
     HeldSource,
     ModelSource,
+    PackedSource,
     TensorSource,
+    block_type_of,
     blocks,
     from_arrays,
     held,
@@ -402,7 +404,7 @@ class _ModelWriter:
             return digest.hexdigest()
 
         return _Written(
-            TensorEntry(source.spec, node, "", part), finished, functools.cache(lambda: digest_of_blocks(source, part))
+            TensorEntry(source.spec, node, "", part), finished, functools.cache(lambda: digest_of_blocks(source))
         )
 
     def _approximated(self, source: TensorSource, node: str, rule: Rule, importance: Any) -> _Written | None:
@@ -571,11 +573,9 @@ def _digest(source: TensorSource) -> str:
 
 def _digest_of_stored(source: TensorSource) -> str:
     """By which tensors are told to be the same, whose values are of one dtype and shape, in blocks of one type or in none."""
-    kind = block_type_of(source)
-    if kind is None:
-        return _digest(source)
-    assert isinstance(source, PackedSource)
-    return digest_of_blocks(source, part_for(kind, source.spec.shape))
+    if isinstance(source, PackedSource) and source.block_type:
+        return digest_of_blocks(source)
+    return _digest(source)
 
 
 def _checked(source: TensorSource, digest: Callable[[], str]) -> Callable[[], str]:

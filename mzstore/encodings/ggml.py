@@ -17,13 +17,12 @@ from mzstore.dtypes import DTYPES, DType
 from mzstore.encodings import Coding, Component
 from mzstore.encodings.rows import rows_of
 from mzstore.ggml import NUMPY_COST, TYPES, BlockType, Field, extract, insert
-from mzstore.ggml.values import centres, scales, shifted, values
+from mzstore.ggml.values import STEP, centres, scales, shifted, values
 from mzstore.grid import MAX_CHUNK_NBYTES, Grid
 from mzstore.payload import compress
 from mzstore.quantizers.packing import digits, pack
 from mzstore.workspace import buffer
 
-STEP = 1 << 15  # values that are decoded at once: they stay in the second-level cache
 STEP_VALUE_NBYTES = (
     16  # of one of them in between: its code, packed and apart, its entry, and what NumPy makes on the way
 )

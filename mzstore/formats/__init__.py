@@ -9,7 +9,7 @@ from mzstore import composite, model, storage
 from mzstore.bases import BaseLocations, check_unchanged
 from mzstore.documents import DOCUMENT
 from mzstore.errors import FormatError
-from mzstore.formats import huggingface, onnx, safetensors
+from mzstore.formats import gguf, huggingface, onnx, safetensors
 from mzstore.formats.base import Candidate, FileFormat, FolderFormat, Opening
 from mzstore.formats.layouts import MAX_LAYOUT_NBYTES
 from mzstore.sources import FileSource, LayoutSource, ModelSource
@@ -17,7 +17,7 @@ from mzstore.sources import FileSource, LayoutSource, ModelSource
 ZIP_MAGIC = b"PK\x03\x04"
 
 # In the order in which they are tried. Of the weights in a directory, those of the first format are read.
-FILE_FORMATS: tuple[FileFormat, ...] = (safetensors.FORMAT, onnx.FORMAT)
+FILE_FORMATS: tuple[FileFormat, ...] = (safetensors.FORMAT, gguf.FORMAT, onnx.FORMAT)
 FOLDER_FORMATS: tuple[FolderFormat, ...] = ()
 
 

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from mzstore.errors import UnsupportedError
 from mzstore.formats import safetensors, spliced
+from mzstore.ggml import BlockType
 from mzstore.sources import LayoutSource, TensorSource
 from mzstore.storage import Sink
 from mzstore.tensors import TensorSpec
@@ -22,6 +23,10 @@ class FileLayout(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorSpec]:
         """What the file is made of, by the names that the model has."""
+
+    @property
+    def forms(self) -> Mapping[str, BlockType]:
+        """Of tensors whose blocks of ggml stand in the file, by the same names: their type."""
 
     def write(self, sink: Sink, tensors: Mapping[str, TensorSource], done: Callable[[int], None]) -> None:
         """Write the whole file, front to back. ``done`` is told the bytes of values as they are read."""

@@ -18,6 +18,7 @@ from mzstore.dtypes import BY_SAFETENSORS, DTYPES
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.formats import nibbles
 from mzstore.formats.base import Candidate, FileFormat, Opening
+from mzstore.ggml import BlockType
 from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks
 from mzstore.storage import Blob, Sink
 from mzstore.tensors import TensorSpec
@@ -170,6 +171,10 @@ class FileLayout:
     @property
     def nbytes(self) -> int:
         return self.header.nbytes
+
+    @property
+    def forms(self) -> Mapping[str, BlockType]:
+        return {}
 
     @property
     def tensors(self) -> Mapping[str, TensorSpec]:

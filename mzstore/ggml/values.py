@@ -13,12 +13,13 @@ from types import MappingProxyType
 import numpy as np
 
 from mzstore import kernels
-from mzstore.ggml import NUMPY_COST, BlockType
+from mzstore.ggml import NUMPY_COST, BlockType, extract
 from mzstore.ggml.grids import grid
 
 Numbers = Mapping[str, np.ndarray]  # by the name of the field: unsigned [blocks, numbers of a block]
 Scales = tuple[np.ndarray, np.ndarray | None]  # scales and offsets: float32[blocks, values of a block / sub]
 
+STEP = 1 << 15  # values that are computed at once: they stay in the second-level cache
 NAN = np.uint32(0x7FC00000)  # processors disagree about the sign and the payload of one that they make
 DELTA = np.float32(0.125)
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -70,6 +71,17 @@ def shifted(kind: BlockType, codes: np.ndarray, centre: np.ndarray, sign: int) -
         return moved
     wrapped: np.ndarray = codes.reshape(-1, sub) + steps.reshape(-1, 1) & mask
     return wrapped.reshape(codes.shape)
+
+
+def words_of(kind: BlockType, blocks: np.ndarray) -> np.ndarray:
+    """The words of float32 (uint32[n, values of a block]) that blocks (uint8[n, bytes of a block]) stand for."""
+    out = np.empty((blocks.shape[0], kind.size), np.float32)
+    step = max(1, STEP // kind.size)
+    for i in range(0, blocks.shape[0], step):
+        some = blocks[i : i + step]
+        numbers = {field.name: extract(some, field) for field in kind.fields}
+        values(kind, numbers, scales(kind, numbers), out[i : i + step])
+    return out.view(np.uint32)
 
 
 def values(kind: BlockType, numbers: Numbers, found: Scales, out: np.ndarray) -> None:
