@@ -9,15 +9,18 @@ from mzstore import composite, model, storage
 from mzstore.bases import BaseLocations, check_unchanged
 from mzstore.documents import DOCUMENT
 from mzstore.errors import FormatError
-from mzstore.formats import gguf, huggingface, onnx, safetensors
+from mzstore.formats import gguf, huggingface, onnx, pytorch, safetensors, zips
 from mzstore.formats.base import Candidate, FileFormat, FolderFormat, Opening
 from mzstore.formats.layouts import MAX_LAYOUT_NBYTES
 from mzstore.sources import FileSource, LayoutSource, ModelSource
 
-ZIP_MAGIC = b"PK\x03\x04"
-
 # In the order in which they are tried. Of the weights in a directory, those of the first format are read.
-FILE_FORMATS: tuple[FileFormat, ...] = (safetensors.FORMAT, gguf.FORMAT, onnx.FORMAT)
+FILE_FORMATS: tuple[FileFormat, ...] = (
+    safetensors.FORMAT,
+    pytorch.FORMAT,
+    gguf.FORMAT,
+    onnx.FORMAT,
+)
 FOLDER_FORMATS: tuple[FolderFormat, ...] = ()
 
 
@@ -80,11 +83,13 @@ def _format(file: Candidate) -> FileFormat | None:
     for format_ in FILE_FORMATS:
         if format_.recognizes(file):
             return format_
-    if file.start[: len(ZIP_MAGIC)] == ZIP_MAGIC:
+    if DOCUMENT in file.members:
         return None
     for format_ in FILE_FORMATS:
         if file.name.lower().endswith(format_.suffixes):
             return format_  # which says what is wrong with it
+    if file.start[: len(zips.MAGIC)] == zips.MAGIC:
+        return None
     known = ", ".join([f.name for f in FILE_FORMATS] + [f.name for f in FOLDER_FORMATS])
     raise FormatError(
         f"not a model: its content is of no format that can be read, which are mzstore, {known}, and Hugging Face directories",

@@ -5,7 +5,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
-from mzstore.errors import StorageError
+from mzstore.errors import MzError, StorageError
+from mzstore.formats import zips
 from mzstore.sources import ModelSource, TensorSource
 from mzstore.storage import Blob, Folder, Options, Retry, Sink, open_location
 
@@ -43,6 +44,20 @@ class Candidate:
     def start(self) -> bytes:
         """The first bytes."""
         return bytes(self.blob.read(0, min(START_NBYTES, self.blob.nbytes)))
+
+    @cached_property
+    def members(self) -> Mapping[str, zips.Member]:
+        """Of a ZIP file; none if it is no such file, or broken."""
+        if self.start[: len(zips.MAGIC)] != zips.MAGIC:
+            return {}
+        try:
+            return zips.members(self.blob)
+        except MzError:
+            return {}
+
+    def need_members(self) -> Mapping[str, zips.Member]:
+        """The same, for what has to be a ZIP file: raises what is wrong with it."""
+        return self.members or zips.members(self.blob)
 
     @property
     def name(self) -> str:

@@ -1,0 +1,223 @@
+"""Files as their formats' readers want them: as file objects, by many ranges, and as copies where bytes lie in another order."""
+
+import io
+import os
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from mzstore.errors import StorageError
+from mzstore.storage import Blob
+from mzstore.tensors import TensorSpec
+
+AT_A_TIME = 16  # ranges of a remote file that are being read
+MAX_COPIES = 3  # a writer reads one tensor, reads ahead another, and comes back to a third
+SLAB_NBYTES = 16 << 20
+
+
+class BlobFile(io.RawIOBase):
+    """A blob as a binary file to read and seek in."""
+
+    def __init__(self, blob: Blob) -> None:
+        self._blob, self._at = blob, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, out: Any) -> int:
+        out = memoryview(out).cast("B")
+        stop = min(self._at + len(out), self._blob.nbytes)
+        count = max(0, stop - self._at)
+        out[:count] = self._blob.read(self._at, stop) if count else b""
+        self._at += count
+        return count
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        at = offset + (0, self._at, self._blob.nbytes)[whence]
+        if at < 0:
+            raise ValueError(f"position {at} is before the start of the file")
+        self._at = at
+        return at
+
+    def tell(self) -> int:
+        return self._at
+
+
+def read_many(blob: Blob, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes of many short ranges; of a remote file several at a time."""
+
+    def read(start_stop: tuple[int, int]) -> bytes:
+        start, stop = start_stop
+        return bytes(blob.read(start, stop)) if stop > start else b""
+
+    if blob.local or len(ranges) < 2:
+        return [read(each) for each in ranges]
+    with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="mzstore-read") as pool:
+        return list(pool.map(read, ranges))
+
+
+class Readable(Protocol):
+    """What tensors lie in: a Blob, or what stands for a part of one."""
+
+    def read(self, start: int, stop: int, /) -> memoryview: ...
+
+
+class Temporary:
+    """A file without a name, closed when nobody refers to it any more."""
+
+    def __init__(self) -> None:
+        self._fd, path = tempfile.mkstemp(prefix="mzstore-")
+        os.unlink(path)
+
+    def write(self, data: bytes | memoryview, at: int) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            count = os.pwrite(self._fd, view, at)
+            view, at = view[count:], at + count
+
+    def read(self, start: int, stop: int) -> bytes:
+        out = bytearray(stop - start)
+        view = memoryview(out)
+        while view:
+            count = os.preadv(self._fd, [view], start)
+            if not count:
+                raise EOFError("a temporary file is shorter than what was written to it")
+            view, start = view[count:], start + count
+        return bytes(out)
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+@dataclass
+class Copies:
+    """Temporary files (in TMPDIR), one for each thing that can only be read from its beginning; the last few are kept.
+
+    So reads are by range, in any order and as often as one likes, for constant memory.
+    """
+
+    _files: OrderedDict[object, Temporary] = field(default_factory=OrderedDict)
+    _lock: threading.RLock = field(default_factory=threading.RLock)  # a copy may be made of another one
+
+    @classmethod
+    def of(cls, stack: ExitStack) -> "Copies":
+        copies = cls()
+        stack.callback(copies._files.clear)
+        return copies
+
+    def read(self, key: object, fill: Callable[[Temporary], None], start: int, stop: int) -> bytes:
+        """Bytes of the file that ``fill`` writes."""
+        with self._lock:
+            file = self._files.get(key)
+            if file is None:
+                try:
+                    file = Temporary()
+                    fill(file)
+                except OSError as error:
+                    raise StorageError(
+                        f"cannot make a temporary copy in {tempfile.gettempdir()!r}: {error.strerror or error}; let TMPDIR name a "
+                        "directory with more room"
+                    ) from error
+                self._files[key] = file
+            self._files.move_to_end(key)
+            while len(self._files) > MAX_COPIES:
+                self._files.popitem(last=False)  # closed when the last read of it is done
+        return file.read(start, stop)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Copied:
+    """A Readable that ``blocks`` gives from its beginning."""
+
+    copies: Copies
+    blocks: Callable[[], Iterator[bytes]]
+
+    def read(self, start: int, stop: int, /) -> memoryview:
+        return memoryview(self.copies.read(self, self._fill, start, stop))
+
+    def _fill(self, file: Temporary) -> None:
+        at = 0
+        for block in self.blocks():
+            file.write(block, at)
+            at += len(block)
+
+
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """A TensorSource of words that lie in ``data`` in row-major order from byte ``start`` on, but big endian."""
+
+    spec: TensorSpec
+    data: Readable
+    start: int
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        size = self.spec.dtype.word.itemsize
+        data = self.data.read(self.start + start * size, self.start + stop * size)
+        return np.frombuffer(data, self.spec.dtype.word.newbyteorder(">")).astype(self.spec.dtype.word)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Strided:
+    """A TensorSource of words that lie in ``data`` with other strides, which are in words and not negative.
+
+    It is copied in row-major order when it is first read, by slabs across the axis with the largest stride: each reads one
+    run of ``data`` that holds it.
+    """
+
+    spec: TensorSpec
+    data: Readable
+    start: int  # in bytes, of the first word
+    strides: tuple[int, ...]
+    copies: Copies
+    big: bool = False
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        size = self.spec.dtype.word.itemsize
+        return np.frombuffer(
+            self.copies.read(self, self._write, start * size, stop * size), self.spec.dtype.word
+        ).copy()
+
+    def _write(self, file: Temporary) -> None:
+        shape, word = self.spec.word_shape, self.spec.dtype.word
+        stored = word.newbyteorder(">") if self.big else word
+        if 0 in shape:
+            return
+        axis = max(range(len(shape)), key=lambda i: (shape[i] > 1, self.strides[i]), default=0)
+        outer = int(np.prod(shape[:axis], dtype=np.int64))
+        inner = int(np.prod(shape[axis + 1 :], dtype=np.int64)) * word.itemsize
+        # Both what is read for a slab and what is written of it are bounded.
+        step = max(1, SLAB_NBYTES // max(self.strides[axis] * word.itemsize, outer * inner, 1))
+        steps = [stride * word.itemsize for stride in self.strides]
+        for first in range(0, shape[axis], step):
+            part = (*shape[:axis], min(step, shape[axis] - first), *shape[axis + 1 :])
+            span = sum((n - 1) * s for n, s in zip(part, steps, strict=True)) + word.itemsize
+            at = self.start + first * steps[axis]
+            data = np.frombuffer(self.data.read(at, at + span), stored)
+            slab = np.ascontiguousarray(np.lib.stride_tricks.as_strided(data, part, steps), word)
+            rows = slab.reshape(outer, -1)
+            for i in range(outer):
+                file.write(rows[i].data, (i * shape[axis] + first) * inner)
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """Of row-major order, in elements."""
+    strides, at = [], 1
+    for extent in reversed(shape):
+        strides.append(at)
+        at *= max(1, extent)
+    return tuple(reversed(strides))
+
+
+def is_row_major(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements lie side by side in order; strides of extents of 1 say nothing."""
+    return 0 in shape or all(n == 1 or s == t for n, s, t in zip(shape, strides, row_major(shape), strict=True))
