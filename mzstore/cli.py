@@ -91,7 +91,8 @@ def _command(
                 raise typer.Exit(BROKEN_PIPE) from None
             except (MzError, ValueError, LookupError, OSError, MemoryError, ImportError) as error:
                 text = error.args[0] if isinstance(error, KeyError) and error.args else error
-                print(f"mzstore: {shown(str(text)) or type(error).__name__}", file=sys.stderr)
+                notes = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+                print(f"mzstore: {shown(str(text) + notes) or type(error).__name__}", file=sys.stderr)
                 raise typer.Exit(failed) from None
 
         return group.command(name)(run)

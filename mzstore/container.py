@@ -13,6 +13,7 @@ from mzstore.extents import Extent, Request
 from mzstore.stats import Stats
 from mzstore.storage import (
     Folder,
+    FolderSink,
     Location,
     OnBytes,
     Operation,
@@ -133,20 +134,21 @@ def create_writer(
     options: Options = None,
     expected: int = 0,
     retry: Retry | None = None,
+    folder: FolderSink | None = None,
 ) -> Iterator[Writer]:
     """A writer whose work appears at ``location`` when the block ends, and not at all if it raises.
 
-    ``expected``: about how many bytes will come.
+    ``expected``: about how many bytes will come; ``folder``: where a tree is written, if that is open already.
     """
     if kind == "tree":
         if not isinstance(location, (str, os.PathLike)):
             raise TypeError("a tree is written to a path or a URL, not to a file object")
-        with create_folder(location, options, DOCUMENT, retry) as folder:
-            tree = TreeWriter(folder)
+        with folder or create_folder(location, options, DOCUMENT, retry) as sink:
+            tree = TreeWriter(sink)
             yield tree
             tree.finish()
     else:
-        with create(location, options, expected, retry) as sink:
-            archive = ArchiveWriter(sink)
+        with create(location, options, expected, retry) as file:
+            archive = ArchiveWriter(file)
             yield archive
             archive.finish()

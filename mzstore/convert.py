@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -16,7 +17,9 @@ from mzstore.errors import CorruptError
 from mzstore.estimate import estimate
 from mzstore.formats import FILE_FORMATS, layouts, open_source, safetensors
 from mzstore.formats.base import NewFile
+from mzstore.journal import resume
 from mzstore.model import check_threads
+from mzstore.pins import digest, pin
 from mzstore.progress import progress
 from mzstore.recipe import Recipe
 from mzstore.report import Report
@@ -78,7 +81,10 @@ def convert(
     shard_nbytes  of a manifest: how many bytes of values come into an archive, but for a larger tensor; None: ``split.SHARD_NBYTES``
     executor      of a manifest: what carries out a task for each archive: anything with ``submit``, or ``map``, as the executors of
         concurrent.futures, clients of Dask and pools of Ray have them. Its processes must reach both ends. None: one after the other,
-        here. A conversion that was interrupted, or some of whose tasks failed, is gone on with by the same call
+        here.
+
+    A conversion to a tree or to several archives that was interrupted, or whose tasks failed, is gone on with by the same call: what is
+    complete, of the same source by the same options, is not encoded again.
 
     storage_options  for the fsspec filesystem of a ``source`` that is a URL; ``target_options``: of ``target``
     retry            how long remote storage is waited for, and how often it is asked, at either end; None: ``Retry()``
@@ -131,19 +137,29 @@ def convert(
             notes = (*notes, *more)
         elif kept:
             kind: Literal["archive", "tree"] = "tree" if to == "tree" else "archive"
-            written = write(
-                target,
-                model,
-                recipe=rules,
-                importance=weights,
-                level=level,
-                kind=kind,
-                threads=threads,
-                show_progress=show_progress,
-                options=target_options,
-                retry=retry,
-                ahead=threads > 1 or not is_local(source),
-            )
+            with ExitStack() as stack:
+                resumed = None
+                if kind == "tree":
+                    where = os.path.abspath(source) if is_local(source) else os.fspath(source)
+                    pinned = pin(source, storage_options, retry)
+                    conversion = digest(where, pinned, importance, edits=edits.to_json(), recipe=recipe, level=level)
+                    resumed = stack.enter_context(resume(target, conversion, target_options, retry))
+                    left = (f"what another conversion has left lies in {each}: remove it" for each in resumed.others)
+                    notes = (*notes, *left)
+                written = write(
+                    target,
+                    model,
+                    recipe=rules,
+                    importance=weights,
+                    level=level,
+                    kind=kind,
+                    threads=threads,
+                    show_progress=show_progress,
+                    options=target_options,
+                    retry=retry,
+                    ahead=threads > 1 or not is_local(source),
+                    resumed=resumed,
+                )
             tensors = report.of_written(written, sources, edited.was)
         else:
             specs = [tensor.spec for tensor in sources.values()]

@@ -534,6 +534,11 @@ def _stored(spec: TensorSpec, name: object, *, where: str) -> DType:
     return DTYPES[str(name)]
 
 
+def entries_of(nodes: dict[str, Any], *, where: str) -> dict[str, TensorEntry]:
+    """The tensors, by name, that documents by key of the node describe. Raises FormatError or UnsupportedError."""
+    return _tensors(nodes, 0, where=where)
+
+
 def assets_of(docs: object, *, where: str) -> tuple[Asset, ...]:
     """The assets that a list of a document describes. Raises FormatError."""
     return tuple(_assets(docs, where=where))

@@ -1,13 +1,18 @@
 """Pins: which version of a source was read, so that nobody goes on with another one."""
 
 import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
 
 from mzstore.documents import DOCUMENT
 from mzstore.errors import StorageError
 from mzstore.storage import Blob, Folder, Options, Retry, open_location
+from mzstore.version import __version__
 
 INDEX_SUFFIX = ".index.json"
 INDEX_NBYTES = 1 << 28
@@ -43,6 +48,17 @@ def pin(location: str | os.PathLike[str], options: Options = None, retry: Retry 
             with contextlib.closing(other):
                 found[name] = other.nbytes, other.version
     return found
+
+
+def digest(source: str, pinned: Pin, importance: Mapping[str, Any] | None, **options: Any) -> str:
+    """Of all that decides what a conversion writes: those with the same go on with each other's work."""
+    found = hashlib.sha256()
+    found.update(repr((__version__, source, sorted(pinned.items()), sorted(options.items()))).encode())
+    for name in sorted(importance or {}):
+        values = np.ascontiguousarray((importance or {})[name])
+        found.update(repr((name, str(values.dtype), values.shape)).encode())
+        found.update(values.reshape(-1).view(np.uint8).data)
+    return found.hexdigest()[:32]
 
 
 def _beside(index: Blob) -> Iterator[str]:

@@ -11,7 +11,6 @@ manifest is created last, if there is none. Whatever ends before that is gone on
 """
 
 import contextlib
-import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +33,7 @@ from mzstore.formats import open_source
 from mzstore.groups import groups
 from mzstore.manifest import MAX_ARCHIVES, MAX_NBYTES, SUFFIX, ArchiveRef, Manifest, ManifestTensor, Piece
 from mzstore.nodes import ASSETS, encode
-from mzstore.pins import Pin, pin
+from mzstore.pins import INDEX_SUFFIX, Pin, digest, pin
 from mzstore.recipe import Recipe
 from mzstore.report import TensorReport, of_written
 from mzstore.sources import FileSource, ModelSource
@@ -183,11 +182,16 @@ def write_split(
     if is_local(place):
         place = os.path.abspath(place.removeprefix("file://"))
     root, _, name = place.rpartition("/")
+    if not name.endswith(SUFFIX) or name.endswith(INDEX_SUFFIX):
+        raise ValueError(f"{place!r}: the name of a manifest ends in {SUFFIX}, and not in {INDEX_SUFFIX}")
+    if root.endswith(":/"):
+        raise ValueError(f"{place!r}: a manifest needs a bucket or a folder, for archives beside it")
     _check_outside(source, place)
     where = os.path.abspath(source) if is_local(source) else os.fspath(source)
     pinned = pin(source, options, retry)
     above = f"{encode(name.removesuffix(SUFFIX))}.archives"
-    folder = f"{above}/{_digest(where, pinned, edits, recipe, importance, level, nbytes)}"
+    conversion = digest(where, pinned, importance, shards=nbytes, edits=edits.to_json(), recipe=recipe, level=level)
+    folder = f"{above}/{conversion}"
     job = Job(where, options, retry, bases, pinned, root, folder, target_options, edits, recipe, level, threads)
     objects = job.objects()
     tasks = _tasks(edited, importance or {}, nbytes)
@@ -420,31 +424,3 @@ def _check_outside(source: str | os.PathLike[str], target: str) -> None:
         inside = os.path.realpath(os.fspath(source).removeprefix("file://"))
         if os.path.isdir(inside) and os.path.realpath(target).startswith(f"{inside}{os.sep}"):
             raise ValueError(f"{target!r} lies in the source, which would change with it: choose another place")
-
-
-def _digest(
-    source: str,
-    pinned: Pin,
-    edits: Edits,
-    recipe: Recipe | None,
-    importance: Importances | None,
-    level: Level,
-    nbytes: int,
-) -> str:
-    """Of all that decides what is written; conversions with the same go on with each other's work."""
-    digest = hashlib.sha256()
-    what = {
-        "mzstore": __version__,
-        "source": source,
-        "pinned": {key: list(value) for key, value in sorted(pinned.items())},
-        "edits": edits.to_json(),
-        "recipe": None if recipe is None else repr((recipe.rules, recipe.defaults)),
-        "level": level,
-        "shard_nbytes": nbytes,
-    }
-    digest.update(dump(what))
-    for name in sorted(importance or {}):
-        values = np.ascontiguousarray((importance or {})[name])
-        digest.update(dump({"name": name, "dtype": str(values.dtype), "shape": list(values.shape)}))
-        digest.update(values.reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()[:32]

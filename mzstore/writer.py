@@ -37,6 +37,7 @@ from mzstore.encodings.raw import Raw
 from mzstore.errors import CorruptError, FormatError
 from mzstore.ggml import BlockType
 from mzstore.grid import choose_chunk_shape
+from mzstore.journal import JOURNAL_NBYTES, Resumed
 from mzstore.model import StoredTensor, check_threads
 from mzstore.nodes import LAYOUTS, Namer
 from mzstore.packed import Encoded, digest_of_blocks, encode, part_for
@@ -146,10 +147,12 @@ def write(
     retry: Retry | None = None,
     chunks: ChunkShape = choose_chunk_shape,
     ahead: bool = False,
+    resumed: Resumed | None = None,
 ) -> tuple[WrittenTensor, ...]:
     """Write any source; see ``save``. ``chunks``: how tensors are cut that are stored lossless and dense.
 
-    ahead  read the next tensor while one is at work, and choose how it is stored if there are several threads
+    ahead    read the next tensor while one is at work, and choose how it is stored if there are several threads
+    resumed  of a tree, what is complete already, and where more is noted down; then ``location`` and ``options`` are those of ``resume``
     """
     check_level(level)
     threads = check_threads(threads)
@@ -160,7 +163,7 @@ def write(
     if isinstance(source.tensors, Sequence):
         _check_names(importance, {tensor.spec.name for tensor in source.tensors})
     with (
-        create_writer(location, kind, options, source.nbytes, retry) as writer,
+        create_writer(location, kind, options, source.nbytes, retry, resumed.folder if resumed else None) as writer,
         progress("encode", source.nbytes, show_progress) as done,
         ExitStack() as stack,
     ):
@@ -168,15 +171,18 @@ def write(
         hasher = stack.enter_context(_threads(1)) if threads > 1 else None
         thresholds = _thresholds(source, recipe, importance or {})
         model = _ModelWriter(
-            writer, level, workers, hasher, 2 * threads, done, recipe, importance or {}, thresholds, chunks
+            writer, level, workers, hasher, 2 * threads, done, recipe, importance or {}, thresholds, chunks, resumed
         )
         try:
             tensors: Iterable[Any] = source.tensors
             if ahead:
-                prepare = partial(_chosen, recipe=recipe, level=level, chunks=chunks) if threads > 1 else held
+                prepare: Callable[[TensorSource], TensorSource] = held
+                if threads > 1:
+                    prepare = partial(_chosen, recipe=recipe, level=level, chunks=chunks, resumed=resumed)
                 tensors = stack.enter_context(closing(read_ahead(tensors, prepare)))
             for tensor in tensors:
                 model.add(tensor)
+                model.note(tensor.spec.nbytes)
             written = model.finish(source)
             source.check_unchanged()
         except BaseException:
@@ -194,7 +200,11 @@ class _Chosen(HeldSource):
     choice: Choice
 
 
-def _chosen(source: TensorSource, *, recipe: Rules | None, level: Level, chunks: ChunkShape) -> TensorSource:
+def _chosen(
+    source: TensorSource, *, recipe: Rules | None, level: Level, chunks: ChunkShape, resumed: Resumed | None
+) -> TensorSource:
+    if resumed and resumed.journal.has(source.spec):
+        return source
     found = held(source)
     if not isinstance(found, HeldSource) or (recipe and recipe.rule_for(source.spec)):
         return found
@@ -288,7 +298,11 @@ class _ModelWriter:
         importance: Importances,
         thresholds: Mapping[int, float],
         chunks: ChunkShape,
+        resumed: Resumed | None,
     ) -> None:
+        self._resumed = resumed
+        self._noted = 0  # of the tensors that were written
+        self._since = 0  # bytes of values
         self._writer, self._level, self._workers, self._hasher = writer, level, workers, hasher
         self._most, self._done, self._recipe, self._importance = most, done, recipe, importance
         self._chunks = chunks
@@ -307,7 +321,7 @@ class _ModelWriter:
             raise ValueError(f"two tensors are called {spec.name!r}")
         node = self._namer.node(spec.name)
         if isinstance(source, Prepared):
-            self._keep(self._prepared(source, node))
+            self._keep(self._complete(source, node) or self._prepared(source, node))
             return
         if isinstance(source, Fitted):
             self._keep(self._laid_down(source.approximation, source.values, node, source.approximation.kept))
@@ -322,6 +336,11 @@ class _ModelWriter:
         )
         rule = self._recipe.rule_for(spec) if self._recipe else None
         importance = self._importance.get(spec.name) if rule else None
+        if (complete := self._complete(source, node)) is not None:
+            complete.rule, complete.importance = rule, importance
+            self._keep(complete)
+            self._by_prefix.setdefault(prefix, []).append(complete)
+            return
         alike = [
             other
             for other in self._by_prefix.setdefault(prefix, [])
@@ -348,6 +367,34 @@ class _ModelWriter:
         written.rule, written.importance = rule, importance
         self._keep(written)
         self._by_prefix[prefix].append(written)
+
+    def _complete(self, source: TensorSource, node: str) -> _Written | None:
+        """A tensor that an earlier attempt has written; None if none has."""
+        found = self._resumed.journal.find(source.spec, node) if self._resumed else None
+        if found is None:
+            return None
+        entry, nbytes = found
+        again = origin(source)
+        self._stored_nbytes[node] = nbytes
+        self._done(source.spec.nbytes)
+        digest = (lambda: entry.sha256) if entry.lossy is None else functools.cache(lambda: _digest(again))
+        return _Written(entry, lambda: entry.sha256, digest)
+
+    def note(self, nbytes: int) -> None:
+        """After a tensor of ``nbytes``: note down what is complete, if there is enough of it."""
+        self._since += nbytes
+        if self._resumed is None or self._since < JOURNAL_NBYTES:
+            return
+        self._drain(0)
+        self._resumed.folder.settle()
+        new = [
+            (written.settle(), self._stored_nbytes.get(written.entry.node, 0))
+            for written in list(self._written.values())[self._noted :]
+            if not self._resumed.journal.has(written.entry.spec)
+        ]
+        if new:
+            self._resumed.journal.add(new)
+        self._noted, self._since = len(self._written), 0
 
     def _asked(self, rule: Rule | None) -> object:
         """What tells apart rules that make different things of equal values."""

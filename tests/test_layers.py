@@ -22,7 +22,7 @@ ALLOWED = {
     "cli": "attach check checkpoints cluster composite convert deltas diff errors formats formats.huggingface get importance inspect model recipe shards storage text verify version",
     "components": "arrays documents dtypes encodings encodings.codes encodings.combined encodings.ggml encodings.lowrank encodings.nested encodings.quantized encodings.raw encodings.sparse encodings.tucker frameworks grid selection tensors",
     "container": "archive documents errors extents garbage stats storage tree",
-    "convert": "bases check documents edits encode errors estimate formats formats.base formats.layouts formats.safetensors kernels model progress recipe report sources split storage writer",
+    "convert": "bases check documents edits encode errors estimate formats formats.base formats.layouts formats.safetensors journal kernels model pins progress recipe report sources split storage writer",
     "decode": "container documents dtypes encodings encodings.combined errors fetch narrow plan workspace",
     "diff": "bases compare edits formats kernels model progress sources storage tensors text",
     "documents": "arrays dtypes encodings encodings.base encodings.combined encodings.ggml encodings.lowrank encodings.planes encodings.quantized encodings.raw encodings.sparse encodings.tucker errors ggml grid narrow nodes tensors",
@@ -115,7 +115,7 @@ ALLOWED = {
     "verify": "archive bases composite container decode documents encodings encodings.combined encodings.raw errors formats.layouts formats.spliced frameworks grid kernels manifest model payload plan progress selection sources stats storage",
     "version": "",
     "workspace": "",
-    "writer": "approximate container documents dtypes encode encodings.raw errors ggml grid model nodes packed prepared progress prune quality quantize recipe sources storage targets tensors version",
+    "writer": "approximate container documents dtypes encode encodings.raw errors ggml grid journal model nodes packed prepared progress prune quality quantize recipe sources storage targets tensors version",
     "checkpoints/__init__": "checkpoints.collection checkpoints.store",
     "checkpoints/archives": "bases checkpoints.repository composite differences documents encode encodings.base encodings.combined errors grid groups manifest model prepared recipe selection sources storage tensors writer",
     "checkpoints/collection": "checkpoints.repository errors storage",
@@ -145,8 +145,9 @@ ALLOWED = {
     "importance": "formats sources",
     "report": "model sources tensors text version writer",
     "cluster": "",
-    "pins": "documents errors storage",
+    "pins": "documents errors storage version",
     "split": "bases checkpoints.archives container documents dtypes edits encode errors formats groups kernels manifest model nodes pins recipe report sources storage tensors text version writer",
+    "journal": "documents errors storage tensors",
 }
 THE_ONLY_DOORS = {
     "numba": {"kernels/machine_code", "kernels/planes", "kernels/quantized", "kernels/sparse"},

@@ -91,9 +91,16 @@ def create(
 
 
 def create_folder(
-    location: str | os.PathLike[str], options: Options, marker: str, retry: Retry | None = None
+    location: str | os.PathLike[str],
+    options: Options,
+    marker: str,
+    retry: Retry | None = None,
+    unfinished: Path | None = None,
 ) -> FolderSink:
-    """A FolderSink for ``location``. Where folders cannot be replaced whole, none is written over one that has ``marker``."""
+    """A FolderSink for ``location``. Where folders cannot be replaced whole, none is written over one that has ``marker``.
+
+    unfinished  where a local folder is until it is whole, and stays if it does not become so; None: nothing stays
+    """
     if is_local(location):
-        return LocalFolderSink(local_path(location))
+        return LocalFolderSink(local_path(location), unfinished)
     return RemoteFolderSink(os.fspath(location), options, marker, retry)

@@ -114,6 +114,9 @@ class FolderSink(Protocol):
     def open(self, key: str) -> AbstractContextManager[Writable]:
         """A file to write ``key`` piece by piece."""
 
+    def settle(self) -> None:
+        """Until all that was written so far is durable. Raises what has failed."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -202,13 +202,14 @@ class LocalSink(Transaction):
 class _NewFile(Transaction):
     """A file of a LocalFolderSink; its own errors are StorageErrors, those of the code that fills it are not."""
 
-    def __init__(self, path: Path, url: str) -> None:
+    def __init__(self, path: Path, url: str, mode: str) -> None:
         self._url = url
-        self._file = open(path, "xb", buffering=WRITE_BUFFER)  # noqa: SIM115  closed on exit
+        self._file: Any = open(path, mode, buffering=WRITE_BUFFER)  # noqa: SIM115  closed on exit
 
     def write(self, data: bytes | memoryview) -> int:
         with storage_errors(self._url, "write"):
-            return self._file.write(data)
+            written: int = self._file.write(data)
+        return written
 
     def _commit(self) -> None:
         with storage_errors(self._url, "write"), self._file:
@@ -221,17 +222,22 @@ class _NewFile(Transaction):
 
 
 class LocalFolderSink(Transaction):
-    """A directory written beside its target and renamed at the end; the target must not exist, or be empty."""
+    """A directory written beside its target and renamed at the end; the target must not exist, or be empty.
 
-    def __init__(self, path: Path) -> None:
-        self.url = str(path)
+    unfinished  the directory that is renamed. It may be there from an earlier attempt, and stays if this one fails
+    """
+
+    def __init__(self, path: Path, unfinished: Path | None = None) -> None:
+        self.url, self._unfinished = str(path), unfinished
         self._target = Path(os.path.realpath(path))
         with storage_errors(self.url, "write"):
             if self._target.exists() and (not self._target.is_dir() or any(self._target.iterdir())):
                 raise FileExistsError(17, "it exists; remove it first, or choose another name")
-            self._temporary = self._target.with_name(f".{self._target.name[:40]}.{secrets.token_hex(4)}.tmp")
-            self._temporary.mkdir()
-        self._folders = {self._temporary}
+            self._temporary = unfinished or self._target.with_name(
+                f".{self._target.name[:40]}.{secrets.token_hex(4)}.tmp"
+            )
+            self._temporary.mkdir(parents=unfinished is not None, exist_ok=unfinished is not None)
+            self._folders = {Path(folder) for folder, _, _ in os.walk(self._temporary)}
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         with self.open(key) as file:
@@ -244,19 +250,24 @@ class LocalFolderSink(Transaction):
             if path.parent not in self._folders:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._folders |= {p for p in path.parents if p.is_relative_to(self._temporary)}
-            file = _NewFile(path, f"{self.url}/{key}")
+            file = _NewFile(path, f"{self.url}/{key}", "wb" if self._unfinished else "xb")
         with file:
             yield file
 
-    def _commit(self) -> None:
+    def settle(self) -> None:
         with storage_errors(self.url, "write"):
             for folder in self._folders:
                 sync_directory(folder)
+
+    def _commit(self) -> None:
+        self.settle()
+        with storage_errors(self.url, "write"):
             os.replace(self._temporary, self._target)
             sync_directory(self._target.parent)
 
     def _abort(self, error: BaseException) -> None:
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        if self._unfinished is None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
 
 
 def sync_directory(path: Path) -> None:

@@ -735,6 +735,11 @@ class RemoteFolderSink(Transaction):
         finally:
             self._free.release()
 
+    def settle(self) -> None:
+        self._wait()
+        if self._failures:
+            raise self._failures[0]
+
     def _wait(self) -> None:
         """Until nothing is on its way."""
         for _ in range(IN_FLIGHT):
