@@ -416,8 +416,8 @@ def test_the_marker_comes_last(s3):
         seen.append([request.key for request in s3.requests(f"tree/{MARKER}", "PUT")])
         answer = proxy.forward(exchange)
         time.sleep(0.1)
-        exchange.send(answer)
         seen.append([request.key for request in s3.requests(f"tree/{MARKER}", "PUT")])
+        exchange.send(answer)  # from here on the marker may come
 
     s3.proxy.fail(slow, method="PUT", key="/c/")
     with folder(s3) as sink:
