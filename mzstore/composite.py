@@ -210,6 +210,13 @@ class Archives:
                 where=str(self._place.location),
                 clause="manifest-5",
             )
+        if piece.sha256 and found.sha256 != piece.sha256:
+            raise CorruptError(
+                f"tensor {piece.name!r} of the archive {self.path(piece)!r} has other values than those that were meant; restore the "
+                "archive from a copy",
+                where=str(self._place.location),
+                clause="manifest-5",
+            )
         return opened, opened.document.stored(found)
 
     def spread(self, wanted: Sequence[Wanted]) -> list[Wanted]:

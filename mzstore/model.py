@@ -26,6 +26,7 @@ from mzstore.encodings.ggml import Ggml, Numbers
 from mzstore.errors import CorruptError
 from mzstore.frameworks import Framework
 from mzstore.ggml import BlockType
+from mzstore.manifest import Manifest
 from mzstore.payload import unseal
 from mzstore.plan import Plan, missing_chunk
 from mzstore.progress import progress
@@ -69,17 +70,34 @@ def open(  # noqa: A001  what a user types is mzstore.open
     opening = _Opening(location, storage_options, retry, cache_bytes, bases)
     links = Bases(Place.of(location, storage_options), Family(retry, stats, bases))
     if composite.is_manifest(location):
-        archives = composite.Archives(
-            composite.read_manifest(location, storage_options, operation, stats), links.place, links.family
-        )
-        whole = composite.CompositeReader(links.place, stats, operation.retry, archives.reader)
-        return Model(whole, composite.document(archives.manifest), opening, links, archives)
+        manifest = composite.read_manifest(location, storage_options, operation, stats)
+        return _composed(manifest, opening, links, stats)
     reader = open_reader(location, storage_options, operation, stats)
     try:
         return Model(reader, read_model(reader, operation), opening, links)
     except BaseException:
         reader.close()
         raise
+
+
+def open_manifest(
+    manifest: Manifest,
+    location: str,
+    *,
+    storage_options: Options = None,
+    retry: Retry | None = None,
+    bases: BaseLocations | None = None,
+) -> "Model":
+    """The model of a manifest that was read at ``location``, and need not be there any more. See ``open``."""
+    opening, stats = _Opening(location, storage_options, retry, 0, bases), Stats()
+    links = Bases(Place.of(location, storage_options), Family(retry, stats, bases))
+    return _composed(manifest, opening, links, stats)
+
+
+def _composed(manifest: Manifest, opening: "_Opening", links: Bases, stats: Stats) -> "Model":
+    archives = composite.Archives(manifest, links.place, links.family)
+    whole = composite.CompositeReader(links.place, stats, opening.retry or Retry(), archives.reader)
+    return Model(whole, composite.document(manifest), opening, links, archives)
 
 
 @dataclass(frozen=True, slots=True)

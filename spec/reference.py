@@ -2068,6 +2068,8 @@ def open_manifest(path: Path) -> dict[str, Tensor]:
             good = inner and (inner.dtype, list(inner.shape)) == (tensor["dtype"], extents)
             need(good, "manifest-5", "another tensor", CorruptRefused)
             assert inner is not None
+            digest = hashlib.sha256(inner.words.tobytes()).hexdigest()
+            need(digest == piece.get("sha256", digest), "manifest-5", "other values", CorruptRefused)
             words[tuple(slice(o, o + n) for o, n in zip(offsets, extents, strict=True))] = inner.words
         found[name] = Tensor(tensor["dtype"], tuple(tensor["shape"]), words)
     return found

@@ -1,16 +1,18 @@
 """One rank of a job that saves to, or loads from, a store of checkpoints: what test_dcp.py starts several of.
 
-Run as ``python ranks.py TASK.json`` with RANK and WORLD_SIZE in the environment (and what torchrun sets, if it is the one).
+Run as ``python ranks.py TASK.json``: with ``moments`` in the task jobs of which a rank is killed, else with RANK and WORLD_SIZE in the environment (and what torchrun sets, if it is the one).
 """
 
 import json
 import os
 import pickle
-import signal
 import sys
+import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
+import deaths
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -104,27 +106,50 @@ def check(found: dict[str, Any], expected: dict[str, Any]) -> None:
             assert found[name] == value, name
 
 
-class Killed(MzWriter):
-    """A writer that dies, as ``kill`` says: [rank, when]."""
+def die_at(moment: str) -> None:
+    match moment:
+        case "after writing":
+            deaths.die(MzWriter, "write_data", after=True)
+        case "before finishing":
+            deaths.die(MzWriter, "finish")
+        case _:
+            deaths.die_at(moment)
 
-    def __init__(self, *args: Any, kill: tuple[int, str], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._kill = kill
 
-    def _die(self, when: str) -> None:
-        if self._kill == (dist.get_rank(), when):
-            os.kill(os.getpid(), signal.SIGKILL)
+def killed(path: str, task: dict[str, Any]) -> list[int]:
+    """Jobs of two ranks, of which one is killed at a moment, one job for each; then the others are. What became of those."""
+    torch.set_num_threads(1)
+    with (
+        warnings.catch_warnings(),
+        tempfile.TemporaryDirectory() as folder,
+    ):  # what is imported and compiled now, no job has to
+        warnings.simplefilter("ignore")
+        state = state_of("plain", None, names=task["names"])
+        dcp.save(state, storage_writer=MzWriter(f"{folder}/1", threads=1), planner=MzSavePlanner(), no_dist=True)
+    codes = []
+    for step, (lost, moment) in enumerate(task["moments"], 1):
+        job = task | {"do": "save", "url": f"{task['url']}/{step}", "drift": step}
+        members = [
+            deaths.start(run, rank, 2, f"file://{path}.{step}", job, moment if rank == lost else "")
+            for rank in range(2)
+        ]
+        members[lost].join()
+        codes.append(members[lost].exitcode)
+        for member in members:
+            member.kill()
+            member.join()
+    return codes
 
-    def write_data(self, plan: Any, planner: Any) -> Any:
-        self._die("before writing")
-        done = super().write_data(plan, planner)
-        self._die("after writing")
-        return done
 
-    def finish(self, metadata: Any, results: Any) -> None:
-        self._die("before the commit")
-        super().finish(metadata, results)
-        self._die("after the commit")
+def run(rank: int, world: int, meeting: str, task: dict[str, Any], moment: str = "") -> Any:
+    """What ``main`` returns to one rank."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    die_at(moment)
+    result = main(task)
+    dist.destroy_process_group()
+    return result
 
 
 def sharded_tensor(value: torch.Tensor) -> Any:
@@ -146,9 +171,8 @@ def main(task: dict[str, Any]) -> Any:
     names, seed, drift = task.get("names"), task.get("seed", 0), task.get("drift", 0)
     writer: dict[str, Any] = {"storage_options": options, "threads": 1}
     if task["do"] == "save":
-        made = Killed(url, kill=tuple(task["kill"]), **writer) if "kill" in task else MzWriter(url, **writer)
         state = state_of(how, mesh, names=names, seed=seed, drift=drift)
-        dcp.save(state, storage_writer=made, planner=MzSavePlanner())
+        dcp.save(state, storage_writer=MzWriter(url, **writer), planner=MzSavePlanner())
     elif task["do"] == "save sharded tensors":
         state = {name: sharded_tensor(full(name)) for name in ("even", "uneven", "large")}
         dcp.save(state, storage_writer=MzWriter(url, **writer), planner=MzSavePlanner())
@@ -182,14 +206,13 @@ def main(task: dict[str, Any]) -> Any:
 
 if __name__ == "__main__":
     task = json.loads(Path(sys.argv[1]).read_text())
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    meeting = "env://" if "TORCHELASTIC_RUN_ID" in os.environ else f"file://{sys.argv[1]}.meeting"
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
-    result = main(task)
-    Path(f"{sys.argv[1]}.{rank}").write_bytes(pickle.dumps(result))
-    dist.destroy_process_group()
+    if "moments" in task:
+        Path(f"{sys.argv[1]}.result").write_text(json.dumps(killed(sys.argv[1], task)))
+    else:
+        rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        meeting = "env://" if "TORCHELASTIC_RUN_ID" in os.environ else f"file://{sys.argv[1]}.meeting"
+        result = run(rank, world, meeting, task)
+        Path(f"{sys.argv[1]}.{rank}").write_bytes(pickle.dumps(result))
     # A thread of Gloo may still hold a tensor, and aborts when the interpreter has gone (pytorch/pytorch#179291).
     sys.stdout.flush()
     sys.stderr.flush()

@@ -325,10 +325,16 @@ def test_tensors_of_archives_that_are_others(location):
         doc["tensors"]["rows"]["pieces"][0]["name"] = "grid@a"
         doc["tensors"]["one"]["dtype"] = "float32"
         doc["tensors"]["scalar"]["pieces"][0]["name"] = "nothing"
+        doc["tensors"]["packed"]["pieces"][-1]["sha256"] = "0" * 64
 
     with mzstore.open(edited(location, edit)) as model:
         assert same(model["rows"][20:], VALUES["rows"][20:])
-        for name, now in (("rows", r"bfloat16 \[41, 10\]"), ("one", r"float64 \[19\]"), ("scalar", "not there")):
+        for name, now in (
+            ("rows", r"bfloat16 \[41, 10\]"),
+            ("one", r"float64 \[19\]"),
+            ("scalar", "not there"),
+            ("packed", "has other values"),
+        ):
             with pytest.raises(CorruptError, match=f"{now}.*manifest-5"):
                 model[name][...]
     assert {problem.clause for problem in mzstore.verify(location).problems} == {"manifest-5"}

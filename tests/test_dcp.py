@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import uuid
@@ -59,17 +58,6 @@ class Job:
                 process.kill()
         assert not any(codes)
         return [pickle.loads(Path(f"{path}.{rank}").read_bytes()) for rank in range(world)]
-
-    def run_and_lose(self, world: int, task: dict[str, Any]) -> None:
-        """One rank kills itself; the others are ended."""
-        _, processes = self.start(world, task)
-        lost = processes[task["kill"][0]]
-        try:
-            assert lost.wait(SECONDS) == -signal.SIGKILL
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
 
 
 @pytest.fixture
@@ -189,33 +177,6 @@ def test_ranks_with_nothing_to_write(job, tmp_path):
     with mzstore.open(tmp_path / "store/manifests/1.json") as model:
         assert model.archives is not None
         assert len(model.archives.manifest.archives) == 2
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("rank", "when"),
-    [
-        (1, "before writing"),
-        (1, "after writing"),
-        (0, "before writing"),
-        (0, "before the commit"),
-        (0, "after the commit"),
-    ],
-)
-def test_a_rank_that_is_killed_leaves_no_checkpoint(job, tmp_path, rank, when):
-    url = f"{tmp_path}/store"
-    job.run(2, {"do": "save", "url": f"{url}/1"})
-    job.run_and_lose(2, {"do": "save", "url": f"{url}/2", "seed": 1, "kill": [rank, when]})
-    with CheckpointStore(url) as store:
-        assert store.steps() == ([1, 2] if when == "after the commit" else [1])
-        if when != "after the commit":
-            job.run(2, {"do": "save", "url": f"{url}/2", "seed": 1})
-        left = store.gc(0.0).keys
-        if when in ("after writing", "before the commit"):
-            assert left
-        assert all(report.ok for report in store.verify().values())
-    check_model(f"{url}/1")
-    check_model(f"{url}/2", seed=1)
 
 
 def state() -> dict[str, Any]:

@@ -496,6 +496,7 @@ def test_archives_are_those_of_the_manifest(tmp_path):
     (archive,) = (tmp_path / "data").rglob("*.mz")
     for change, clause in (
         ('"w":{"dtype":"float32","shape":[64,64]', "manifest-5"),
+        (hashlib.sha256(training_state(0)["w"].tobytes()).hexdigest(), "manifest-5"),
         (f'"nbytes":{archive.stat().st_size}', "manifest-4"),
         (hashlib.sha256(archive.read_bytes()).hexdigest(), "manifest-4"),
     ):

@@ -29,8 +29,7 @@ from mzstore.errors import MzError
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.groups import groups
 from mzstore.manifest import ArchiveRef, Manifest, Piece
-from mzstore.model import Model, StoredTensor
-from mzstore.model import open as open_model
+from mzstore.model import Model, StoredTensor, open_manifest
 from mzstore.prepared import Prepared
 from mzstore.recipe import Recipe
 from mzstore.selection import Span
@@ -149,7 +148,8 @@ class Before:
         moved: BaseLocations | None = None,
     ) -> None:
         assert manifest.checkpoint is not None
-        self._repository, self._values, self._threads, self._moved = repository, values or {}, threads, moved
+        self._repository, self._manifest, self._values = repository, manifest, values or {}
+        self._threads, self._moved = threads, moved
         self._step = int(manifest.checkpoint["step"])
         self._model: Model | None = None
         self._unreadable = False
@@ -200,7 +200,8 @@ class Before:
 
     def _fill(self, wanted: Sequence[tuple[Box, np.ndarray]]) -> None:
         if self._model is None:
-            self._model = open_model(
+            self._model = open_manifest(
+                self._manifest,
                 self._repository.location(manifest_key(self._step)),
                 storage_options=self._repository.options,
                 retry=self._repository.retry,

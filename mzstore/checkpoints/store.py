@@ -23,7 +23,7 @@ from mzstore.checkpoints.state import decode, encode, tensors_of
 from mzstore.encode import Level, check_level
 from mzstore.errors import FormatError, MzError
 from mzstore.manifest import Manifest
-from mzstore.model import Model, check_threads
+from mzstore.model import Model, check_threads, open_manifest
 from mzstore.model import open as open_model
 from mzstore.recipe import Recipe
 from mzstore.selection import all_of
@@ -369,7 +369,8 @@ class CheckpointStore:
         structure, where = manifest.checkpoint.get("state"), f"{self.url}, checkpoint {about.step}"
         kinds = dict(tensors_of(structure))
         places = None if out is None else (encode(out)[1] if names is None else dict(out))  # type: ignore[call-overload]
-        with open_model(
+        with open_manifest(  # which may be deleted by now; its archives stay
+            manifest,
             self._repository.location(manifest_key(about.step)),
             storage_options=self._repository.options,
             retry=self._repository.retry,
@@ -403,8 +404,10 @@ class CheckpointStore:
 
     def verify(self, step: int | None = None, *, threads: int | None = None) -> dict[int, Report]:
         """Read everything of one checkpoint, or of all, and compare it with its digests; by step. An archive that several
-        checkpoints have is checked once. See ``mzstore.verify``."""
-        steps = self.steps() if step is None else [self.checkpoint(step).step]
+        checkpoints have is checked once. LookupError if there is no such checkpoint. See ``mzstore.verify``."""
+        if step is not None and self._repository.objects.nbytes(manifest_key(check_step(step))) is None:
+            raise self._missing(step)
+        steps = self.steps() if step is None else [step]
         reports = verify_manifests(
             [self._repository.location(manifest_key(each)) for each in steps],
             threads=threads,
@@ -434,12 +437,15 @@ class CheckpointStore:
 
     def _latest(self) -> Manifest | None:
         """By the listing and the hint, of which each may be behind."""
-        steps = set(self._repository.steps())
-        hint = self._repository.hint()
-        for step in sorted(steps | ({hint} if hint is not None else set()), reverse=True):
-            manifest = self._repository.manifest(step)
-            if manifest is not None:
-                return manifest
+        for _ in range(collection.ATTEMPTS):
+            hint = self._repository.hint()
+            steps = {*self._repository.steps(), *([] if hint is None else [hint])}
+            for step in sorted(steps, reverse=True):
+                manifest = self._repository.manifest(step)
+                if manifest is not None:
+                    return manifest
+            if not steps:
+                break  # else all may have been deleted meanwhile, and there are later ones
         return None
 
     def _best(self) -> Manifest | None:
