@@ -74,7 +74,7 @@ ALLOWED = {
     "kernels/machine_code": "",
     "kernels/planes": "",
     "kernels/quantized": "kernels.planes",
-    "model": "bases cache components composite container decode documents dtypes encodings encodings.combined encodings.ggml errors frameworks ggml kernels payload plan progress selection shards sparse_views stats storage tensors",
+    "model": "bases cache components composite container decode documents dtypes encodings encodings.combined encodings.ggml errors frameworks ggml kernels manifest payload plan progress selection shards sparse_views stats storage tensors",
     "narrow": "dtypes",
     "nodes": "",
     "payload": "errors grid",
