@@ -479,6 +479,7 @@ BOMBS = {
     "a call of a string": (b"\x80\x02X\1\0\0\0a)R.", "a pickle that calls 'str'"),
     "a call of a type": (b"\x80\x02ctorch\nFloatStorage\n)R.", "a pickle that calls"),
     "a storage that is a list": (b"\x80\x02]Q.", "a storage is said to be"),
+    "a storage of 2 ** 60 values": (b"\x80\x02]q\0" + b"0]q\1(h\0h\0eq\0" * 60 + b"Q.", "a storage is said to be"),
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from reprlib import repr as short  # a pickle's list may hold itself many times over
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -163,7 +164,7 @@ def _read_legacy(blob: Blob, reader: "_Pickle") -> tuple[Any, Callable[[Storage]
     head = [pickles.load(file, lambda name: None, where=where) for _ in range(3)]
     if head[0] != MAGIC or head[1] != PROTOCOL:
         raise UnsupportedError(
-            f"a file of PyTorch with protocol {head[1]!r:.40}, where {PROTOCOL} is known", where=where
+            f"a file of PyTorch with protocol {short(head[1])}, where {PROTOCOL} is known", where=where
         )
     big = isinstance(head[2], dict) and head[2].get("little_endian") is False
     value = reader.load(file, where, "")
@@ -248,7 +249,7 @@ class _Pickle:
             case ("storage", Global(name=name), str(key), _, int(count), *view):
                 pass
             case _:
-                raise FormatError(f"a storage is said to be {about!r:.200}", where=self.url)
+                raise FormatError(f"a storage is said to be {short(about)}", where=self.url)
         kind = name.rpartition(".")[2]
         if kind not in DTYPES_OF_STORAGES and kind != UNTYPED:
             raise UnsupportedError(f"a storage of {name!r:.100}", where=self.url)
@@ -264,7 +265,7 @@ class _Pickle:
                 return Storage(key, dtype, size, first)
             case [] | [None]:
                 return known
-        raise FormatError(f"a view of a storage is said to be {view!r:.100}", where=self.url)
+        raise FormatError(f"a view of a storage is said to be {short(view)}", where=self.url)
 
     def _tensor(self, storage: Any, offset: Any, shape: Any, strides: Any, dtype: DType | None = None) -> Tensor:
         good = (
@@ -292,7 +293,7 @@ class _Pickle:
     ) -> Tensor:
         if bits:
             raise UnsupportedError(
-                f"a tensor that is kept as {bits!r:.100}: save what tensor.resolve_conj() gives", where=self.url
+                f"a tensor that is kept as {short(bits)}: save what tensor.resolve_conj() gives", where=self.url
             )
         return self._tensor(storage, offset, shape, strides)
 
@@ -300,7 +301,7 @@ class _Pickle:
         self, storage: Any, offset: Any, shape: Any, strides: Any, _grad: Any, _hooks: Any, dtype: Any, bits: Any = None
     ) -> Tensor:
         if bits or not isinstance(dtype, Global) or dtype.name not in TORCH_DTYPES:
-            raise UnsupportedError(f"a tensor of {dtype!r:.100}, kept as {bits!r:.100}", where=self.url)
+            raise UnsupportedError(f"a tensor of {short(dtype)}, kept as {short(bits)}", where=self.url)
         return self._tensor(storage, offset, shape, strides, TORCH_DTYPES[dtype.name])
 
     def _quantized(self, storage: Any, offset: Any, shape: Any, strides: Any, how: Any, *_: Any) -> dict[str, Any]:
@@ -310,19 +311,19 @@ class _Pickle:
             case (Global(name=scheme), scale, zero_point, *axis):
                 about: dict[str, Any] = {"int_repr": codes, "qscheme": scheme, "scale": scale, "zero_point": zero_point}
                 return about | ({"axis": axis[0]} if axis else {})
-        raise UnsupportedError(f"a quantized tensor with {how!r:.100}", where=self.url)
+        raise UnsupportedError(f"a quantized tensor with {short(how)}", where=self.url)
 
     def _sparse(self, layout: Any, data: Any) -> dict[str, Any]:
         match layout, data:
             case "torch.sparse_coo", (Tensor() as indices, Tensor() as values, (tuple() | list()) as shape, *_):
                 return {"layout": layout, "indices": indices, "values": values, "shape": list(shape)}
         raise UnsupportedError(
-            f"a sparse tensor of layout {layout!r:.100}; only torch.sparse_coo is read", where=self.url
+            f"a sparse tensor of layout {short(layout)}; only torch.sparse_coo is read", where=self.url
         )
 
     def _from_type(self, function: Any, _type: Any, arguments: Any, *_: Any) -> Any:
         if not isinstance(function, Global) or function.make is None or not isinstance(arguments, tuple):
-            raise UnsupportedError(f"a tensor that {function!r:.100} makes", where=self.url)
+            raise UnsupportedError(f"a tensor that {short(function)} makes", where=self.url)
         return function.make(*arguments)
 
 
