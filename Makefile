@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A process for each core; the tests of a file stay together, for what they share is made once.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: demo test quick bench bench-load bench-lossy bench-sparse lint clean
+.PHONY: demo test quick bench bench-convert bench-load bench-lossy bench-sparse lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python tools/demo.py
@@ -23,6 +23,9 @@ lint: $(VENV)/test.stamp
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python tools/bench.py lossless
+
+bench-convert: $(VENV)/bench.stamp
+	$(BIN)/python tools/bench.py convert
 
 bench-load: $(VENV)/bench.stamp
 	$(BIN)/python tools/bench.py load

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import mzstore
+from mzstore.formats import FILE_FORMATS
 
 ROOT = Path(__file__).parents[1]
 ALWAYS = {"mzstore fast", "mzstore balanced", "mzstore max", "zstd 3", "safetensors"}
@@ -133,3 +134,20 @@ def test_lossy_as_json(tmp_path):
     for goal in result["goals"]:
         assert goal.keys() == {"goal", "limit", "measured", "met"}
         assert (goal["measured"] is None) == (goal["met"] is None)
+
+
+@pytest.mark.slow
+def test_convert_as_json(tiny):
+    result = json.loads(bench("convert", tiny, "--json"))
+    rows = {row["format"]: row for row in result["formats"]}
+    assert rows.keys() == {row["format"] for row in result["memory"]} == {format_.name for format_ in FILE_FORMATS}
+    assert rows["safetensors"]["missing"] is None
+    for row in rows.values():
+        if not row["missing"]:  # a library that is not there is named
+            assert row["threads_1"]["seconds"] > 0
+            assert row["back"]["peak_nbytes"] >= 0
+            assert row["identical"] is True or row["format"] != "safetensors"
+    assert result["throughput"]["gb_per_s"].keys() == {"encode", "save", "convert"}
+    assert result["dask"]["missing"] or result["dask"]["seconds"].keys() == {"1", "2"}
+    assert len(result["goals"]) == len(rows) + 4
+    assert "goals" in bench("convert", tiny, "--parts", "formats")

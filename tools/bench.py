@@ -5,6 +5,7 @@
     python tools/bench.py load [MODEL] [--big GB] [--links GBIT ...] [--parts models|open|shards ...] [--json] [--quick]
     python tools/bench.py lossy [MODEL] [--plot PNG] [--offline] [--json] [--quick]
     python tools/bench.py sparse [MODEL] [--json] [--quick]
+    python tools/bench.py convert [MODEL] [--dtype bf16|fp16|fp32] [--big GB] [--parts formats|throughput|gguf|dask|memory ...] [--json] [--quick]
 
 MODEL is a safetensors file or a directory of such, its floats cast to --dtype if that is given; without MODEL,
 all-MiniLM-L6-v2 (tools/real_models.py), cast to bf16 if not told otherwise; for load, as bf16 and as fp32; for lossy,
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from bench_coder import coder
+from bench_convert import PARTS as CONVERT_PARTS
+from bench_convert import convert
 from bench_load import LINKS, PARTS, load
 from bench_lossless import lossless
 from bench_lossy import lossy
@@ -45,6 +48,7 @@ def main() -> None:
             "load": _show_load,
             "lossy": _show_lossy,
             "sparse": _show_sparse,
+            "convert": _show_convert,
         }
         show[arguments.benchmark](result, console)
 
@@ -59,6 +63,9 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.benchmark == "sparse":
         return sparse(model, quick=arguments.quick)
     dtype = arguments.dtype or (None if arguments.model else "bf16")
+    if arguments.benchmark == "convert":
+        big = arguments.big if arguments.big is not None else (0.02 if arguments.quick else 4.0)
+        return convert(model, arguments.dtype, quick=arguments.quick, big=big, parts=arguments.parts)
     if arguments.benchmark == "coder":
         return coder(model, dtype, quick=arguments.quick)
     return lossless(model, list(DTYPES) if dtype == "all" else [dtype], quick=arguments.quick, big=arguments.big)
@@ -75,6 +82,11 @@ def _parser() -> argparse.ArgumentParser:
             "lossy",
             [],
             "bits, error, speed and embeddings at rates of 2 to 8.5 bits, beside llama.cpp's types; the goals",
+        ),
+        (
+            "convert",
+            list(DTYPES),
+            "time, memory and size of conversions for each format, by threads and Dask; the goals",
         ),
         (
             "sparse",
@@ -95,6 +107,9 @@ def _parser() -> argparse.ArgumentParser:
                 "--plot", type=Path, default=PLOT, metavar="PNG", help="of SNR against bits (%(default)s)"
             )
             command.add_argument("--offline", action="store_true", help="leave out what would have to be fetched")
+        if name == "convert":
+            command.add_argument("--big", type=float, metavar="GB", help="of the sources whose memory is measured")
+            command.add_argument("--parts", nargs="+", choices=CONVERT_PARTS, default=list(CONVERT_PARTS), help="leave out the others")  # fmt: skip
         if name == "load":
             command.add_argument("--big", type=float, metavar="GB", help="of the synthetic model; 0: without it")
             command.add_argument("--links", nargs="+", type=float, default=list(LINKS), metavar="GBIT", help="Gb/s")
@@ -286,6 +301,64 @@ def _show_sparse(result: dict[str, Any], console: Console) -> None:
     console.print(table)
     for name, why in result["missing"].items():
         console.print(f"left out: {name} ({why})", markup=False)
+    _show_goals(result["goals"], console)
+    for condition in result["conditions"]:
+        console.print(f"- {condition}", markup=False)
+
+
+def _show_convert(result: dict[str, Any], console: Console) -> None:
+    _show_machine(result, console)
+    n = result["threads"]
+    if result["formats"]:
+        table = Table(title=f"to an archive, and back with {n} threads; each in a new process")
+        table.add_column("", no_wrap=True)
+        columns = ("bytes", "stored", f"s, 1 and {n} threads", "peak, MB", "back, s", "peak, MB", "identical")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in result["formats"]:
+            if row["missing"]:
+                table.add_row(row["format"], row["missing"])
+                continue
+            one, many, back = row["threads_1"], row[f"threads_{n}"], row["back"]
+            table.add_row(
+                row["format"], str(row["nbytes"]), f"{row['stored_nbytes'] / row['nbytes']:.4f}",
+                f"{one['seconds']:.2f}, {many['seconds']:.2f}", f"{max(one['peak_nbytes'], many['peak_nbytes']) / 1e6:.0f}",
+                f"{back['seconds']:.2f}", f"{back['peak_nbytes'] / 1e6:.0f}", "yes" if row["identical"] else "NO",
+            )  # fmt: skip
+        console.print(table)
+    if throughput := result["throughput"]:
+        table = Table(title=f"{throughput['nbytes']} bytes of bfloat16, GB/s by threads")
+        table.add_column("", no_wrap=True)
+        for threads in throughput["gb_per_s"]["encode"]:
+            table.add_column(threads, justify="right")
+        for name, speeds in throughput["gb_per_s"].items():
+            table.add_row(name, *(f"{speed:.3f}" for speed in speeds.values()))
+        console.print(table)
+    if gguf := result["gguf"]:
+        if gguf["missing"]:
+            console.print(f"left out: SmolLM2 as GGUF ({gguf['missing']})", markup=False)
+        else:
+            sizes = [
+                f"{level} {gguf[level]['stored_nbytes']} in {gguf[level]['seconds']:.1f} s"
+                for level in ("balanced", "max")
+            ]
+            sizes += [f"lmz {level} {nbytes}" for level, nbytes in gguf["lmz"]["nbytes"].items()]
+            console.print(f"SmolLM2 Q4_1, {gguf['nbytes']} bytes: {', '.join(sizes)}", markup=False)
+    if dask := result["dask"]:
+        if dask["missing"]:
+            console.print(f"left out: Dask ({dask['missing']})", markup=False)
+        else:
+            times = ", ".join(
+                f"{count} worker{'s' if count != '1' else ''} {s:.2f} s" for count, s in dask["seconds"].items()
+            )
+            console.print(f"Dask, {dask['nbytes']} bytes into archives: {times}", markup=False)
+    for row in result["memory"] or ():
+        if row["missing"]:
+            console.print(f"left out: memory of {row['format']} ({row['missing']})", markup=False)
+        else:
+            console.print(
+                f"{row['nbytes'] / 1e9:.1f} GB of {row['format']}: {row['seconds']:.1f} s, peak memory {row['peak_nbytes'] / 1e6:.0f} MB"
+            )
     _show_goals(result["goals"], console)
     for condition in result["conditions"]:
         console.print(f"- {condition}", markup=False)

@@ -1,4 +1,4 @@
-"""Goals: what mzstore promises, and whether a result of the benchmarks ``lossless``, ``load``, ``lossy`` and ``sparse`` meets it."""
+"""Goals: what mzstore promises, and whether a result of the benchmarks ``lossless``, ``load``, ``lossy``, ``sparse`` and ``convert`` meets it."""
 
 import operator
 from typing import Any
@@ -93,6 +93,33 @@ def sparse_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     found.append(_goal("90 % sparse bf16, 1 thread: decode, G weights/s", ">=", 1.5, speed))
     title = f"{result['model']} as bf16, 90 % pruned: archive / dense"
     found.append(_goal(title, "<=", 0.11, result["pruned"]["ratio"]))
+    return found
+
+
+def convert_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same for a result of the benchmark ``convert``."""
+    memory = result["memory"] or []
+    found = []
+    for row in memory:
+        title = f"peak memory of converting {row.get('nbytes', 0) / 1e9:.1f} GB of {row['format']}, MB"
+        found.append(_goal(title, "<=", 500, _scaled(row.get("peak_nbytes"), 1e-6)))
+    speeds = result["throughput"] and result["throughput"]["gb_per_s"]
+    ratio = speeds["convert"]["2"] / speeds["encode"]["2"] if speeds and "2" in speeds["encode"] else None
+    found.append(_goal("safetensors -> archive, 2 threads: speed / encoding alone", ">=", 0.8, ratio))
+    gguf = result["gguf"] or {"missing": "", "lmz": {"nbytes": {}}}
+    there, lmz = gguf["missing"] is None, gguf.get("lmz", {}).get("nbytes")
+    identical = float(gguf["balanced"]["identical"] and gguf["max"]["identical"]) if there else None
+    found.append(_goal("SmolLM2 Q4_1 GGUF, there and back: identical", ">=", 1, identical))
+    smallest = min(gguf[level]["stored_nbytes"] for level in ("balanced", "max")) if there else None
+    found.append(
+        _goal("SmolLM2 Q4_1 GGUF: size / size of lmz", "<=", 1, smallest / min(lmz.values()) if there and lmz else None)
+    )
+    seconds = result["dask"] and result["dask"]["seconds"]
+    found.append(
+        _goal(
+            "Dask, 2 workers instead of 1: times as fast", ">=", 1.6, seconds["1"] / seconds["2"] if seconds else None
+        )
+    )
     return found
 
 
