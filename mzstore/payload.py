@@ -106,9 +106,10 @@ def check_payload_nbytes(nbytes: int, limit: int = MAX_PAYLOAD_NBYTES, *, where:
         )
 
 
-def crc32c(body: bytes | memoryview) -> int:
+def crc32c(body: bytes | memoryview, before: int = 0) -> int:
+    """The CRC-32C of ``body``; ``before``: that of what stands in front of it."""
     # google_crc32c takes no memoryview, but an array over it, without a copy.
-    return int(google_crc32c.value(np.frombuffer(body, np.uint8)))
+    return int(google_crc32c.extend(before, np.frombuffer(body, np.uint8)))
 
 
 def seal(body: bytes | memoryview) -> bytes:

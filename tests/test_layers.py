@@ -49,7 +49,7 @@ ALLOWED = {
     "extents": "",
     "fetch": "extents plan stats storage",
     "plan": "documents encodings errors extents garbage grid payload selection text",
-    "formats/__init__": "bases composite documents errors formats.base formats.gguf formats.huggingface formats.layouts formats.onnx formats.pytorch formats.safetensors formats.zips model sources storage",
+    "formats/__init__": "bases composite documents errors formats.base formats.gguf formats.hdf5 formats.huggingface formats.layouts formats.mxnet formats.onnx formats.pytorch formats.safetensors formats.tensorflow formats.zips model sources storage",
     "formats/base": "errors formats.zips sources storage",
     "formats/files": "errors storage tensors",
     "formats/pickles": "errors",
@@ -62,6 +62,9 @@ ALLOWED = {
     "formats/spliced": "arrays documents dtypes errors ggml packed sources storage tensors",
     "formats/nibbles": "tensors",
     "formats/wire": "errors storage",
+    "formats/hdf5": "documents dtypes errors formats.base formats.files formats.safetensors formats.spliced formats.zips sources storage tensors",
+    "formats/tensorflow": "dtypes errors formats.base formats.safetensors formats.spliced formats.wire payload sources storage tensors",
+    "formats/mxnet": "dtypes errors formats.base formats.files formats.safetensors formats.spliced sources storage tensors",
     "formats/onnx": "documents dtypes errors formats.base formats.nibbles formats.safetensors formats.spliced formats.wire sources storage tensors",
     "frameworks": "dtypes tensors",
     "garbage": "",
@@ -160,6 +163,7 @@ THE_ONLY_DOORS = {
     "google_crc32c": {"payload"},
     "ml_dtypes": {"dtypes"},
     "typer": {"cli"},
+    "h5py": {"formats/hdf5"},
     "rich": {"cli", "inspect", "progress"},
 }
 PACKAGE = Path(__file__).parent.parent / "mzstore"

@@ -9,7 +9,7 @@ from mzstore import composite, model, storage
 from mzstore.bases import BaseLocations, check_unchanged
 from mzstore.documents import DOCUMENT
 from mzstore.errors import FormatError
-from mzstore.formats import gguf, huggingface, onnx, pytorch, safetensors, zips
+from mzstore.formats import gguf, hdf5, huggingface, mxnet, onnx, pytorch, safetensors, tensorflow, zips
 from mzstore.formats.base import Candidate, FileFormat, FolderFormat, Opening
 from mzstore.formats.layouts import MAX_LAYOUT_NBYTES
 from mzstore.sources import FileSource, LayoutSource, ModelSource
@@ -20,6 +20,10 @@ FILE_FORMATS: tuple[FileFormat, ...] = (
     pytorch.FORMAT,
     gguf.FORMAT,
     onnx.FORMAT,
+    hdf5.KERAS_FORMAT,
+    hdf5.FORMAT,
+    tensorflow.FORMAT,
+    mxnet.FORMAT,
 )
 FOLDER_FORMATS: tuple[FolderFormat, ...] = ()
 

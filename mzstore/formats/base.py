@@ -5,10 +5,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 
-from mzstore.errors import MzError, StorageError
+from mzstore.errors import MzError, StorageError, UnsupportedError
 from mzstore.formats import zips
 from mzstore.sources import ModelSource, TensorSource
-from mzstore.storage import Blob, Folder, Options, Retry, Sink, open_location
+from mzstore.storage import Blob, Buffer, Folder, Options, Retry, Sink, open_location
 
 START_NBYTES = 1024  # of a file, by which formats are told apart
 
@@ -32,6 +32,20 @@ class Opening:
             raise StorageError(f"{path!r} in {folder_url!r} is a directory, not a file")
         self.stack.callback(blob.close)
         return blob
+
+    def beside(self, blob: Blob, path: str) -> Blob:
+        """The file ``path`` of the directory in which ``blob`` lies, which may name it: it is checked by the caller.
+
+        Raises StorageError if there is none, UnsupportedError if ``blob`` lies in memory.
+        """
+        if isinstance(blob, Buffer):
+            raise UnsupportedError(f"it needs the file {path!r}, and lies in memory: give a path", where=blob.url)
+        return self.file(folder_of(blob), path)
+
+
+def folder_of(blob: Blob) -> str:
+    """Path or URL of the directory in which an open file lies."""
+    return blob.url.partition("?")[0].rpartition("/")[0] or ("/" if blob.url.startswith("/") else ".")
 
 
 @dataclass(frozen=True)

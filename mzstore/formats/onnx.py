@@ -18,12 +18,12 @@ from mzstore.documents import check_relative
 from mzstore.dtypes import DTYPES
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.formats import nibbles, spliced
-from mzstore.formats.base import Candidate, FileFormat, Opening
+from mzstore.formats.base import Candidate, FileFormat, Opening, folder_of
 from mzstore.formats.safetensors import check_unchanged
 from mzstore.formats.spliced import PlainTensor
 from mzstore.formats.wire import LEN, VARINT, Field, Varints, Wire
 from mzstore.sources import LayoutSource, ModelSource, TensorSource
-from mzstore.storage import Blob, Buffer, is_local, local_path
+from mzstore.storage import Blob, is_local, local_path
 from mzstore.tensors import MAX_NAME_BYTES, MAX_NDIM, TensorSpec
 
 KIND = "onnx"
@@ -316,19 +316,15 @@ class _Model:
         return path, _plain(spec, blob, start)
 
     def _open(self, path: str, where: str) -> Blob:
-        url = self.wire.blob.url.partition("?")[0]
-        if isinstance(self.wire.blob, Buffer):
-            raise UnsupportedError(f"it lies in the file {path!r}, and the model in memory: give a path", where=where)
-        folder, slash, _ = url.rpartition("/")
-        folder = folder + slash if slash else "./"
+        url = self.wire.blob.url
         if is_local(url):
             # A link may lead to where the model lies, as in a cache all of whose files are links, and nowhere else.
-            model = local_path(url)
-            inside = [os.path.realpath(model.parent), os.path.dirname(os.path.realpath(model))]
-            real = os.path.realpath(local_path(folder) / path)
+            folder = os.path.realpath(local_path(folder_of(self.wire.blob)))
+            inside = [folder, os.path.dirname(os.path.realpath(local_path(url)))]
+            real = os.path.realpath(os.path.join(folder, path))
             if not any(os.path.commonpath([real, each]) == each for each in inside):
                 raise FormatError(f"{path!r} is a link out of the directory: put the file there itself", where=where)
-        return self.opening.file(folder, path)
+        return self.opening.beside(self.wire.blob, path)
 
     def _layouts(self) -> Sequence[LayoutSource] | None:
         found = []

@@ -30,14 +30,14 @@ class Field:
 
 
 class Wire:
-    """An open file of messages."""
+    """An open file of messages; ``url`` is what errors call it, if not by its own."""
 
-    def __init__(self, blob: Blob) -> None:
-        self.blob = blob
+    def __init__(self, blob: Blob, url: str = "") -> None:
+        self.blob, self.url = blob, url or blob.url
         self._start, self._held = 0, b""
 
     def refuse(self, problem: str, at: int) -> FormatError:
-        return FormatError(f"not a Protocol Buffers message: {problem} at byte {at}", where=self.blob.url)
+        return FormatError(f"not a Protocol Buffers message: {problem} at byte {at}", where=self.url)
 
     def fields(self, start: int, stop: int) -> Iterator[Field]:
         """The fields of the message in bytes ``[start, stop)``. Raises FormatError where there is none."""
