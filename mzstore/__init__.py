@@ -11,6 +11,7 @@ from mzstore.diff import diff
 from mzstore.errors import ConflictError, CorruptError, FormatError, MzError, StorageError, UnsupportedError
 from mzstore.model import Model, Tensor, open  # noqa: A004  mzstore.open is what users type
 from mzstore.recipe import Recipe, Rule
+from mzstore.schemes import dequantized
 from mzstore.storage import Retry
 from mzstore.verify import verify
 from mzstore.version import __version__
@@ -33,6 +34,7 @@ __all__ = [
     "check",
     "convert",
     "delta",
+    "dequantized",
     "diff",
     "merge",
     "open",

@@ -1,0 +1,436 @@
+"""Checkpoints that other tools have quantized: what is recognized, values bit for bit those of the tools' own code, bad input."""
+
+import json
+
+import numpy as np
+import pytest
+
+import mzstore
+from mzstore.schemes.packing import n_words, nibbles, unpack, words_of
+
+torch = pytest.importorskip("torch")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+
+
+def bits_of(values) -> np.ndarray:
+    """The words of NumPy's or PyTorch's values."""
+    if isinstance(values, torch.Tensor):
+        width = {1: torch.uint8, 2: torch.int16, 4: torch.int32}[values.element_size()]
+        values = values.contiguous().view(width).numpy()
+    return np.ascontiguousarray(values).view(f"<u{values.dtype.itemsize}")
+
+
+def folder_of(tmp_path, tensors, quantization=None, **config):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    safetensors_torch.save_file({k: v.clone().contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
+    if quantization is not None:
+        config["quantization_config"] = quantization
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def opened(tmp_path, tensors, quantization=None, **config):
+    folder = folder_of(tmp_path, tensors, quantization, **config)
+    mzstore.convert(folder, tmp_path / "model.mz", show_progress=False)
+    return mzstore.open(tmp_path / "model.mz")
+
+
+def check_weight(weight, expected: torch.Tensor):
+    """All of it, parts of it, and other dtypes, against what the tool's own code gives."""
+    assert weight.shape == tuple(expected.shape)
+    assert str(weight.dtype) == str(expected.dtype).removeprefix("torch.")
+    assert (bits_of(weight[...]) == bits_of(expected)).all()
+    rows, columns = expected.shape[-2:] if expected.ndim > 1 else (expected.shape[0], 1)
+    everything = expected.float()
+    for index in (
+        np.s_[..., 1:3],
+        np.s_[..., -1],
+        np.s_[..., 3 : columns - 1 : 5],
+        np.s_[..., rows // 3 : rows // 2 + 1, columns // 4 : columns // 2] if expected.ndim > 1 else np.s_[2:7],
+        np.s_[..., rows - 1 : 2 : -3, ::-1] if expected.ndim > 1 else np.s_[::-1],
+        (0,) * expected.ndim,
+        np.s_[0:0],
+    ):
+        found = weight[index]
+        wanted = everything.numpy()[index]
+        assert np.shape(found) == np.shape(wanted)
+        assert np.array_equal(np.asarray(found).astype(np.float32), wanted, equal_nan=True), index
+    out = np.empty(weight.shape, np.float32)
+    assert weight.read(out) is out
+    again = out.astype(weight.dtype)
+    assert np.array_equal(bits_of(again), bits_of(expected))
+    assert np.array_equal(weight.read(dtype="float32"), out, equal_nan=True)
+    with pytest.raises(ValueError, match="not as int8"):
+        weight.read(dtype="int8")
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes on the first axis as words of 32 bits, from the lowest bit on. Slow."""
+    lines = np.zeros((n_words(bits, codes.shape[0]), *codes.shape[1:]), np.uint32)
+    for i, line in enumerate(codes):
+        for bit in range(bits):
+            at = i * bits + bit
+            lines[at // 32] |= ((line.astype(np.uint32) >> bit) & 1) << np.uint32(at % 32)
+    return lines.view(np.int32)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_codes_of_any_width_and_range(bits):
+    codes = np.random.default_rng(bits).integers(0, 2**bits, (77, 3), dtype=np.uint8)
+    words = pack(codes, bits)
+    for start, stop in ((0, 77), (0, 1), (31, 33), (10, 11), (21, 22), (76, 77), (5, 70)):
+        part = words[words_of(bits, start, stop)]
+        assert (unpack(part, bits, start, stop, axis=0) == codes[start:stop]).all()
+        assert (unpack(np.ascontiguousarray(part.T), bits, start, stop, axis=1) == codes[start:stop].T).all()
+    assert nibbles(np.array([0x21, 0x43], np.uint8)).tolist() == [1, 2, 3, 4]
+
+
+# GPTQ: the code of AutoGPTQ 0.7.1 (nn_modules/qlinear/qlinear_cuda_old.py, forward) and GPTQModel 7.7
+# (nn_modules/qlinear/__init__.py, dequantize_weight), as it is there but for names.
+
+
+def gptq_reference(qweight, qzeros, scales, g_idx, bits, v1):
+    wf = torch.tensor(list(range(0, 32, bits)), dtype=torch.int32).unsqueeze(0)
+    if bits == 3:
+        wf = torch.tensor(
+            [
+                [0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 0],
+                [0, 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31],
+                [0, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 0],
+            ],
+            dtype=torch.int32,
+        ).reshape(1, 3, 12)
+        zeros = qzeros.reshape(qzeros.shape[0], qzeros.shape[1] // 3, 3, 1).expand(-1, -1, -1, 12)
+        zeros = zeros >> wf.unsqueeze(0)
+        zeros[:, :, 0, 10] = (zeros[:, :, 0, 10] & 0x3) | ((zeros[:, :, 1, 0] << 2) & 0x4)
+        zeros[:, :, 1, 11] = (zeros[:, :, 1, 11] & 0x1) | ((zeros[:, :, 2, 0] << 1) & 0x6)
+        zeros = zeros & 0x7
+        zeros = torch.cat([zeros[:, :, 0, :11], zeros[:, :, 1, 1:12], zeros[:, :, 2, 1:11]], dim=2)
+        zeros = zeros.reshape(scales.shape)
+        weight = qweight.reshape(qweight.shape[0] // 3, 3, 1, qweight.shape[1]).expand(-1, -1, 12, -1)
+        weight = (weight >> wf.unsqueeze(-1)) & 0x7
+        weight[:, 0, 10] = (weight[:, 0, 10] & 0x3) | ((weight[:, 1, 0] << 2) & 0x4)
+        weight[:, 1, 11] = (weight[:, 1, 11] & 0x1) | ((weight[:, 2, 0] << 1) & 0x6)
+        weight = weight & 0x7
+        weight = torch.cat([weight[:, 0, :11], weight[:, 1, 1:12], weight[:, 2, 1:11]], dim=1)
+    else:
+        zeros = torch.bitwise_right_shift(qzeros.unsqueeze(2).expand(-1, -1, 32 // bits), wf.unsqueeze(0))
+        zeros = torch.bitwise_and(zeros, 2**bits - 1).reshape(scales.shape)
+        weight = torch.bitwise_right_shift(qweight.unsqueeze(1).expand(-1, 32 // bits, -1), wf.unsqueeze(-1))
+        weight = torch.bitwise_and(weight, 2**bits - 1)
+    weight = weight.reshape(weight.shape[0] * weight.shape[1], weight.shape[2])
+    if v1:
+        zeros = torch.bitwise_and(zeros + 1, 2**bits - 1)
+    return scales[g_idx.long()] * (weight - zeros[g_idx.long()])
+
+
+def gptq_layer(
+    bits, group, *, act_order=False, dtype=torch.float16, inputs=128, outputs=96, prefix="model.layers.0.mlp.up_proj."
+):
+    rng = np.random.default_rng(bits)
+    n_groups = 1 if group == -1 else -(-inputs // group)
+    g_idx = np.arange(inputs) // (inputs if group == -1 else group)
+    if act_order:
+        g_idx = rng.permutation(g_idx)
+    qweight = pack(rng.integers(0, 2**bits, (inputs, outputs)), bits)
+    qzeros = np.ascontiguousarray(pack(rng.integers(0, 2**bits, (outputs, n_groups)), bits).T)
+    return {
+        f"{prefix}qweight": torch.from_numpy(qweight),
+        f"{prefix}qzeros": torch.from_numpy(qzeros),
+        f"{prefix}scales": torch.from_numpy(rng.uniform(0.001, 0.02, (n_groups, outputs))).to(dtype),
+        f"{prefix}g_idx": torch.from_numpy(g_idx.astype(np.int32)),
+        f"{prefix}bias": torch.zeros(outputs, dtype=dtype),
+        "model.norm.weight": torch.ones(inputs, dtype=dtype),
+    }
+
+
+GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "sym": True, "desc_act": False}
+UP = "model.layers.0.mlp.up_proj."
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "act_order", "format_", "dtype"),
+    [
+        (4, 32, False, "gptq", torch.float16),
+        (4, 32, True, "gptq", torch.float16),
+        (4, -1, False, "gptq_v2", torch.bfloat16),
+        (2, 64, True, "gptq", torch.float16),
+        (3, 32, False, "gptq", torch.float16),
+        (3, 64, True, "gptq_v2", torch.float32),
+        (8, 128, False, "gptq", torch.bfloat16),
+    ],
+)
+def test_gptq(tmp_path, bits, group, act_order, format_, dtype):
+    tensors = gptq_layer(bits, group, act_order=act_order, dtype=dtype)
+    config = GPTQ | {"bits": bits, "group_size": group, "desc_act": act_order, "checkpoint_format": format_}
+    with opened(tmp_path, tensors, config) as model:
+        found = mzstore.dequantized(model)
+        assert set(found) == {f"{UP}weight", f"{UP}bias", "model.norm.weight"}
+        assert list(found.weights) == [f"{UP}weight"]
+        weight = found[f"{UP}weight"]
+        assert (weight.scheme.bits, weight.scheme.block) == (bits, (1, None if group == -1 else group))
+        assert (weight.scheme.symmetric, weight.scheme.act_order) == (True, act_order)
+        each = [tensors[f"{UP}{name}"] for name in ("qweight", "qzeros", "scales", "g_idx")]
+        check_weight(weight, gptq_reference(*each, bits, format_ == "gptq").T)
+        assert found["model.norm.weight"][0] == 1
+
+
+def test_gptq_without_g_idx_and_with_layers_of_other_bits(tmp_path):
+    tensors = gptq_layer(4, 32) | gptq_layer(8, 64, prefix="b.")
+    del tensors["b.g_idx"]
+    dynamic = {"+:b": {"bits": 8, "group_size": 64}, "-:lm_head": {}}
+    with opened(tmp_path, tensors, GPTQ | {"dynamic": dynamic}) as model:
+        found = mzstore.dequantized(model)
+        each = [tensors[f"b.{name}"] for name in ("qweight", "qzeros", "scales")]
+        check_weight(found["b.weight"], gptq_reference(*each, torch.arange(128) // 64, 8, True).T)
+        assert found[f"{UP}weight"].scheme.bits == 4
+
+
+# AWQ: the code of AutoAWQ 0.2.9 (awq/utils/packing_utils.py), as it is there.
+
+AWQ_REVERSE_ORDER = [0, 4, 1, 5, 2, 6, 3, 7]
+
+
+def awq_reference(qweight, qzeros, scales, bits, group_size):
+    shifts = torch.arange(0, 32, bits)
+    iweights = torch.bitwise_right_shift(qweight[:, :, None], shifts[None, None, :]).to(torch.int8)
+    iweights = iweights.view(iweights.shape[0], -1)
+    izeros = torch.bitwise_right_shift(qzeros[:, :, None], shifts[None, None, :]).to(torch.int8)
+    izeros = izeros.view(izeros.shape[0], -1)
+    order = torch.arange(iweights.shape[-1], dtype=torch.int32).view(-1, 32 // bits)[:, AWQ_REVERSE_ORDER].view(-1)
+    izeros, iweights = izeros[:, order], iweights[:, order]
+    iweights = torch.bitwise_and(iweights, (2**bits) - 1)
+    izeros = torch.bitwise_and(izeros, (2**bits) - 1)
+    scales = scales.repeat_interleave(group_size, dim=0)
+    izeros = izeros.repeat_interleave(group_size, dim=0)
+    return (iweights - izeros) * scales
+
+
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"}
+
+
+def awq_layer(group, inputs=128, outputs=96, prefix=UP):
+    rng = np.random.default_rng(3)
+    n_groups = 1 if group == -1 else inputs // group
+
+    def words(*shape):
+        return torch.from_numpy(rng.integers(-(2**31), 2**31, shape).astype(np.int32))
+
+    return {
+        f"{prefix}qweight": words(inputs, outputs // 8),
+        f"{prefix}qzeros": words(n_groups, outputs // 8),
+        f"{prefix}scales": torch.from_numpy(rng.uniform(0.001, 0.02, (n_groups, outputs)).astype(np.float16)),
+    }
+
+
+@pytest.mark.parametrize("group", [32, 64, -1])
+def test_awq(tmp_path, group):
+    tensors = awq_layer(group)
+    with opened(tmp_path, tensors, AWQ | {"group_size": group}) as model:
+        found = mzstore.dequantized(model)
+        assert list(found) == [f"{UP}weight"]
+        check_weight(found[f"{UP}weight"], awq_reference(*tensors.values(), 4, 128 if group == -1 else group).T)
+
+
+# Fine-grained float8.
+
+
+@pytest.mark.parametrize(
+    ("shape", "scale_dtype"),
+    [((256, 384), torch.float32), ((200, 300), torch.float32), ((3, 128, 256), torch.bfloat16)],
+)
+def test_float8_in_blocks(tmp_path, shape, scale_dtype):
+    reference = pytest.importorskip("transformers.integrations.finegrained_fp8")
+    generator = torch.Generator().manual_seed(1)
+    weight = torch.randn(shape, generator=generator).to(torch.float8_e4m3fn)
+    grid = (*shape[:-2], -(-shape[-2] // 128), -(-shape[-1] // 128))
+    scales = (torch.rand(grid, generator=generator) * 0.1).to(scale_dtype)
+    tensors = {"a.weight": weight, "a.weight_scale_inv": scales, "b.weight": torch.ones(3)}
+    config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    with opened(tmp_path, tensors, config, torch_dtype="bfloat16") as model:
+        found = mzstore.dequantized(model)
+        assert sorted(found) == ["a.weight", "b.weight"]
+        check_weight(
+            found["a.weight"], reference._dequantize_fp8_weight(weight, scales, [128, 128], torch.float32).bfloat16()
+        )
+        if not shape[-1] % 128 and not shape[-2] % 128:
+            whole = reference.Fp8Dequantize(None)._dequantize_one(weight, scales, torch.bfloat16)
+            assert (bits_of(found["a.weight"][...]) == bits_of(whole)).all()
+
+
+def test_float8_of_one_scale_and_of_powers_of_two(tmp_path):
+    reference = pytest.importorskip("transformers.integrations.finegrained_fp8").Fp8Dequantize(None)
+    weight = torch.randn(64, 128).to(torch.float8_e4m3fn)
+    one, powers = torch.tensor(0.013), torch.randint(100, 140, (2, 4), dtype=torch.uint8)
+    tensors = {"a.weight": weight, "a.weight_scale": one, "a.input_scale": torch.tensor(2.0)}
+    tensors |= {"b.weight": weight, "b.weight_scale_inv": powers, "c.weight": weight}
+    with opened(tmp_path, tensors, {"quant_method": "fp8", "weight_block_size": [32, 32]}, dtype="float16") as model:
+        found = mzstore.dequantized(model)
+        assert sorted(found) == ["a.weight", "b.weight", "c.weight"]
+        assert sorted(found.weights) == ["a.weight", "b.weight"]
+        assert str(found["a.weight"].scheme) == "fp8 e4m3fn: float of 8 bits, one scale"
+        check_weight(found["a.weight"], reference._dequantize_one(weight, one.reshape(1, 1), torch.float16))
+        check_weight(found["b.weight"], reference._dequantize_one(weight, powers, torch.float16))
+
+
+def test_mxfp4(tmp_path):
+    reference = pytest.importorskip("transformers.integrations.mxfp4")
+    generator = torch.Generator().manual_seed(2)
+    blocks = torch.randint(0, 256, (2, 64, 4, 16), dtype=torch.uint8, generator=generator)
+    scales = (
+        torch.arange(2 * 64 * 4, dtype=torch.int64).remainder(256).to(torch.uint8).reshape(2, 64, 4)
+    )  # every exponent
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    with opened(tmp_path, {f"{name}_blocks": blocks, f"{name}_scales": scales}, {"quant_method": "mxfp4"}) as model:
+        found = mzstore.dequantized(model)
+        assert list(found) == [name]
+        check_weight(found[name], reference.convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16))
+
+
+# compressed-tensors: its own compressors write, and its own code reads.
+
+
+def ct_scheme(**weights):
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    return quantization.QuantizationScheme(targets=["Linear"], weights=quantization.QuantizationArgs(**weights))
+
+
+def ct_layer(format_, shape=(96, 128), dtype=torch.bfloat16, **weights):
+    """(tensors of a layer, its plain weight, the configuration), as compressed-tensors makes them."""
+    compressors = pytest.importorskip("compressed_tensors.compressors")
+    scheme = ct_scheme(**weights)
+    args, generator = scheme.weights, torch.Generator().manual_seed(3)
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    grid = {
+        "tensor": (1,),
+        "channel": (shape[0], 1),
+        "group": (shape[0], shape[1] // (args.group_size or 1)),
+        "tensor_group": (shape[0], shape[1] // (args.group_size or 1)),
+        "block": tuple(-(-n // b) for n, b in zip(shape, args.block_structure or shape, strict=True)),
+    }[args.strategy]
+    scale = (torch.rand(grid, generator=generator) * 0.5 + 0.1).to(dtype)
+    state = {"weight": weight, "weight_scale": scale}
+    if not args.symmetric:
+        state["weight_zero_point"] = torch.randint(-4, 4, grid, generator=generator, dtype=torch.int8)
+    if format_ == "nvfp4-pack-quantized":
+        state["weight_global_scale"] = torch.tensor([37.3])
+    if format_.startswith("mx"):
+        state["weight_scale"] = torch.randint(-6, 2, grid, generator=generator).float().exp2().to(dtype)
+    compressor = compressors.BaseCompressor.get_value_from_registry(format_)
+    packed = compressor.compress(state, scheme)
+    plain = compressor.decompress(packed, scheme)["weight"]
+    config = {
+        "quant_method": "compressed-tensors",
+        "format": format_,
+        "config_groups": {"group_0": json.loads(scheme.model_dump_json())},
+        "ignore": ["lm_head"],
+    }
+    return {f"{UP}{name}": torch.as_tensor(tensor) for name, tensor in packed.items()}, plain, config
+
+
+INT4 = {"num_bits": 4, "type": "int"}
+FLOAT8 = {"num_bits": 8, "type": "float"}
+
+
+@pytest.mark.parametrize(
+    ("format_", "more"),
+    [
+        ("pack-quantized", INT4 | {"strategy": "group", "group_size": 32}),
+        ("pack-quantized", INT4 | {"strategy": "group", "group_size": 64, "symmetric": False}),
+        ("pack-quantized", INT4 | {"strategy": "channel", "symmetric": False, "dtype": torch.float16}),
+        ("pack-quantized", INT4 | {"strategy": "tensor", "dtype": torch.float32, "shape": (33, 77)}),
+        ("pack-quantized", {"num_bits": 3, "strategy": "group", "group_size": 32, "symmetric": False, "shape": (40, 160)}),
+        ("pack-quantized", {"num_bits": 8, "strategy": "channel", "shape": (40, 51)}),
+        ("int-quantized", {"num_bits": 8, "strategy": "channel"}),
+        ("int-quantized", {"num_bits": 8, "strategy": "group", "group_size": 32, "symmetric": False}),
+        ("int-quantized", {"num_bits": 8, "strategy": "tensor", "symmetric": False}),
+        ("float-quantized", FLOAT8 | {"strategy": "tensor"}),
+        ("float-quantized", FLOAT8 | {"strategy": "channel", "dtype": torch.float16}),
+        ("float-quantized", FLOAT8 | {"strategy": "block", "block_structure": [32, 64], "shape": (100, 150)}),
+        ("naive-quantized", FLOAT8 | {"strategy": "group", "group_size": 64, "dtype": torch.float32}),
+        ("mxfp8-quantized", FLOAT8 | {"strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}),
+        ("nvfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}),
+        ("mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32, "scale_dtype": "torch.uint8"}),
+    ],
+)  # fmt: skip
+def test_compressed_tensors(tmp_path, format_, more):
+    tensors, plain, config = ct_layer(format_, **more)
+    tensors |= {f"{UP}input_scale": torch.ones(1), "model.norm.weight": torch.ones(4)}
+    with opened(tmp_path, tensors, config) as model:
+        found = mzstore.dequantized(model)
+        assert sorted(found) == [f"{UP}weight", "model.norm.weight"]
+        weight = found[f"{UP}weight"]
+        assert (weight.scheme.format, weight.scheme.bits) == (format_, more["num_bits"])
+        assert weight.scheme.symmetric == more.get("symmetric", True)
+        check_weight(weight, plain)
+
+
+def test_compressed_tensors_of_several_groups(tmp_path):
+    """Which layers a group is for is said by regular expressions; the tensors say it as well."""
+    first, plain_first, config = ct_layer("pack-quantized", **INT4, strategy="group", group_size=32)
+    second, plain_second, other = ct_layer("float-quantized", **FLOAT8, strategy="channel")
+    groups = {"a": config["config_groups"]["group_0"], "b": other["config_groups"]["group_0"]}
+    groups["a"] |= {"targets": ["re:.*(a+)+$"], "format": "pack-quantized"}
+    groups["b"] |= {"format": "float-quantized"}
+    config |= {"format": "mixed-precision", "config_groups": groups}
+    tensors = first | {name.replace("up_proj", "down_proj"): tensor for name, tensor in second.items()}
+    with opened(tmp_path, tensors, config) as model:
+        found = mzstore.dequantized(model)
+        check_weight(found[f"{UP}weight"], plain_first)
+        check_weight(found["model.layers.0.mlp.down_proj.weight"], plain_second)
+
+
+# bitsandbytes: the library writes and reads.
+
+
+def bnb_layer(shape, type_, dtype, *, nested, blocksize=64, storage=torch.uint8):
+    functional = pytest.importorskip("bitsandbytes").functional
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(4)).to(dtype)
+    packed, state = functional.quantize_4bit(
+        weight, blocksize=blocksize, compress_statistics=nested, quant_type=type_, quant_storage=storage
+    )
+    tensors = {"a.weight": packed} | {f"a.weight.{name}": value for name, value in state.as_dict(packed=True).items()}
+    # The library's code in NumPy's order of steps; its kernels for CPUs round in other places.
+    from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
+
+    absmax = state.absmax
+    if nested:
+        absmax = functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+    codes = packed.view(torch.uint8).reshape(-1)
+    plain = _dequantize_4bit_compute(codes, absmax.float(), state.code, blocksize, shape, dtype)
+    return tensors, plain, functional.dequantize_4bit(packed, state)
+
+
+@pytest.mark.parametrize(
+    ("shape", "type_", "dtype", "more"),
+    [
+        ((96, 128), "nf4", torch.bfloat16, {"nested": True}),
+        ((96, 128), "nf4", torch.float16, {"nested": False}),
+        ((96, 128), "fp4", torch.float32, {"nested": True, "blocksize": 128}),
+        ((32, 100), "nf4", torch.bfloat16, {"nested": True, "blocksize": 256}),
+        ((96, 128), "nf4", torch.bfloat16, {"nested": True, "storage": torch.bfloat16}),
+        ((3, 40, 64), "fp4", torch.float16, {"nested": True}),
+    ],
+)
+def test_bitsandbytes_in_4_bits(tmp_path, shape, type_, dtype, more):
+    tensors, plain, by_kernel = bnb_layer(shape, type_, dtype, **more)
+    with opened(tmp_path, tensors) as model:
+        found = mzstore.dequantized(model)
+        assert list(found) == ["a.weight"]
+        assert (found["a.weight"].scheme.format, found["a.weight"].scheme.nested) == (type_, more["nested"])
+        check_weight(found["a.weight"], plain)
+        assert (bits_of(by_kernel) == bits_of(plain)).all()
+
+
+def test_bitsandbytes_in_8_bits(tmp_path):
+    functional = pytest.importorskip("bitsandbytes").functional
+    codes, scales, _ = functional.int8_vectorwise_quant(torch.randn(96, 128).half())
+    tensors = {"a.weight": codes, "a.SCB": scales, "a.weight_format": torch.tensor(0, dtype=torch.uint8)}
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    with opened(tmp_path, tensors, config, torch_dtype="float16") as model:
+        found = mzstore.dequantized(model)
+        assert list(found) == ["a.weight"]
+        plain = functional.int8_vectorwise_dequant(codes, scales)
+        assert (bits_of(found["a.weight"].read(dtype="float32")) == bits_of(plain)).all()
+        check_weight(found["a.weight"], plain.half())
