@@ -32,6 +32,7 @@ def check(
     exclude: Patterns = None,
     dtype: Casts = None,
     rename: Renames = None,
+    dequantize: bool = False,
     threads: int | None = None,
     show_progress: bool | None = None,
     storage_options: Options = None,
@@ -46,7 +47,7 @@ def check(
     answered: what ``open`` raises.
     """
     start = time.monotonic()
-    threads, edits = check_threads(threads), Edits.of(include, exclude, dtype, rename)
+    threads, edits = check_threads(threads), Edits.of(include, exclude, dtype, rename, dequantize)
     with (
         open_source(source, storage_options, retry=retry, bases=bases) as model,
         open_source(target, target_options, retry=retry) as found,

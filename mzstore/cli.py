@@ -59,6 +59,10 @@ BaseUrl = Annotated[
 Store = Annotated[str, typer.Argument(metavar="URL", help="Where checkpoints are: a directory or a prefix.")]
 Step = Annotated[str, typer.Argument(metavar="[STEP]", help="A number, or 'latest'.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would be done.")]
+Dequantize = Annotated[
+    bool,
+    typer.Option("--dequantize", help="Values instead of what GPTQ, AWQ, bitsandbytes and the like have quantized."),
+]
 LevelName = Annotated[
     str, typer.Option("--level", metavar="fast|balanced|max", help="The fastest to decode, or the smallest.")
 ]
@@ -179,6 +183,7 @@ def convert(
             help="'model.*=>*', or a regular expression: '/^model\\.(.*)/=>\\1'; may be given again, one after the other.",
         ),
     ] = None,
+    dequantize: Dequantize = False,
     check: Annotated[
         bool, typer.Option("--check", help="Open what was written, and compare every tensor with SRC.")
     ] = False,
@@ -223,6 +228,7 @@ def convert(
     if importance and not rules:
         raise ValueError("--importance is for quantizing; give --bits, --nmse, --snr-db or --recipe as well")
     edits: dict[str, Any] = {"include": include, "exclude": exclude, "dtype": _casts(dtype), "rename": rename}
+    edits["dequantize"] = dequantize
     common: dict[str, Any] = {"threads": threads, "show_progress": _shown(quiet), "bases": _moved(base)}
     with (
         open_importance(importance) if importance else nullcontext() as weights,
@@ -265,7 +271,7 @@ def convert(
 def inspect(location: Location, as_json: Json = False) -> None:
     """Show what a model holds and how it is stored.
 
-    Reads the index and the documents, and no values.
+    Reads the index and the documents, and no values; of a checkpoint that another tool has quantized what says how it is.
     """
     import mzstore
     from mzstore.inspect import render, summarize
@@ -318,6 +324,7 @@ def get(
         str | None,
         typer.Option("--output", "-o", metavar="FILE.npy", help="Where to save the values; '-' is standard output."),
     ] = None,
+    dequantize: Dequantize = False,
     base: Moved = None,
 ) -> None:
     """Show or save a tensor, or a slice of it.
@@ -331,12 +338,15 @@ def get(
     from mzstore.model import check_threads
 
     with mzstore.open(location, bases=_moved(base)) as model:
-        tensor, index = find(model, name)
+        tensor, index = find(mzstore.dequantized(model) if dequantize else model, name)
         if output is None:
             width = os.get_terminal_size().columns if sys.stdout.isatty() else 80
             _print(preview(tensor, index, width))
             return
-        values = tensor.read(threads=check_threads(None)) if index is ... else np.asarray(tensor[index])
+        if index is ... and isinstance(tensor, mzstore.Tensor):
+            values = tensor.read(threads=check_threads(None))
+        else:
+            values = np.asarray(tensor[index])
         bits = write_npy(sys.stdout.buffer if output == "-" else output, values)
     if bits:
         print(f"mzstore: saved as {bits}, the raw bits: a .npy file has no {tensor.dtype.name}", file=sys.stderr)

@@ -43,6 +43,7 @@ def convert(
     exclude: Patterns = None,
     dtype: Casts = None,
     rename: Renames = None,
+    dequantize: bool = False,
     recipe: Recipe | None = None,
     importance: Importances | None = None,
     level: Level = "balanced",
@@ -69,6 +70,8 @@ def convert(
     rename  a mapping of patterns to replacements, or strings ``PATTERN=>REPLACEMENT``, each applied to what the one before it gives: a
         glob pattern of the whole name, whose stars stand for those of the replacement, or a regular expression between slashes,
         as ``re.sub`` has it. All other patterns, and the names of ``recipe`` and ``importance``, are of names in the source
+    dequantize  plain weights instead of those that GPTQ, AWQ and so on have quantized: the values of ``dequantized``, which all other
+        arguments are then about. What says that they are quantized is taken out of config.json
     recipe, importance  which tensors are quantized, and how: see ``save``. Tensors that are quantized already and that no
         rule is for stay as they are; only in files of other formats their values stand
     to  ``archive``, ``tree``; ``manifest``, several archives and a manifest of them; ``directory``, the files that the model was converted from, byte for byte the same, with its
@@ -95,7 +98,7 @@ def convert(
     """
     if to is not None and to not in KINDS:
         raise ValueError(f"target kind {to!r} is none of {', '.join(KINDS)}")
-    start, edits = time.monotonic(), Edits.of(include, exclude, dtype, rename)
+    start, edits = time.monotonic(), Edits.of(include, exclude, dtype, rename, dequantize)
     own_threads, threads = threads is not None, check_threads(threads)
     with open_source(source, storage_options, retry=retry, threads=threads, bases=bases) as model:
         kernels.expect(model.nbytes)
@@ -180,6 +183,7 @@ def convert(
                 exclude=exclude,
                 dtype=dtype,
                 rename=rename,
+                dequantize=dequantize,
                 threads=threads,
                 show_progress=show_progress,
                 storage_options=storage_options,

@@ -1,4 +1,5 @@
-"""Edits: which tensors of a source are taken, in what dtype and under what names. A source in, a source out; nothing is read."""
+"""Edits: which tensors of a source are taken, in what dtype and under what names, and whether those that another tool has quantized
+become values. A source in, a source out; nothing is read but, of quantized checkpoints, what says how they are."""
 
 import fnmatch
 import json
@@ -14,6 +15,7 @@ from mzstore.dtypes import DTYPES, DType
 from mzstore.model import StoredTensor
 from mzstore.prepared import Prepared
 from mzstore.recipe import Rule, Rules
+from mzstore.schemes.sources import dequantize
 from mzstore.sources import ModelSource, Renamed, TensorSource
 from mzstore.tensors import TensorSpec
 
@@ -50,10 +52,16 @@ class Edits:
     exclude: tuple[str, ...] = ()
     casts: tuple[tuple[str, DType], ...] = ()
     renames: tuple[_Rename, ...] = ()
+    dequantize: bool = False  # before all others, which are then for the plain weights
 
     @classmethod
     def of(
-        cls, include: Patterns = None, exclude: Patterns = None, dtype: Casts = None, rename: Renames = None
+        cls,
+        include: Patterns = None,
+        exclude: Patterns = None,
+        dtype: Casts = None,
+        rename: Renames = None,
+        dequantize: bool = False,
     ) -> Self:
         """As ``convert`` takes them."""
         casts = {} if dtype is None else dtype if isinstance(dtype, Mapping) else {"*": dtype}
@@ -62,10 +70,11 @@ class Edits:
             () if exclude is None else _patterns(exclude),
             tuple((str(pattern), _cast_to(each)) for pattern, each in casts.items()),
             tuple(_renames(rename)),
+            dequantize,
         )
 
     def __bool__(self) -> bool:
-        return self.include is not None or bool(self.exclude or self.casts or self.renames)
+        return self.include is not None or bool(self.exclude or self.casts or self.renames or self.dequantize)
 
     def to_json(self) -> dict[str, Any]:
         """What was asked for; equal for edits that do the same."""
@@ -74,13 +83,18 @@ class Edits:
             "exclude": list(self.exclude),
             "dtype": [[pattern, dtype.name] for pattern, dtype in self.casts],
             "rename": [[rename.pattern, rename.by] for rename in self.renames],
+            "dequantize": self.dequantize,
         }
 
     def apply(self, source: ModelSource, *, codes: bool) -> "Edited":
         """``source`` as it is to be written. ``codes``: tensors that are quantized stay so, and are not cast.
 
-        Raises ValueError for a pattern that matches nothing, and for two tensors that would have one name.
+        Raises ValueError for a pattern that matches nothing, and for two tensors that would have one name; what ``schemes.dequantized``
+        raises, if that is asked for.
         """
+        dequantized: list[str] = []
+        if self.dequantize:
+            source, dequantized = dequantize(source)
         if not self:
             return Edited(source)
         tensors = list(source.tensors)
@@ -97,13 +111,13 @@ class Edits:
         left_out = len(tensors) - len(kept)
         renamed = sum(old != new for old, new in names.items())
         if not (left_out or renamed or cast):
-            return Edited(source)
+            return Edited(source, notes=tuple(dequantized))
         before = {tensor.spec.name: tensor.spec.dtype.name for tensor in kept}
         metadata = dict(source.metadata)
         record = {names[k]: v for k, v in _recorded(metadata).items() if k in names}
         record |= {names[name]: record.get(names[name], before[name]) for name in cast}
         metadata.pop(CAST_KEY, None)
-        notes = [
+        notes = dequantized + [
             f"{n:,} of {len(tensors):,} tensors {what}"
             for n, what in ((left_out, "left out"), (len(cast), "cast"), (renamed, "renamed"))
             if n

@@ -4,16 +4,18 @@ import os
 import re
 from collections.abc import Mapping
 from types import EllipsisType
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
 from mzstore.dtypes import BY_NUMPY
 from mzstore.model import Model, Tensor
+from mzstore.schemes import Weight
 from mzstore.selection import Index, Span, resolve
 from mzstore.storage import create
 
 Item = int | slice | EllipsisType
+Readable = TypeVar("Readable")
 
 MOST_SHOWN = 200  # values; of more than these, a preview shows the first rows and columns
 ROWS, COLUMNS = 4, 6
@@ -22,7 +24,7 @@ _INTEGER = r"[+-]?[0-9]{1,18}"
 _ITEM = re.compile(rf"(?P<dots>\.\.\.)|(?P<integer>{_INTEGER})|(?P<slice>({_INTEGER})?:({_INTEGER})?(:({_INTEGER})?)?)")
 
 
-def find(model: Model, text: str) -> tuple[Tensor, Index]:
+def find(model: Mapping[str, Readable], text: str) -> tuple[Readable, Index]:
     """The tensor and the index that ``NAME`` or ``NAME[SLICE]`` means. A tensor that is called just so comes first.
 
     Raises KeyError for a name that the model does not have, ValueError for what is no slice.
@@ -89,7 +91,7 @@ def storable(values: np.ndarray) -> tuple[np.ndarray, str]:
     return bits.reshape(values.shape), dtype.word.name
 
 
-def preview(tensor: Tensor, index: Index, width: int) -> list[str]:
+def preview(tensor: Tensor | Weight, index: Index, width: int) -> list[str]:
     """A few lines that show the values, or the first of them; reads no more than these."""
     selection = resolve(index, tensor.shape)
     head = f"{BY_NUMPY[tensor.dtype].name} {list(selection.shape)}"

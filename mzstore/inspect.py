@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from mzstore.archive import ArchiveReader
@@ -20,7 +20,9 @@ from mzstore.encodings.quantized import Blocked, Quantized
 from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse
 from mzstore.encodings.tucker import Tucker
+from mzstore.errors import FormatError, UnsupportedError
 from mzstore.model import Model
+from mzstore.schemes import Scheme, Weight, may_be_quantized, weights_of
 from mzstore.text import count, ratio, shown, size
 
 if TYPE_CHECKING:
@@ -137,6 +139,36 @@ class TensorSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class SchemeSummary:
+    """Weights that another tool has quantized in one way.
+
+    names           of the plain weights
+    size            number of their values
+    members_nbytes  of the tensors that they are made of
+    stored_nbytes   of these in the container
+    """
+
+    scheme: Scheme
+    names: tuple[str, ...]
+    size: int
+    members_nbytes: int
+    stored_nbytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            **self.scheme.to_json(),
+            "size": self.size,
+            "bits_per_weight": 8 * self.members_nbytes / self.size,
+            "stored_bits_per_weight": 8 * self.stored_nbytes / self.size,
+            "weights": list(self.names),
+        }
+
+    def __str__(self) -> str:
+        bits, stored = (8 * nbytes / self.size for nbytes in (self.members_nbytes, self.stored_nbytes))
+        return f"{self.scheme}; {count(len(self.names), 'weight')}, {bits:.2f} bits per weight, {stored:.2f} stored"
+
+
+@dataclass(frozen=True, slots=True)
 class Summary:
     """One model. Sizes are in bytes."""
 
@@ -149,6 +181,8 @@ class Summary:
     layouts: tuple[str, ...]  # paths of the files that the model was converted from
     bases: tuple[str, ...]  # models that it refers to, as it has them
     container_nbytes: int
+    schemes: tuple[SchemeSummary, ...] = ()
+    scheme_problem: str = ""  # why it cannot be said how the checkpoint is quantized, if it is
 
     @property
     def nbytes(self) -> int:
@@ -182,6 +216,8 @@ class Summary:
             "container_nbytes": self.container_nbytes,
             "overhead_nbytes": self.overhead_nbytes,
             "quantized": self.reached.to_json() if self.reached else None,
+            "schemes": [scheme.to_json() for scheme in self.schemes],
+            "scheme_problem": self.scheme_problem or None,
             "metadata": dict(self.metadata),
             "assets": [{"path": path, "nbytes": nbytes} for path, nbytes in self.assets],
             "layouts": list(self.layouts),
@@ -222,9 +258,33 @@ def _words(details: Mapping[str, Any], shape: tuple[int, ...]) -> list[str]:
 
 
 def summarize(model: Model) -> Summary:
-    """The summary of an open model. Reads nothing of an archive, the listing of a tree, and opens all archives of a manifest."""
-    if model.archives:
-        return _of_archives(model, model.archives)
+    """The summary of an open model. Reads nothing of an archive but, of a checkpoint that another tool has quantized, what says how it
+    is; the listing of a tree; and opens all archives of a manifest."""
+    summary = _of_archives(model, model.archives) if model.archives else _of_one(model)
+    if not may_be_quantized(model):
+        return summary
+    try:
+        weights = weights_of(model)
+    except (FormatError, UnsupportedError) as problem:
+        return replace(summary, scheme_problem=str(problem))
+    stored = {tensor.name: tensor.stored_nbytes for tensor in summary.tensors}
+    groups: dict[Scheme, list[Weight]] = {}
+    for weight in weights.values():
+        groups.setdefault(weight.scheme, []).append(weight)
+    schemes = (
+        SchemeSummary(
+            scheme,
+            tuple(weight.name for weight in group),
+            sum(weight.size for weight in group),
+            sum(weight.members_nbytes for weight in group),
+            sum(stored[name] for weight in group for name in weight.members),
+        )
+        for scheme, group in groups.items()
+    )
+    return replace(summary, schemes=tuple(each for each in schemes if each.size))
+
+
+def _of_one(model: Model) -> Summary:
     reader, document = model.reader, model.document
     sizes = reader.sizes()
     names = {entry.node: entry.spec.name for entry in document.tensors.values()}
@@ -460,6 +520,9 @@ def render(summary: Summary, width: int | None) -> "Iterator[RenderableType]":
     yield Text(_container(summary))
     if summary.reached:
         yield Text(_quantized(summary, summary.reached))
+    yield from (Text(shown(str(scheme)), overflow="fold") for scheme in summary.schemes)
+    if summary.scheme_problem:
+        yield Text(shown(f"how the checkpoint is quantized cannot be said: {summary.scheme_problem}"), overflow="fold")
     for label, lines in (
         ("metadata", [f"{shown(str(key))}: {_brief(value)}" for key, value in summary.metadata.items()]),
         ("assets", [f"{shown(path)}  {size(nbytes)}" for path, nbytes in summary.assets]),

@@ -10,7 +10,7 @@ import mzstore
 def test_public_names():
     assert sorted(mzstore.__all__) == [
         "ConflictError", "CorruptError", "FormatError", "Model", "MzError", "Recipe", "Retry", "Rule", "StorageError", "Tensor",
-        "UnsupportedError", "__version__", "attach", "check", "convert", "delta", "diff", "merge", "open", "save", "verify",
+        "UnsupportedError", "__version__", "attach", "check", "convert", "delta", "dequantized", "diff", "merge", "open", "save", "verify",
     ]  # fmt: skip
     for name in mzstore.__all__:
         assert hasattr(mzstore, name)
@@ -27,13 +27,13 @@ def test_public_names():
         ),
         (
             mzstore.convert,
-            "(source, target, *, include=None, exclude=None, dtype=None, rename=None, recipe=None, importance=None, "
+            "(source, target, *, include=None, exclude=None, dtype=None, rename=None, dequantize=False, recipe=None, importance=None, "
             "level='balanced', to=None, check=False, dry_run=False, shard_nbytes=None, executor=None, threads=None, show_progress=None, "
             "storage_options=None, target_options=None, retry=None, bases=None)",
         ),
         (
             mzstore.check,
-            "(source, target, *, include=None, exclude=None, dtype=None, rename=None, threads=None, show_progress=None, "
+            "(source, target, *, include=None, exclude=None, dtype=None, rename=None, dequantize=False, threads=None, show_progress=None, "
             "storage_options=None, target_options=None, retry=None, bases=None)",
         ),
         (

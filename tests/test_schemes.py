@@ -1,11 +1,18 @@
 """Checkpoints that other tools have quantized: what is recognized, values bit for bit those of the tools' own code, bad input."""
 
 import json
+import math
+import subprocess
+import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 
 import mzstore
+from mzstore import dtypes
+from mzstore.inspect import summarize
+from mzstore.schemes import Held, configuration, recognize
 from mzstore.schemes.packing import n_words, nibbles, unpack, words_of
 
 torch = pytest.importorskip("torch")
@@ -434,3 +441,427 @@ def test_bitsandbytes_in_8_bits(tmp_path):
         plain = functional.int8_vectorwise_dequant(codes, scales)
         assert (bits_of(found["a.weight"].read(dtype="float32")) == bits_of(plain)).all()
         check_weight(found["a.weight"], plain.half())
+
+
+# What is done with them.
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def every_scheme():
+    """(tensors, configuration, plain weights) of a checkpoint of each scheme that needs no other library."""
+    gptq, awq = gptq_layer(4, 32, act_order=True), awq_layer(32)
+    plain = gptq_reference(*[gptq[f"{UP}{name}"] for name in ("qweight", "qzeros", "scales", "g_idx")], 4, True).T
+    yield "gptq", gptq, GPTQ | {"desc_act": True}, {f"{UP}weight": plain}
+    yield "awq", awq, AWQ, {f"{UP}weight": awq_reference(*awq.values(), 4, 32).T}
+    weight = torch.randn(200, 300).to(torch.float8_e4m3fn)
+    scales = torch.rand(2, 3)
+    spread = scales.repeat_interleave(128, 0)[:200].repeat_interleave(128, 1)[:, :300]
+    fp8 = {"a.weight": weight, "a.weight_scale_inv": scales, "a.bias": torch.ones(3)}
+    config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    yield "fp8", fp8, config, {"a.weight": (weight.float() * spread).bfloat16()}
+    blocks = torch.randint(0, 256, (3, 64, 2, 16), dtype=torch.uint8)
+    scales = torch.randint(110, 140, (3, 64, 2), dtype=torch.uint8)
+    levels = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])
+    codes = torch.stack([blocks & 15, blocks >> 4], -1).flatten(-2).long()
+    plain = torch.ldexp(levels[codes], scales[..., None].int() - 127).flatten(-2).transpose(1, 2)
+    yield (
+        "mxfp4",
+        {"e.down_blocks": blocks, "e.down_scales": scales},
+        {"quant_method": "mxfp4"},
+        {"e.down": plain.bfloat16()},
+    )
+
+
+SCHEMES = {name: rest for name, *rest in every_scheme()}
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_checkpoint_comes_back_byte_for_byte(tmp_path, scheme):
+    tensors, config, _ = SCHEMES[scheme]
+    folder = folder_of(tmp_path, tensors, config)
+    mzstore.convert(folder, tmp_path / "m.mz", check=True, show_progress=False)
+    mzstore.convert(tmp_path / "m.mz", tmp_path / "back", show_progress=False)
+    assert contents(tmp_path / "back") == contents(folder)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("by_way_of_an_archive", [False, True])
+def test_conversion_to_plain_weights(tmp_path, monkeypatch, scheme, by_way_of_an_archive):
+    """In small pieces, so that their edges are met."""
+    monkeypatch.setattr("mzstore.schemes.sources.PANEL_NBYTES", 40_000)
+    monkeypatch.setattr("mzstore.schemes.sources.BLOCK_NBYTES", 3_000)
+    monkeypatch.setattr("mzstore.schemes.base.PIECE", 5_000)
+    tensors, config, plain = SCHEMES[scheme]
+    source = folder_of(tmp_path, tensors, config, model_type="llama")
+    (source / "quantize_config.json").write_text("{}")
+    if by_way_of_an_archive:
+        mzstore.convert(source, source := tmp_path / "packed.mz", show_progress=False)
+    report = mzstore.convert(source, tmp_path / "plain.mz", dequantize=True, check=True, show_progress=False)
+    assert report.ok
+    assert any(f"1 weight dequantized ({scheme}" in note for note in report.notes)
+    with mzstore.open(tmp_path / "plain.mz") as model:
+        assert json.loads(model.assets["config.json"]) == {"model_type": "llama"}
+        assert list(model.assets) == ["config.json"]
+        for name, expected in plain.items():
+            assert (bits_of(model[name][...]) == bits_of(expected)).all()
+        others = {name for name in tensors if name.endswith(("bias", "norm.weight"))}
+        assert set(model) == {*plain, *others}
+    mzstore.convert(
+        source,
+        tmp_path / "plain",
+        to="directory",
+        dequantize=True,
+        include=list(plain),
+        dtype="float32",
+        show_progress=False,
+    )
+    written = safetensors_torch.load_file(tmp_path / "plain" / "model.safetensors")
+    for name, expected in plain.items():
+        assert torch.equal(written[name], expected.float())
+
+
+def test_other_edits_are_for_the_plain_weights(tmp_path):
+    source = folder_of(tmp_path, gptq_layer(4, 32, outputs=160), GPTQ)
+    report = mzstore.convert(
+        source, tmp_path / "m.mz", dequantize=True, include="*.weight", rename={"model.layers.*": "h.*"}, show_progress=False,
+        recipe=mzstore.Recipe.parse('[[rule]]\nname = ["*up_proj*"]\nbits = 3'), check=True,
+    )  # fmt: skip
+    assert report.ok
+    with mzstore.open(tmp_path / "m.mz") as model:
+        assert set(model) == {"h.0.mlp.up_proj.weight", "model.norm.weight"}
+        assert model["h.0.mlp.up_proj.weight"].encoding == "quantized"
+        assert mzstore.convert(source, tmp_path / "n.mz", dequantize=True, dry_run=True).tensors[0].spec.shape
+
+
+def test_what_is_not_quantized_so_is_no_source_of_plain_weights(tmp_path):
+    folder = folder_of(tmp_path, {"a.qweight": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"nothing to dequantize.*neither config.json nor the names"):
+        mzstore.convert(folder, tmp_path / "m.mz", dequantize=True)
+    with pytest.raises(ValueError, match=r"nothing to dequantize.*no config.json with it"):
+        mzstore.convert(folder / "model.safetensors", tmp_path / "m.mz", dequantize=True)
+    assert not (tmp_path / "m.mz").exists()
+
+
+def test_a_configuration_from_elsewhere_and_one_in_a_file_of_its_own(tmp_path):
+    tensors, config, plain = SCHEMES["gptq"]
+    folder = folder_of(tmp_path, tensors)
+    (folder / "quantize_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "quant_method"}))
+    mzstore.convert(folder / "model.safetensors", tmp_path / "bare.mz", show_progress=False)
+    mzstore.convert(folder, tmp_path / "whole.mz", show_progress=False)
+    with mzstore.open(tmp_path / "bare.mz") as bare, mzstore.open(tmp_path / "whole.mz") as whole:
+        with pytest.raises(ValueError, match=r"there is no config.json"):
+            mzstore.dequantized(bare)
+        for found in (
+            mzstore.dequantized(bare, {"text_config": {"quantization_config": config}}),
+            mzstore.dequantized(whole),
+        ):
+            assert (bits_of(found[f"{UP}weight"][...]) == bits_of(plain[f"{UP}weight"])).all()
+        with pytest.raises(KeyError, match=r"no tensor .*g_idx.*nearest"):
+            found[f"{UP}g_idx"]
+
+
+def test_configurations_of_folders(tmp_path):
+    """Of a pipeline, each folder has its own."""
+    for part, scheme in (("unet", "awq"), ("text", "fp8")):
+        tensors, config, _ = SCHEMES[scheme]
+        (tmp_path / "m" / part).mkdir(parents=True)
+        safetensors_torch.save_file(
+            {k: v.clone() for k, v in tensors.items()}, tmp_path / "m" / part / "model.safetensors"
+        )
+        (tmp_path / "m" / part / "config.json").write_text(json.dumps({"quantization_config": config}))
+    mzstore.convert(tmp_path / "m", tmp_path / "m.mz", show_progress=False)
+    with mzstore.open(tmp_path / "m.mz") as model:
+        found = mzstore.dequantized(model)
+        assert {name: weight.scheme.method for name, weight in found.weights.items()} == {
+            f"unet/{UP}weight": "awq",
+            "text/a.weight": "fp8",
+        }
+        assert (bits_of(found["text/a.weight"][...]) == bits_of(SCHEMES["fp8"][2]["a.weight"])).all()
+
+
+class Counted:
+    """A tensor in memory that counts what is read of it."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.dtype, self.shape, self.nbytes = values, values.dtype, values.shape, 0
+
+    def __getitem__(self, index):
+        found = self.values[index]
+        self.nbytes += found.nbytes
+        return found
+
+
+def as_numpy(tensors):
+    by_torch = {torch.float8_e4m3fn: "float8_e4m3fn", torch.bfloat16: "bfloat16"}
+    return {
+        name: bits_of(tensor).view(dtypes.of(by_torch[tensor.dtype]).numpy)
+        if tensor.dtype in by_torch
+        else tensor.numpy()
+        for name, tensor in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_slice_reads_what_it_needs(scheme):
+    """Of members and columns, and no more than a word or a group around them."""
+    tensors, config, plain = SCHEMES[scheme]
+    counted = {name: Counted(values) for name, values in as_numpy(tensors).items()}
+    (weight,) = recognize(
+        counted, [configuration.of_config({"quantization_config": config}, "", "config.json")]
+    ).values()
+    for each in counted.values():
+        each.nbytes = 0
+    index = np.s_[..., 32:48, 40:56]
+    assert (bits_of(weight[index]) == bits_of(plain[weight.name])[index]).all()
+    values = math.prod(plain[weight.name][index].shape)
+    in_order = sum(each.nbytes for name, each in counted.items() if not name.endswith("g_idx"))
+    assert 0 < in_order <= values * weight.members_nbytes / weight.size * 4
+
+
+MISSING = "missing"
+
+
+def read_all(model):
+    for weight in mzstore.dequantized(model).weights.values():
+        weight[...]
+
+
+def broken(scheme, changes, config=None):
+    """A checkpoint with some tensors and words of its configuration replaced."""
+    tensors, doc, _ = SCHEMES[scheme]
+    tensors = {name: value for name, value in (tensors | changes).items() if value is not MISSING}
+    return tensors, doc | (config or {})
+
+
+G_IDX = SCHEMES["gptq"][0][f"{UP}g_idx"]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "changes", "config", "message"),
+    [
+        ("gptq", {f"{UP}qzeros": MISSING}, {}, rf"'{UP}weight' cannot be read without tensor '{UP}qzeros'"),
+        ("gptq", {f"{UP}g_idx": G_IDX.clone().fill_(4)}, {}, rf"'{UP}g_idx': groups 4 to 4 are named, and there are 4"),
+        ("gptq", {f"{UP}g_idx": G_IDX - 1}, {}, "groups -1 to 2 are named"),
+        ("gptq", {f"{UP}g_idx": G_IDX[:100]}, {}, rf"'{UP}qweight': its shape is \[16, 96\], with 4 groups of 100 columns"),
+        ("gptq", {f"{UP}g_idx": G_IDX.float()}, {}, "its dtype is float32, not int32 or int64"),
+        ("gptq", {f"{UP}g_idx": G_IDX.reshape(2, 64)}, {}, "its shape is .2, 64., and .* makes it"),
+        ("gptq", {}, {"bits": 8}, "that is no layer of 8 bits in groups of 32, which config.json says"),
+        ("gptq", {}, {"group_size": 64}, "with 4 groups of 128 columns; that is no layer of 4 bits in groups of 64"),
+        ("gptq", {}, {"group_size": 0}, "group_size is 0, not a positive number"),
+        ("gptq", {}, {"group_size": "32"}, "group_size is '32', not an integer"),
+        ("gptq", {}, {"bits": True}, "bits is True, not an integer"),
+        ("gptq", {}, {"bits": None}, "it does not say bits"),
+        ("gptq", {}, {"sym": "yes"}, "sym is 'yes', not true or false"),
+        ("gptq", {}, {"dynamic": [1]}, "dynamic is .1., not an object"),
+        ("gptq", {}, {"bits": 5}, "GPTQ of 5 bits is not read"),
+        ("gptq", {}, {"checkpoint_format": "marlin"}, "GPTQ in the layout 'marlin' is not read"),
+        ("gptq", {f"{UP}qzeros": torch.zeros(4, 13, dtype=torch.int32)}, {}, rf"'{UP}qzeros': its shape is .4, 13."),
+        ("gptq", {f"{UP}scales": torch.zeros(4, dtype=torch.float16)}, {}, "its shape is .4., not that of a matrix"),
+        ("gptq", {f"{UP}scales": torch.zeros(4, 95, dtype=torch.float16)}, {}, rf"'{UP}qweight': its shape is .16, 96."),
+        ("gptq", {f"{UP}qweight": torch.zeros(0, 96, dtype=torch.int32)}, {}, rf"'{UP}qweight': its shape is .0, 96."),
+        ("gptq", {f"{UP}weight": torch.zeros(96, 128)}, {}, "is there twice"),
+        ("gptq", {}, {"quant_method": "hqq"}, "method 'hqq', and only gptq, awq"),
+        ("gptq", {}, {"quant_method": 4}, "quant_method is 4, not a name"),
+        ("awq", {}, {"bits": 8}, "AWQ of 8 bits is not read"),
+        ("awq", {}, {"version": "gemv"}, "AWQ in the layout 'gemv' is not read"),
+        ("awq", {}, {"group_size": 48}, "its 128 rows are not in whole groups of 48"),
+        ("awq", {}, {"group_size": -2}, "group_size is -2"),
+        ("awq", {f"{UP}qzeros": torch.zeros(4, 11, dtype=torch.int32)}, {}, rf"'{UP}qzeros': its shape is .4, 11."),
+        ("awq", {f"{UP}scales": torch.zeros(4, 99).half()}, {}, "for 99 outputs, not a multiple of 8"),
+        ("awq", {f"{UP}scales": torch.zeros(4, 96, dtype=torch.int64)}, {}, "its dtype is int64, not float16 or"),
+        ("fp8", {}, {"weight_block_size": [128, 0]}, "weight_block_size is .128, 0., not two positive integers"),
+        ("fp8", {}, {"weight_block_size": [64, 128]}, "'a.weight_scale_inv': its shape is .2, 3., and .* makes it .4, 3."),
+        ("fp8", {}, {"weight_block_size": None}, "config.json does not say for which blocks"),
+        ("fp8", {"a.weight_scale_inv": torch.ones(2, 3, dtype=torch.int32)}, {}, "its dtype is int32, not float16 or"),
+        ("mxfp4", {"e.down_scales": MISSING}, {}, "'e.down' cannot be read without tensor 'e.down_scales'"),
+        ("mxfp4", {"e.down_scales": torch.ones(3, 64, 3, dtype=torch.uint8)}, {}, "'e.down_scales': its shape is"),
+        ("mxfp4", {"e.down_blocks": torch.ones(3, 64, 32, dtype=torch.uint8)}, {}, r"not \[experts, outputs, groups, 16\]"),
+        ("mxfp4", {"e.down_blocks": torch.ones(3, 64, 2, 16)}, {}, "its dtype is float32, not uint8"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused(tmp_path, scheme, changes, config, message):
+    with opened(tmp_path, *broken(scheme, changes, config)) as model:
+        with pytest.raises((mzstore.FormatError, mzstore.UnsupportedError), match=message):
+            read_all(model)
+        shown = summarize(model)  # which tells it, and all else
+        assert len(shown.tensors) == len(model)
+        assert "g_idx" in message or "are named" in message or shown.scheme_problem
+
+
+STATE = "a.weight.quant_state.bitsandbytes__nf4"
+
+
+def bnb4(changes, **state):
+    """NF4 of 64 x 32 values, as bitsandbytes lays them out, with some things replaced."""
+    doc = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [64, 32], "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.1}  # fmt: skip
+    doc = {key: value for key, value in (doc | state).items() if value is not MISSING}
+    tensors = {
+        "a.weight": torch.randint(0, 256, (1024, 1), dtype=torch.uint8),
+        "a.weight.absmax": torch.randint(0, 256, (32,), dtype=torch.uint8),
+        "a.weight.quant_map": torch.linspace(-1, 1, 16),
+        "a.weight.nested_absmax": torch.ones(1),
+        "a.weight.nested_quant_map": torch.linspace(-1, 1, 256),
+        STATE: torch.tensor(list(json.dumps(doc).encode()), dtype=torch.uint8),
+    } | changes
+    return {name: value for name, value in tensors.items() if value is not MISSING}
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "message"),
+    [
+        ({"a.weight": MISSING}, {}, "'a.weight' cannot be read without tensor 'a.weight'"),
+        (
+            {"a.weight": torch.zeros(1023, 1, dtype=torch.uint8)},
+            {},
+            "'a.weight': its shape is .1023, 1., and .* makes it .1024, 1.",
+        ),
+        ({"a.weight.absmax": torch.zeros(31, dtype=torch.uint8)}, {}, "'a.weight.absmax': its shape is .31."),
+        ({"a.weight.absmax": torch.zeros(32)}, {}, "'a.weight.absmax': its dtype is float32, not uint8"),
+        ({"a.weight.nested_absmax": torch.zeros(2)}, {}, "'a.weight.nested_absmax': its shape is .2."),
+        ({"a.weight.nested_quant_map": torch.zeros(255)}, {}, "'a.weight.nested_quant_map': its shape is .255."),
+        ({"a.weight.quant_map": torch.zeros(15)}, {}, "'a.weight.quant_map': its shape is .15."),
+        ({STATE: torch.zeros(8, dtype=torch.uint8)}, {}, "not JSON"),
+        ({STATE: torch.tensor(list(b"[" * 60000), dtype=torch.uint8)}, {}, "not JSON"),
+        ({STATE: torch.zeros(70000, dtype=torch.uint8)}, {}, "not that of at most 65536 bytes"),
+        ({STATE: MISSING, STATE.replace("nf4", "nf5"): torch.zeros(8, dtype=torch.uint8)}, {}, "quantized as 'nf5'"),
+        ({}, {"blocksize": 0}, "blocksize is 0, not a positive integer"),
+        ({}, {"blocksize": 2**62}, "blocksize is 4611686018427387904"),
+        ({}, {"nested_blocksize": -1}, "nested_blocksize is -1"),
+        ({}, {"nested_offset": "x"}, "nested_offset is 'x', not a number"),
+        ({}, {"shape": [64, -32]}, "shape is .64, -32., not positive integers"),
+        ({}, {"shape": [2**40, 2**40]}, "its shape is larger than any tensor"),
+        ({}, {"shape": MISSING}, "shape is None"),
+        ({}, {"dtype": "int8"}, "dtype is 'int8', not float16 or"),
+    ],
+)
+def test_a_quantization_state_is_not_believed(tmp_path, changes, state, message):
+    with (
+        opened(tmp_path, bnb4(changes, **state)) as model,
+        pytest.raises((mzstore.FormatError, mzstore.UnsupportedError), match=message),
+    ):
+        mzstore.dequantized(model)
+
+
+def test_blocks_without_end_take_no_memory():
+    """A block may be said to be longer than the tensor: what is computed is no longer than what is asked for."""
+    tensors = bnb4({"a.weight.absmax": torch.zeros(1, dtype=torch.uint8)}, blocksize=2**31, nested_blocksize=2**31)
+    (weight,) = recognize({name: Held(values) for name, values in as_numpy(tensors).items()}, []).values()
+    tracemalloc.start()
+    assert weight[3, 5:9].shape == (4,)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+CT_INT4 = {
+    "quant_method": "compressed-tensors",
+    "format": "pack-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": {"num_bits": 4, "type": "int", "group_size": 32, "strategy": "group", "symmetric": False}}},
+}  # fmt: skip
+
+
+def ct_int4(changes):
+    tensors = {
+        "a.weight_packed": torch.zeros(48, 16, dtype=torch.int32),
+        "a.weight_scale": torch.ones(48, 4, dtype=torch.bfloat16),
+        "a.weight_zero_point": torch.zeros(6, 4, dtype=torch.int32),
+        "a.weight_shape": torch.tensor([48, 128]),
+    } | changes
+    return {name: value for name, value in tensors.items() if value is not MISSING}
+
+
+def ct_with(**weights):
+    group = CT_INT4["config_groups"]["group_0"]
+    return CT_INT4 | {"config_groups": {"group_0": group | {"weights": group["weights"] | weights}}}
+
+
+def test_compressed_tensors_with_groups_of_their_own_order(tmp_path):
+    """As early versions have it: ``weight_g_idx`` names the group of each column (forward.py of 0.9, _process_quantization)."""
+    groups = torch.arange(128).remainder(4).int()
+    packed = torch.randint(-(2**31), 2**31 - 1, (48, 16)).int()
+    tensors = ct_int4({"a.weight_g_idx": groups, "a.weight_packed": packed, "a.weight_scale": torch.rand(48, 4).half()})
+    codes = torch.stack([(packed >> (4 * i)) & 15 for i in range(8)], -1).flatten(1) - 8
+    plain = (codes + 8) * tensors["a.weight_scale"][:, groups]  # zero points are 0 - 8
+    with opened(tmp_path, tensors, CT_INT4) as model:
+        check_weight(mzstore.dequantized(model)["a.weight"], plain)
+
+
+@pytest.mark.parametrize(
+    ("changes", "config", "message"),
+    [
+        ({"a.weight_scale": MISSING}, CT_INT4, "'a.weight' cannot be read without tensor 'a.weight_scale'"),
+        ({"a.weight_shape": MISSING}, CT_INT4, "'a.weight' cannot be read without tensor 'a.weight_shape'"),
+        ({"a.weight_shape": torch.tensor([48, 2**60])}, CT_INT4, "which .48, 16. words do not hold"),
+        ({"a.weight_shape": torch.tensor([48, -1])}, CT_INT4, "which .48, 16. words do not hold"),
+        ({"a.weight_shape": torch.tensor([49, 128])}, CT_INT4, "which .48, 16. words do not hold"),
+        ({"a.weight_shape": torch.tensor([48, 128, 1])}, CT_INT4, "'a.weight_shape': its shape is .3."),
+        ({"a.weight_shape": torch.tensor([48, 100])}, CT_INT4, "is none of what config.json says: nothing for such"),
+        ({"a.weight_zero_point": MISSING}, CT_INT4, "no zero points, is none of what"),
+        ({"a.weight_zero_point": torch.zeros(48, 4, dtype=torch.int8)}, CT_INT4, "is none of what"),
+        ({"a.weight_scale": torch.ones(48, 5)}, CT_INT4, r"scales of float32 \[48, 5\]"),
+        ({"a.weight_packed": torch.zeros(48, 16)}, CT_INT4, "its dtype is float32, not int32 or uint8"),
+        ({"a.weight_packed": torch.zeros(2, 48, 16, dtype=torch.int32)}, CT_INT4, "not that of a matrix"),
+        (
+            {"a.weight_g_idx": torch.full((128,), 7)},
+            CT_INT4,
+            "'a.weight_g_idx': groups 7 to 7 are named, and there are 4",
+        ),
+        ({"a.weight_g_idx": torch.zeros(7, dtype=torch.int32)}, CT_INT4, "'a.weight_g_idx': its shape is .7."),
+        ({}, ct_with(num_bits=8), "is none of what"),
+        ({}, ct_with(num_bits=16), "codes are 16 bits"),
+        ({}, ct_with(type="float"), "does not hold 4 bits of float"),
+        ({}, ct_with(group_size=0), "strategy 'group' with group_size 0"),
+        ({}, ct_with(group_size=-7), "strategy 'group' with group_size -7"),
+        ({}, ct_with(strategy="block"), "strategy 'block' .* no blocks"),
+        ({}, ct_with(strategy="block", block_structure=[0, 2]), "strategy 'block' .* no blocks"),
+        ({}, CT_INT4 | {"config_groups": [1]}, "config_groups is no object"),
+        ({}, CT_INT4 | {"config_groups": {"W4A16": ["Linear"]}}, "'W4A16' of config_groups is a preset"),
+        ({}, CT_INT4 | {"format": "marlin-24"}, "format 'marlin-24' is not read"),
+        ({}, CT_INT4 | {"format": None}, "does not say in which format"),
+        ({}, CT_INT4 | {"sparsity_config": {"format": "sparse-24-bitmask"}}, "with zeros left out"),
+    ],
+)
+def test_compressed_tensors_that_do_not_fit_are_refused(tmp_path, changes, config, message):
+    with (
+        opened(tmp_path, ct_int4(changes), config) as model,
+        pytest.raises((mzstore.FormatError, mzstore.UnsupportedError), match=message),
+    ):
+        read_all(model)
+
+
+def test_inspect_tells_schemes(tmp_path):
+    tensors, config, _ = SCHEMES["gptq"]
+    with opened(tmp_path, tensors, config) as model:
+        summary = summarize(model)
+        (scheme,) = summary.to_json()["schemes"]
+        assert scheme["weights"] == [f"{UP}weight"]
+        assert (scheme["method"], scheme["bits"], scheme["block"], scheme["act_order"]) == ("gptq", 4, [1, 32], True)
+        nbytes = sum(tensors[f"{UP}{name}"].nbytes for name in ("qweight", "qzeros", "scales", "g_idx"))
+        assert scheme["bits_per_weight"] == 8 * nbytes / (96 * 128)
+        assert 0 < scheme["stored_bits_per_weight"] < 6
+    shown = subprocess.run([sys.executable, "-m", "mzstore", "inspect", tmp_path / "model.mz"], capture_output=True, text=True, check=True).stdout  # fmt: skip
+    assert "gptq: int of 4 bits, groups of 32, act-order; 1 weight, 4.96 bits per weight, " in shown
+
+
+def test_commands(tmp_path):
+    tensors, config, plain = SCHEMES["awq"]
+    folder = folder_of(tmp_path, tensors, config)
+
+    def mz(*args, failed=0):
+        done = subprocess.run(
+            [sys.executable, "-m", "mzstore", *map(str, args)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == failed, done.stderr
+        return done.stdout + done.stderr
+
+    mzstore.convert(folder, tmp_path / "m.mz", show_progress=False)
+    mz("get", tmp_path / "m.mz", f"{UP}weight[3:5, ::2]", "--dequantize", "-o", tmp_path / "part.npy")
+    assert (np.load(tmp_path / "part.npy") == plain[f"{UP}weight"][3:5, ::2].numpy()).all()
+    assert "float16 [96, 128]" in mz("get", tmp_path / "m.mz", f"{UP}weight", "--dequantize")
+    said = mz("convert", tmp_path / "m.mz", tmp_path / "plain.mz", "--dequantize", "--dtype", "bfloat16", "--check")
+    assert "1 weight dequantized (awq gemm: int of 4 bits, groups of 32, zero points)" in said
+    with mzstore.open(tmp_path / "plain.mz") as model:
+        assert (bits_of(model[f"{UP}weight"][...]) == bits_of(plain[f"{UP}weight"].bfloat16())).all()
+    assert "is not quantized by another tool" in mz("get", tmp_path / "plain.mz", "x", "--dequantize", failed=1)

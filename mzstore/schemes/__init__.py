@@ -4,6 +4,7 @@
 finds the weights of a checkpoint by names, dtypes, shapes and what the configuration says, and refuses what does not fit together.
 """
 
+import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ METHODS: Mapping[str, Callable[[Tensors, Configuration], Iterator[Weight]]] = {
     "fp8": fp8.weights,
     "mxfp4": mxfp4.weights,
 }
+SUFFIXES = (
+    ".qweight",
+    ".weight_packed",
+    "_scale",
+    "_scale_inv",
+    "_blocks",
+    ".SCB",
+)  # one at least is in every quantized checkpoint
 SMALL_SUFFIXES = (".weight_shape", ".weight_format")  # of tensors that say what others are; also quantization states
 MAX_SMALL_NBYTES = 1 << 16
 
@@ -60,9 +69,13 @@ class Dequantized(Mapping[str, Tensor | Weight]):
         self._names = dict.fromkeys(plain_names(model, weights))
 
     def __getitem__(self, name: str) -> Tensor | Weight:
-        if name in self.weights:
-            return self.weights[name]
-        return self._model[name]
+        if name not in self._names:
+            near = difflib.get_close_matches(name, self._names, n=3, cutoff=0.4)
+            raise KeyError(
+                f"no tensor {name!r} in {self._model.url!r}, dequantized"
+                + (f"; nearest: {', '.join(map(repr, near))}" if near else "")
+            )
+        return self.weights[name] if name in self.weights else self._model[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -143,6 +156,11 @@ def _weights(tensors: Tensors, config: Configuration | None) -> Iterator[Weight]
             where=config.where,
         )
     return METHODS[config.method](tensors, config)
+
+
+def may_be_quantized(names: Iterable[str]) -> bool:
+    """Whether names of tensors allow it: without reading anything."""
+    return any(name.endswith(SUFFIXES) or bitsandbytes.STATE in name for name in names)
 
 
 def missing(paths: Iterable[str]) -> str:

@@ -202,7 +202,7 @@ def _choices(config: Configuration) -> list[Arguments]:
         if not isinstance(about, Mapping):
             raise config.refuse(f"weights of {name!r:.40} is no object")
         format_ = group.get("format") or whole
-        if format_ == MIXED or not isinstance(format_, str):
+        if format_ == MIXED or not format_ or not isinstance(format_, str):
             raise config.refuse(f"the group {name!r:.40} does not say in which format it is")
         if format_ != DENSE:
             own = Configuration(config.prefix, config.where, about, config.method, config.dtype)

@@ -141,8 +141,9 @@ def _weight(
     fitting = []
     for bits, group in choices:
         size = qweight.shape[0] * 32 // bits if columns is None else columns
-        # Groups of 32 values are packed whole where a value crosses the ends of words.
-        lengths = {n_words(bits, size), n_words(bits, -(-size // 32) * 32)}
+        lengths = {n_words(bits, size)}
+        if 32 % bits:  # 32 values are packed together
+            lengths.add(n_words(bits, -(-size // 32) * 32))
         if qweight.shape[0] in lengths and n_groups == (1 if group == -1 else -(-size // group)) and size:
             fitting.append((bits, group, size))
     if len(fitting) != 1:

@@ -18,6 +18,7 @@ from mzstore.schemes.base import Stored
 from mzstore.selection import Index, resolve
 from mzstore.sources import FileSource, ModelSource, TensorSource
 from mzstore.tensors import TensorSpec
+from mzstore.text import count
 
 PANEL_NBYTES = (
     32 << 20
@@ -46,7 +47,7 @@ def dequantize(source: ModelSource) -> tuple[ModelSource, list[str]]:
         for name in plain_names(tensors, weights)
     ]
     schemes = dict.fromkeys(str(weight.scheme) for weight in weights.values())
-    notes = [f"{len(weights):,} weights dequantized ({'; '.join(schemes)}), and config.json says so no more"]
+    notes = [f"{count(len(weights), 'weight')} dequantized ({'; '.join(schemes)}), and config.json says so no more"]
     if source.layouts:
         notes.append("its layout is not kept: the files that it came from cannot be made again byte for byte")
     changed = replace(
