@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ALLOWED = {
-    "__init__": "attach check convert deltas diff errors model recipe storage verify version writer",
+    "__init__": "attach check convert deltas diff errors model recipe schemes storage verify version writer",
     "__main__": "cli",
     "approximate": "documents dtypes encode encodings encodings.base encodings.combined encodings.lowrank encodings.nested encodings.planes encodings.quantized encodings.sparse encodings.tucker factorize grid interleave payload prune quality quantize quantizers recipe sources sparsity targets tensors",
     "archive": "errors extents garbage nodes payload stats storage",
@@ -68,10 +68,10 @@ ALLOWED = {
     "formats/onnx": "documents dtypes errors formats.base formats.nibbles formats.safetensors formats.spliced formats.wire sources storage tensors",
     "frameworks": "dtypes tensors",
     "garbage": "",
-    "get": "dtypes model selection storage",
+    "get": "dtypes model schemes selection storage",
     "groups": "",
     "grid": "selection",
-    "inspect": "archive composite documents encodings encodings.base encodings.combined encodings.ggml encodings.lowrank encodings.nested encodings.planes encodings.quantized encodings.raw encodings.sparse encodings.tucker model text",
+    "inspect": "archive composite documents encodings encodings.base encodings.combined encodings.ggml encodings.lowrank encodings.nested encodings.planes encodings.quantized encodings.raw encodings.sparse encodings.tucker errors model schemes text",
     "interleave": "kernels workspace",
     "kernels/__init__": "kernels.machine_code",
     "kernels/machine_code": "",
@@ -143,7 +143,7 @@ ALLOWED = {
     "torch/flat": "checkpoints.state errors",
     "check": "bases compare edits errors formats kernels model progress report sources storage tensors",
     "compare": "grid model sources tensors",
-    "edits": "dtypes model prepared recipe sources tensors",
+    "edits": "dtypes model prepared recipe schemes.sources sources tensors",
     "estimate": "edits encode importance recipe report sources tensors writer",
     "importance": "formats sources",
     "report": "model sources tensors text version writer",
@@ -151,6 +151,17 @@ ALLOWED = {
     "pins": "documents errors storage version",
     "split": "bases checkpoints.archives container documents dtypes edits encode errors formats groups kernels manifest model nodes pins recipe report sources storage tensors text version writer",
     "journal": "documents errors storage tensors",
+    "schemes/__init__": "errors model schemes.awq schemes.base schemes.bitsandbytes schemes.compressed_tensors schemes.configuration schemes.fp8 schemes.gptq schemes.mxfp4",
+    "schemes/awq": "errors schemes.base schemes.configuration",
+    "schemes/base": "dtypes errors frameworks selection",
+    "schemes/bitsandbytes": "documents dtypes errors schemes.base schemes.configuration schemes.packing tensors",
+    "schemes/compressed_tensors": "dtypes errors schemes.base schemes.configuration schemes.mxfp4 schemes.packing",
+    "schemes/configuration": "documents dtypes errors",
+    "schemes/fp8": "schemes.base schemes.configuration",
+    "schemes/gptq": "errors schemes.base schemes.configuration schemes.packing",
+    "schemes/mxfp4": "schemes.base schemes.configuration schemes.packing",
+    "schemes/packing": "",
+    "schemes/sources": "documents dtypes errors model schemes schemes.base schemes.configuration selection sources tensors text",
 }
 THE_ONLY_DOORS = {
     "numba": {"kernels/machine_code", "kernels/planes", "kernels/quantized", "kernels/sparse"},

@@ -34,6 +34,16 @@ def with_a_model(tmp_path, monkeypatch):
     (tmp_path / "my-model").mkdir()
     safetensors.numpy.save_file(weights, tmp_path / "my-model" / "model.safetensors")
     (tmp_path / "my-model" / "config.json").write_text("{}")
+    (tmp_path / "my-awq-model").mkdir()
+    codes = {
+        which: rng.integers(0, 2**31, shape, np.int32) for which, shape in (("qweight", (512, 8)), ("qzeros", (4, 8)))
+    }
+    layer = codes | {"scales": rng.uniform(0, 0.1, (4, 64)).astype(np.float16)}
+    named = {f"model.layers.0.mlp.up_proj.{which}": array for which, array in layer.items()}
+    safetensors.numpy.save_file(named, tmp_path / "my-awq-model" / "model.safetensors")
+    (tmp_path / "my-awq-model" / "config.json").write_text(
+        '{"quantization_config": {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}}'
+    )
     (tmp_path / "my-tuned-model").mkdir()
     tuned = {name: array + np.float16(0.001) for name, array in weights.items()}
     safetensors.numpy.save_file(tuned, tmp_path / "my-tuned-model" / "model.safetensors")
