@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import mzstore
+from mzstore.convert import convert
 from mzstore.documents import parts_of
 from mzstore.dtypes import DTYPES
 from mzstore.encodings.combined import Combined
@@ -21,6 +22,7 @@ from mzstore.encodings.quantized import Blocked, Quantized
 from mzstore.encodings.raw import Raw
 from mzstore.encodings.sparse import Sparse
 from mzstore.encodings.tucker import Tucker
+from mzstore.ggml import TYPES
 from mzstore.verify import verify
 from spec import reference
 
@@ -30,7 +32,7 @@ each = pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
 
 
 def test_there_is_one_of_every_format():
-    assert [folder.name for folder in GOLDEN] == ["1-lossless", "1-parts", "1-quantized"]
+    assert [folder.name for folder in GOLDEN] == ["1-ggml", "1-lossless", "1-parts", "1-quantized"]
 
 
 @each
@@ -145,7 +147,21 @@ def test_parts_hold_every_index_every_encoding_inside_and_every_way_to_combine()
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", ["lossless", "quantized", "parts"])
+def test_ggml_holds_every_type(tmp_path):
+    folder = ROOT / "spec/golden/1-ggml"
+    with mzstore.open(folder / "model.mz") as model:
+        parts = [entry.part for entry in model.document.tensors.values() if entry.part]
+        assert {part.kind.name for part in parts} == set(TYPES)
+        assert {len(part.grid.shape) for part in parts} == {1, 2, 3}
+        assert any(part.grid.n_chunks > 4 for part in parts)
+        assert model.document.tensors["again"].same_as
+    file = (folder / "blocks.gguf").read_bytes()
+    assert reference.read(folder / "model.mz").files["blocks.gguf"] == file
+    convert(folder / "model.mz", tmp_path / "back", to="directory")
+    assert (tmp_path / "back/blocks.gguf").read_bytes() == file
+
+
+@pytest.mark.parametrize("what", ["lossless", "quantized", "parts", "ggml"])
 def test_what_is_frozen_is_not_written_again(what):
     before = {path: path.read_bytes() for path in (ROOT / "spec/golden").rglob("*") if path.is_file()}
     command = [sys.executable, "tools/freeze.py", what]

@@ -10,6 +10,7 @@ import json
 import tempfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ from mzstore.dtypes import DTYPES
 from mzstore.encode import Choice, payloads
 from mzstore.encodings import Coding, Part
 from mzstore.encodings.base import Base
+from mzstore.encodings.ggml import Ggml as Ggml_
 from mzstore.encodings.planes import N_RANKS, Planes
 from mzstore.encodings.positions import Index
 from mzstore.encodings.raw import Raw, constant_array
+from mzstore.ggml import TYPES, BlockType
 from mzstore.grid import Grid
 from mzstore.interleave import Fields, tops
 from mzstore.nodes import Namer
+from mzstore.packed import encode
 from mzstore.payload import compress, seal
 from mzstore.recipe import Rule
 from mzstore.tensors import TensorSpec
@@ -391,17 +395,97 @@ class Parts:
         yield "base/adapter and sparse", combined([below, product(), thin], ["add", "replace"])
 
 
+class Ggml:
+    """Blocks of any bits of every type of ggml, in one chunk and in several; and a GGUF file with these, as it was laid out."""
+
+    FILE = "blocks.gguf"
+
+    def __init__(self) -> None:
+        self._random = np.random.default_rng(8)
+        self._tensors: dict[str, TensorEntry] = {}
+        self.file = b""
+
+    def write(self) -> bytes:
+        sink, namer = _Sink(), Namer()
+        writer = ArchiveWriter(sink)
+        for name, kind, shape, chunk in self._cases():
+            part, node = Ggml_.new(kind, Grid(shape, chunk)), namer.node(name)
+            n = int(np.prod(shape)) // kind.size
+            blocks = self._random.integers(0, 256, (n, kind.nbytes), dtype=np.uint8)
+            digest = hashlib.sha256()
+            for start, of, chunks in part.grid.row_blocks():
+                first = start // kind.size
+                encoded = encode(part, blocks[first : first + int(np.prod(of)) // kind.size], of, chunks)
+                digest.update(encoded.words.tobytes())
+                for payload in encoded.payloads:
+                    writer.write_chunk(f"{node}/{payload.path}", payload.data, aligned=payload.plain)
+            spec = TensorSpec(name, part.dtype, shape)
+            self._tensors[name] = TensorEntry(spec, node, digest.hexdigest(), part)
+            self.file += bytes(-len(self.file) % 32) + blocks.tobytes()
+        first = self._tensors["Q4_0"]
+        self._tensors["again"] = TensorEntry(
+            replace(first.spec, name="again"), namer.node("again"), first.sha256, same_as=first.node
+        )
+        writer.write_document("layouts/0", self._layout())
+        layouts = (Layout(self.FILE, "layouts/0", format="spliced", kind="gguf"),)
+        model = ModelDocument(self._tensors, {"general.architecture": "none"}, (), layouts, "tools/freeze.py")
+        for node, doc in model.documents():
+            writer.write_document(f"{node}/{DOCUMENT}" if node else DOCUMENT, dump(doc))
+        writer.finish()
+        return bytes(sink.data)
+
+    def expected(self) -> dict[str, dict[str, object]]:
+        return {
+            name: {"dtype": entry.spec.dtype.name, "shape": list(entry.spec.shape), "sha256": entry.sha256}
+            for name, entry in self._tensors.items()
+        }
+
+    def _cases(self) -> Iterator[tuple[str, BlockType, tuple[int, ...], tuple[int, ...]]]:
+        """(name, type, shape, chunk shape)"""
+        for kind in TYPES.values():
+            yield kind.name, kind, (2, kind.size), (2, kind.size)
+        yield "chunks", TYPES["Q4_1"], (5, 160), (2, 64)
+        yield "chunks of blocks of blocks", TYPES["Q3_K"], (3, 768), (2, 512)
+        yield "one axis", TYPES["Q8_0"], (96,), (64,)
+        yield "three axes", TYPES["Q5_K"], (2, 3, 256), (1, 2, 256)
+        yield "nothing", TYPES["Q6_K"], (0, 256), (1, 256)
+
+    def _layout(self) -> bytes:
+        """Of a file that is a short text, and then all blocks."""
+        entries, literals, at = {}, b"not a header", 12
+        for name, entry in self._tensors.items():
+            if isinstance(entry.part, Ggml_):
+                gap = -(at - 12) % 32
+                literals, at = literals + bytes(gap), at + gap
+                about = {
+                    "dtype": "float32",
+                    "shape": list(entry.spec.shape),
+                    "offset": at,
+                    "form": entry.part.kind.name,
+                }
+                entries[name] = about
+                if name == "Q4_0":
+                    entries["again"] = about
+                at += entry.part.kind.row_nbytes(entry.spec.size)
+        self.file = b"not a header" + self.file
+        assert at == len(self.file)
+        doc = json.dumps({"nbytes": at, "tensors": entries}).encode()
+        return len(doc).to_bytes(8, "little") + doc + literals
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["lossless", "quantized", "parts"])
+    parser.add_argument("what", choices=["lossless", "quantized", "parts", "ggml"])
     what = parser.parse_args().what
     folder = GOLDEN / f"{FORMAT}-{what}"
-    model = {"lossless": Lossless, "quantized": Quantized, "parts": Parts}[what]()
+    model = {"lossless": Lossless, "quantized": Quantized, "parts": Parts, "ggml": Ggml}[what]()
     data = model.write()
     folder.mkdir(parents=True)  # FileExistsError is the point: history is not rewritten
     (folder / "model.mz").write_bytes(data)
     if isinstance(model, Parts):
         (folder / Parts.BASE).write_bytes(model.base)
+    if isinstance(model, Ggml):
+        (folder / Ggml.FILE).write_bytes(model.file)
     (folder / "expected.json").write_text(json.dumps(model.expected(), indent=1) + "\n")
 
 
