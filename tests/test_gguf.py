@@ -462,7 +462,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 @pytest.mark.slow
 def test_memory_does_not_grow(tmp_path):
-    """A tensor of Q4_0 of 4 GiB of values, whose file is a hole but for its header, takes no more than one of 128 MiB."""
+    """A tensor of Q4_0 of 2 GiB of values, whose file is a hole but for its header, takes no more than one of 128 MiB."""
     peaks = []
     for gibi in (1 / 8, 2):
         rows = int(gibi * (1 << 18))

@@ -23,8 +23,11 @@ SHA256 = "6c342c8aeb20cb31a18099d6f79de4de6703814d1cfd5c4d754a8643087e486e"
 LIBRARY = MODELS / f"libggml-base-{VERSION}.so"
 
 TYPES = {
-    "Q8_0": 8, "Q6_K": 14, "Q5_K": 13, "Q4_K": 12, "Q4_0": 2, "IQ4_XS": 23, "MXFP4": 39, "Q3_K": 11, "Q2_K": 10,
+    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14, "IQ2_XXS": 16,
+    "IQ2_XS": 17, "IQ3_XXS": 18, "IQ1_S": 19, "IQ4_NL": 20, "IQ3_S": 21, "IQ2_S": 22, "IQ4_XS": 23, "IQ1_M": 29, "TQ1_0": 34, "TQ2_0": 35,
+    "MXFP4": 39, "NVFP4": 40, "Q1_0": 41,
 }  # fmt: skip
+WEIGHTED = ("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S")
 ROW = 256  # of all these types the largest block
 PIECE = 256 * ROW  # decoded before it is cast: so much stays in a processor's own cache
 
@@ -49,14 +52,16 @@ class Ggml:
             function.restype = None
             self._dequantize[name] = function
         self._piece = np.empty(PIECE, np.float32)
+        self._ones = np.ones(ROW, np.float32)
 
     def nbytes(self, kind: str, count: int) -> int:
         return int(self._lib.ggml_row_size(TYPES[kind], count))
 
     def quantize(self, kind: str, values: np.ndarray, packed: np.ndarray) -> None:
-        """float32 ``values`` into uint8 ``packed``, without weights of importance."""
+        """float32 ``values`` into uint8 ``packed``, without weights of importance; of types that need some, all are 1."""
+        weights = self._ones.ctypes.data if kind in WEIGHTED else None
         self._lib.ggml_quantize_chunk(
-            TYPES[kind], values.ctypes.data, packed.ctypes.data, 0, values.size // ROW, ROW, None
+            TYPES[kind], values.ctypes.data, packed.ctypes.data, 0, values.size // ROW, ROW, weights
         )
 
     def dequantize(self, kind: str, packed: np.ndarray, out: np.ndarray) -> None:

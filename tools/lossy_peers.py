@@ -9,8 +9,9 @@ from typing import Protocol
 
 import ml_dtypes
 import numpy as np
-from ggml import ROW, TYPES, Ggml
+from ggml import ROW, Ggml
 
+GGML_TYPES = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "Q4_0", "IQ4_XS", "MXFP4", "Q3_K", "Q2_K")
 MATRIX_SIZE = 100_000  # values that a tensor has to have more of
 DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 
@@ -211,8 +212,8 @@ def peers(matrices: Matrices, *, fetch: bool) -> tuple[list[Peer], dict[str, str
     try:
         ggml = Ggml(fetch=fetch)
     except RuntimeError as error:
-        return found, {name: str(error) for kind in TYPES for name in (kind, f"gguf {kind}")}
-    types = [LlamaCpp(matrices, ggml, kind) for kind in TYPES]
+        return found, {name: str(error) for kind in GGML_TYPES for name in (kind, f"gguf {kind}")}
+    types = [LlamaCpp(matrices, ggml, kind) for kind in GGML_TYPES]
     missing = {}
     numpys: list[Peer] = []
     for source in types:

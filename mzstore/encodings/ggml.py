@@ -23,9 +23,8 @@ from mzstore.payload import compress
 from mzstore.quantizers.packing import digits, pack
 from mzstore.workspace import buffer
 
-STEP_VALUE_NBYTES = (
-    16  # of one of them in between: its code, packed and apart, its entry, and what NumPy makes on the way
-)
+# Of a value in between: its code, packed and apart, its entry, and what NumPy makes on the way.
+STEP_VALUE_NBYTES = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,9 @@ from mzstore.ggml.grids import grid
 Numbers = Mapping[str, np.ndarray]  # by the name of the field: unsigned [blocks, numbers of a block]
 Scales = tuple[np.ndarray, np.ndarray | None]  # scales and offsets: float32[blocks, values of a block / sub]
 
-STEP = 1 << 15  # values that are computed at once: they stay in the second-level cache
+STEP = (
+    1 << 18
+)  # values that are computed at once: with fewer, calls of kernels and of NumPy take as long as what they do
 NAN = np.uint32(0x7FC00000)  # processors disagree about the sign and the payload of one that they make
 DELTA = np.float32(0.125)
 IQ4 = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
