@@ -128,7 +128,7 @@ def killed(path: str, task: dict[str, Any]) -> list[int]:
         dcp.save(state, storage_writer=MzWriter(f"{folder}/1", threads=1), planner=MzSavePlanner(), no_dist=True)
     codes = []
     for step, (lost, moment) in enumerate(task["moments"], 1):
-        job = task | {"do": "save", "url": f"{task['url']}/{step}", "drift": step}
+        job = task | {"do": "save", "url": f"{task['url']}/{step}", "drift": step, "chain": 3}
         members = [
             deaths.start(run, rank, 2, f"file://{path}.{step}", job, moment if rank == lost else "")
             for rank in range(2)
@@ -169,7 +169,7 @@ def main(task: dict[str, Any]) -> Any:
     world = dist.get_world_size()
     mesh = init_device_mesh("cpu", (2, world // 2) if how == "both" else (world,))
     names, seed, drift = task.get("names"), task.get("seed", 0), task.get("drift", 0)
-    writer: dict[str, Any] = {"storage_options": options, "threads": 1}
+    writer: dict[str, Any] = {"storage_options": options, "threads": 1, "chain": task.get("chain", 0)}
     if task["do"] == "save":
         state = state_of(how, mesh, names=names, seed=seed, drift=drift)
         dcp.save(state, storage_writer=MzWriter(url, **writer), planner=MzSavePlanner())

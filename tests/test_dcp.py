@@ -110,8 +110,8 @@ def test_other_ranks_load_what_some_have_saved(job, tmp_path, before, after, sav
 def test_ranks_store_what_changed_and_others_load_it(job, tmp_path):
     url = f"{tmp_path}/store"
     for step in range(3):
-        job.run(2, {"do": "save", "url": f"{url}/{step}", "drift": step, "how": "0"})
-    job.run(3, {"do": "save", "url": f"{url}/3", "drift": 3, "how": "1"})  # no box is where one was
+        job.run(2, {"do": "save", "url": f"{url}/{step}", "drift": step, "how": "0", "chain": 8})
+    job.run(3, {"do": "save", "url": f"{url}/3", "drift": 3, "how": "1", "chain": 8})  # no box is where one was
     for step in range(4):
         job.run(3, {"do": "load", "url": f"{url}/{step}", "drift": step, "how": "1"})
     with CheckpointStore(url) as store:

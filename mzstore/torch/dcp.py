@@ -42,7 +42,7 @@ from torch.futures import Future
 
 from mzstore import frameworks
 from mzstore.bases import BaseLocations, Wanted, fill
-from mzstore.checkpoints.archives import CHAIN, ArchiveList, Archiving, Before, Box, Settings, Stored, check_chain
+from mzstore.checkpoints.archives import ArchiveList, Archiving, Before, Box, Settings, Stored, check_chain
 from mzstore.checkpoints.repository import (
     Repository,
     check_step,
@@ -191,8 +191,9 @@ class MzWriter(_Checkpoint, StorageWriter):
 
     metrics  numbers by which checkpoints are compared
     recipe   which tensors are stored lossy, see ``mzstore.save``; all others are exact
-    chain    so many checkpoints, at most, stand one behind another for what is stored as changes; 0: nothing is, and no rank reads
-             back what it saved before. What did not change at all is referred to in any case
+    chain    so many checkpoints, at most, stand one behind another for what is stored as changes, for which each rank reads back
+             what it saved before: that takes twice the time of a save, and more with each checkpoint behind another. 0: nothing
+             is. What did not change at all is referred to in any case
     grace    seconds that what is written counts as no garbage (see ``CheckpointStore``); a save that takes longer fails
 
     Each rank compares its boxes with those of the checkpoint that was committed last. Use it with MzSavePlanner. Raises ConflictError if there is a checkpoint of this step.
@@ -204,7 +205,7 @@ class MzWriter(_Checkpoint, StorageWriter):
         *,
         metrics: Mapping[str, float] | None = None,
         recipe: Recipe | None = None,
-        chain: int = CHAIN,
+        chain: int = 0,
         level: Level = "balanced",
         threads: int | None = None,
         grace: float = GRACE,
