@@ -144,7 +144,7 @@ def convert(
                 resumed = None
                 if kind == "tree":
                     where = os.path.abspath(source) if is_local(source) else os.fspath(source)
-                    pinned = pin(source, storage_options, retry)
+                    pinned = {**pin(source, storage_options, retry), **model.files}
                     conversion = digest(where, pinned, importance, edits=edits.to_json(), recipe=recipe, level=level)
                     resumed = stack.enter_context(resume(target, conversion, target_options, retry))
                     left = (f"what another conversion has left lies in {each}: remove it" for each in resumed.others)

@@ -17,16 +17,18 @@ from mzstore.version import __version__
 INDEX_SUFFIX = ".index.json"
 INDEX_NBYTES = 1 << 28
 
-Pin = dict[str, tuple[int, str]]  # file -> (bytes, version as the storage has it: a time, or an ETag)
+Pin = Mapping[str, tuple[int, str]]  # file -> (bytes, version as the storage has it: a time, or an ETag)
 
 
-def pin(location: str | os.PathLike[str], options: Options = None, retry: Retry | None = None) -> Pin:
+def pin(
+    location: str | os.PathLike[str], options: Options = None, retry: Retry | None = None
+) -> dict[str, tuple[int, str]]:
     """The files that the model at ``location`` consists of, as they are now. Of a tree and of a manifest the document, which has the
-    digests of all else; of an index the files that it names as well. Values are not read.
+    digests of all else; of an index the files that it names as well. What other files name is in ``ModelSource.files``. Values are not read.
 
     Raises StorageError.
     """
-    found: Pin = {}
+    found: dict[str, tuple[int, str]] = {}
     with contextlib.ExitStack() as stack:
         opened = open_location(location, options, retry=retry)
         if isinstance(opened, Folder):

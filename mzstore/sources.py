@@ -107,6 +107,9 @@ class ModelSource:
     bases: Sequence[str] = ()  # of tensors that are prepared to refer to them
     notes: Sequence[str] = ()  # what a user should know of what is not kept
     unpacks: bool = False  # whether ``layouts`` and ``assets`` are kept from an earlier conversion
+    files: Mapping[str, tuple[int, str]] = field(
+        default_factory=dict
+    )  # beside the first: bytes and version of those that were opened
     check_unchanged: Callable[[], None] = lambda: None  # raises StorageError if what was read is not one version
 
 

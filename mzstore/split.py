@@ -188,13 +188,13 @@ def write_split(
         raise ValueError(f"{place!r}: a manifest needs a bucket or a folder, for archives beside it")
     _check_outside(source, place)
     where = os.path.abspath(source) if is_local(source) else os.fspath(source)
-    pinned = pin(source, options, retry)
+    tasks = _tasks(edited, importance or {}, nbytes)
+    pinned = {**pin(source, options, retry), **edited.source.files}
     above = f"{encode(name.removesuffix(SUFFIX))}.archives"
     conversion = digest(where, pinned, importance, shards=nbytes, edits=edits.to_json(), recipe=recipe, level=level)
     folder = f"{above}/{conversion}"
     job = Job(where, options, retry, bases, pinned, root, folder, target_options, edits, recipe, level, threads)
     objects = job.objects()
-    tasks = _tasks(edited, importance or {}, nbytes)
     if (there := objects.get(name, MAX_NBYTES)) is not None:
         if Manifest.parse(there, where=place).save_id != _save_id(objects, job):
             raise ConflictError(
@@ -229,12 +229,13 @@ def carry_out(job: Job, task: Task) -> None:
     objects = job.objects()
     if _done(objects, job, task):
         return
-    if pin(job.source, job.options, job.retry) != job.pinned:
-        raise StorageError(f"{job.source!r} is not what it was when its conversion began: begin again")
+    pinned = pin(job.source, job.options, job.retry)
     key = f"{task.number:05}-{secrets.token_hex(8)}.mz"
     with open_source(job.source, job.options, retry=job.retry, threads=job.threads, bases=job.bases) as opened:
         edited = job.edits.apply(opened, codes=True)
-        source = _part(job, task, edited.source)
+        source = _part(task, edited.source)
+        if {**pinned, **opened.files} != job.pinned:
+            raise StorageError(f"{job.source!r} is not what it was when its conversion began: begin again")
         kernels.expect(source.nbytes)
         with objects.sink(f"{job.folder}/{key}", source.nbytes) as sink:
             target = Digested(sink)
@@ -256,7 +257,7 @@ def carry_out(job: Job, task: Task) -> None:
         objects.remove(f"{job.folder}/{key}")  # another attempt was first
 
 
-def _part(job: Job, task: Task, source: ModelSource) -> ModelSource:
+def _part(task: Task, source: ModelSource) -> ModelSource:
     """What belongs into the archive of ``task``."""
     if not task.names:
         files = [replace(asset, path=f"assets/{asset.path}") for asset in source.assets]

@@ -184,6 +184,22 @@ def test_pins(source, tmp_path):
     assert pin(source) != before
 
 
+def test_files_that_a_file_names_are_pinned_as_well(tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in TENSORS.items()]
+    model = onnx.helper.make_model(onnx.helper.make_graph([], "g", [], [], tensors))
+    onnx.save_model(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.data", size_threshold=0)
+    genuine = split.carry_out
+    monkeypatch.setattr(split, "carry_out", lambda job, task: genuine(job, task) if task.number < 1 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        mzstore.convert(tmp_path / "m.onnx", tmp_path / "m.json", shard_nbytes=SHARD)
+    monkeypatch.setattr(split, "carry_out", genuine)
+    first = archives(tmp_path)
+    os.utime(tmp_path / "m.data", ns=(1, 1))
+    mzstore.convert(tmp_path / "m.onnx", tmp_path / "m.json", shard_nbytes=SHARD, check=True)
+    assert not set(first) & set(named(tmp_path))
+
+
 # Executors
 
 

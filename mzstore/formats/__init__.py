@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 
 from mzstore import composite, model, storage
@@ -51,18 +52,18 @@ def open_source(
             return of_model(stack.enter_context(opened), threads)
 
         if isinstance(location, (str, os.PathLike)) and os.fspath(location).endswith(huggingface.INDEX_SUFFIX):
-            yield _index(location, opening)
+            yield replace(_index(location, opening), files=opening.files)
         elif composite.is_manifest(location):
             yield own()
         else:
             found = storage.open_location(location, options, retry=retry)
             if isinstance(found, storage.Folder):
-                yield own() if found.has(DOCUMENT) else _directory(found, opening)
+                yield own() if found.has(DOCUMENT) else replace(_directory(found, opening), files=opening.files)
                 return
             stack.callback(found.close)
             file = Candidate(found)
             format_ = _format(file)
-            yield format_.open(file, opening) if format_ else own()
+            yield replace(format_.open(file, opening), files=opening.files) if format_ else own()
 
 
 def _index(location: str | os.PathLike[str], opening: Opening) -> ModelSource:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from mzstore.errors import MzError, StorageError, UnsupportedError
@@ -19,11 +19,15 @@ NewFile = Callable[[Sink, ModelSource, Mapping[str, TensorSource], Callable[[int
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """How what belongs to a source is opened, and ``stack``, which closes it when nobody reads any more."""
+    """How what belongs to a source is opened, and ``stack``, which closes it when nobody reads any more.
+
+    files  what was opened so far, see ``ModelSource.files``
+    """
 
     options: Options
     retry: Retry | None
     stack: ExitStack
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def file(self, folder_url: str, path: str) -> Blob:
         """The file ``path`` of a folder. Raises StorageError if there is none."""
@@ -31,6 +35,7 @@ class Opening:
         if isinstance(blob, Folder):
             raise StorageError(f"{path!r} in {folder_url!r} is a directory, not a file")
         self.stack.callback(blob.close)
+        self.files[blob.url] = blob.nbytes, blob.version
         return blob
 
     def beside(self, blob: Blob, path: str) -> Blob:
