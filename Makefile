@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # A process for each core; the tests of a file stay together, for what they share is made once.
 PARALLEL := -n auto --dist loadfile
 
-.PHONY: demo test quick bench bench-convert bench-load bench-lossy bench-sparse lint clean
+.PHONY: demo test quick bench bench-convert bench-load bench-lossy bench-sparse bench-checkpoint lint clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/python tools/demo.py
@@ -35,6 +35,9 @@ bench-lossy: $(VENV)/bench.stamp
 
 bench-sparse: $(VENV)/bench.stamp
 	$(BIN)/python tools/bench.py sparse
+
+bench-checkpoint: $(VENV)/bench.stamp
+	$(BIN)/python tools/bench.py checkpoint
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -6,10 +6,11 @@
     python tools/bench.py lossy [MODEL] [--plot PNG] [--offline] [--json] [--quick]
     python tools/bench.py sparse [MODEL] [--json] [--quick]
     python tools/bench.py convert [MODEL] [--dtype bf16|fp16|fp32] [--big GB] [--parts formats|throughput|gguf|dask|memory ...] [--json] [--quick]
+    python tools/bench.py checkpoint [MODEL] [--steps N] [--saves N] [--runs dense|frozen|last ...] [--json] [--quick]
 
 MODEL is a safetensors file or a directory of such, its floats cast to --dtype if that is given; without MODEL,
 all-MiniLM-L6-v2 (tools/real_models.py), cast to bf16 if not told otherwise; for load, as bf16 and as fp32; for lossy,
-as fp32; for sparse, as both. lossy and sparse look at embeddings too if MODEL is the directory of a sentence embedding model, with its tokenizer.
+as fp32; for sparse, as both; for checkpoint, fine-tuned. lossy and sparse look at embeddings too if MODEL is the directory of a sentence embedding model, with its tokenizer.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bench_checkpoint import RUNS, checkpoint
 from bench_coder import coder
 from bench_convert import PARTS as CONVERT_PARTS
 from bench_convert import convert
@@ -43,6 +45,7 @@ def main() -> None:
     else:
         console = Console(width=None if Console().is_terminal else 150)
         show = {
+            "checkpoint": _show_checkpoint,
             "coder": _show_coder,
             "lossless": _show_lossless,
             "load": _show_load,
@@ -62,6 +65,10 @@ def _run(arguments: argparse.Namespace) -> dict[str, Any]:
         return lossy(model, quick=arguments.quick, fetch=not arguments.offline, plot=arguments.plot)
     if arguments.benchmark == "sparse":
         return sparse(model, quick=arguments.quick)
+    if arguments.benchmark == "checkpoint":
+        return checkpoint(
+            model, quick=arguments.quick, steps=arguments.steps, saves=arguments.saves, runs=arguments.runs
+        )
     dtype = arguments.dtype or (None if arguments.model else "bf16")
     if arguments.benchmark == "convert":
         big = arguments.big if arguments.big is not None else (0.02 if arguments.quick else 4.0)
@@ -93,6 +100,11 @@ def _parser() -> argparse.ArgumentParser:
             [],
             "bits and speed of sparse matrices beside SciPy and PyTorch; pruning, factors, outliers; the goals",
         ),
+        (
+            "checkpoint",
+            [],
+            "bytes, stalls and speed of checkpoints of training beside torch.save, safetensors, DCP and moonclip; the goals",
+        ),
     ):
         command = benchmarks.add_parser(name, help=about)
         command.add_argument("model", nargs="?", type=Path, help="a safetensors file or a directory of such")
@@ -110,6 +122,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "convert":
             command.add_argument("--big", type=float, metavar="GB", help="of the sources whose memory is measured")
             command.add_argument("--parts", nargs="+", choices=CONVERT_PARTS, default=list(CONVERT_PARTS), help="leave out the others")  # fmt: skip
+        if name == "checkpoint":
+            command.add_argument("--steps", type=int, metavar="N", help="of each training run")
+            command.add_argument("--saves", type=int, metavar="N", help="at even distances")
+            command.add_argument("--runs", nargs="+", choices=RUNS, help="leave out the others")
         if name == "load":
             command.add_argument("--big", type=float, metavar="GB", help="of the synthetic model; 0: without it")
             command.add_argument("--links", nargs="+", type=float, default=list(LINKS), metavar="GBIT", help="Gb/s")
@@ -359,6 +375,35 @@ def _show_convert(result: dict[str, Any], console: Console) -> None:
             console.print(
                 f"{row['nbytes'] / 1e9:.1f} GB of {row['format']}: {row['seconds']:.1f} s, peak memory {row['peak_nbytes'] / 1e6:.0f} MB"
             )
+    _show_goals(result["goals"], console)
+    for condition in result["conditions"]:
+        console.print(f"- {condition}", markup=False)
+
+
+def _show_checkpoint(result: dict[str, Any], console: Console) -> None:
+    _show_machine(result, console)
+    for run in result["runs"]:
+        copies = run["copy_seconds"]
+        table = Table(
+            title=f"{run['name']}: {result['saves']} checkpoints in {result['steps']} steps, {run['n_tensors']} tensors, "
+            f"{run['nbytes'] / 1e6:.1f} MB, {run['frozen']:.1%} of the weights frozen; a copy takes {copies['new'] * 1e3:.0f} ms into "
+            f"new memory, {copies['used'] * 1e3:.0f} ms into used; GB/s"
+        )
+        table.add_column("", no_wrap=True)
+        for column in ("MB, all", "/ torch.save", "stall, ms", "/ copy, new", "used", "save", "load", "slowest load"):
+            table.add_column(column, justify="right")
+        whole = {row["s3"]: row["total_nbytes"] for row in run["rows"] if row["name"] == "torch.save"}
+        for i, row in enumerate(sorted(run["rows"], key=lambda row: row["s3"])):
+            stall = row["stall_seconds"]
+            table.add_row(
+                f"{row['name']}{', S3' if row['s3'] else ''}", f"{row['total_nbytes'] / 1e6:.1f}",
+                f"{row['total_nbytes'] / whole[row['s3']]:.3f}", f"{stall * 1e3:.0f}", f"{stall / copies['new']:.2f}",
+                f"{stall / copies['used']:.2f}", f"{row['save_gb_per_s']:.3f}", f"{row['load_gb_per_s']:.3f}",
+                f"{row['slowest_load_gb_per_s']:.3f}", end_section=2 * (i + 1) == len(run["rows"]),
+            )  # fmt: skip
+        console.print(table)
+    for name, why in result["missing"].items():
+        console.print(f"left out: {name} ({why}); pip install 'mzstore[bench]'", markup=False)
     _show_goals(result["goals"], console)
     for condition in result["conditions"]:
         console.print(f"- {condition}", markup=False)

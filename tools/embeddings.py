@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import itertools
 import re
 import sysconfig
 import warnings
@@ -21,7 +22,7 @@ def sentences(count: int = COUNT) -> list[str]:
 
     They are the same for the same release of Python.
     """
-    found = {text for path in _modules() for text in _docstring_sentences(path)}
+    found = {text for path in sources() for text in _docstring_sentences(path)}
     if len(found) < count:
         raise RuntimeError(
             f"only {len(found)} sentences in the docstrings of {sysconfig.get_path('stdlib')!r}, not {count}"
@@ -29,7 +30,13 @@ def sentences(count: int = COUNT) -> list[str]:
     return sorted(found, key=lambda text: hashlib.sha256(text.encode()).digest())[:count]
 
 
-def _modules() -> Iterator[Path]:
+def neighbors() -> list[tuple[str, str]]:
+    """Sentences of the same docstring that follow one another, the same for the same release of Python."""
+    return sorted({pair for path in sources() for pair in itertools.pairwise(_docstring_sentences(path))})
+
+
+def sources() -> Iterator[Path]:
+    """The modules of the standard library."""
     yield from sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
 
 

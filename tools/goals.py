@@ -1,4 +1,4 @@
-"""Goals: what mzstore promises, and whether a result of the benchmarks ``lossless``, ``load``, ``lossy``, ``sparse`` and ``convert`` meets it."""
+"""Goals: what mzstore promises, and whether a result of the benchmarks ``lossless``, ``load``, ``lossy``, ``sparse``, ``convert`` and ``checkpoint`` meets it."""
 
 import operator
 from typing import Any
@@ -121,6 +121,34 @@ def convert_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
         )
     )
     return found
+
+
+def checkpoint_goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The same for a result of the benchmark ``checkpoint``."""
+    runs = {run["name"]: run for run in result["runs"]}
+    found = []
+    for name in ("mzstore", "mzstore, chain=0"):
+        stalls = [
+            row["stall_seconds"] / run["copy_seconds"]["new"] for run in runs.values() for row in _local(run, name)
+        ]
+        found.append(_goal(f"{name}: stall / copy into new memory, worst", "<=", 1.5, max(stalls, default=None)))
+    saves = result["saves"]
+    dense = runs.get("dense")
+    for peer, limit in (("torch.save", 0.75), ("moonclip", 1.0)):
+        title = f"{saves} dense checkpoints: bytes / {peer}"
+        found.append(_goal(title, "<=", limit, _bytes_to(dense, peer)))
+    title = f"{saves} checkpoints, 90 % of the weights frozen: bytes / torch.save"
+    found.append(_goal(title, "<=", 0.15, _bytes_to(runs.get("frozen"), "torch.save")))
+    return found
+
+
+def _local(run: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    return [row for row in run["rows"] if row["name"] == name and not row["s3"]] if run else []
+
+
+def _bytes_to(run: dict[str, Any] | None, peer: str) -> float | None:
+    ours, theirs = ([row["total_nbytes"] for row in _local(run, name)] for name in ("mzstore", peer))
+    return ours[0] / theirs[0] if ours and theirs else None
 
 
 def _closer(row: dict[str, Any] | None) -> float | None:

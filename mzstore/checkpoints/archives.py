@@ -42,7 +42,7 @@ ARCHIVE_NBYTES = 256 << 20  # of values: an archive stays as long as one tensor 
 LEAST_NBYTES = 4096  # of a tensor, to be stored as a difference; of smaller ones the documents weigh more
 MAX_BASES = 256  # of one archive
 READ_NBYTES = 128 << 20  # of values that are read back at a time
-CHAIN = 8  # archives that stand one behind another, at most, if nobody says how many
+CHAIN = 9  # archives that stand one behind another, at most, if nobody says how many: every tenth save is whole
 
 
 def check_chain(chain: int) -> int:
