@@ -194,11 +194,12 @@ def read_ahead(
 ) -> Generator[TensorSource]:
     """``tensors``, each prepared while the one before it is at work: read whole, if it is of moderate size.
 
-    For writers, which read more than once. Of those that a recipe has changed they may want the chunks, not the values.
+    For writers, which read more than once. Of those that a recipe has changed they may want the chunks, not the values, and of
+    others the blocks.
     """
 
     def ahead(source: TensorSource) -> TensorSource:
-        return source if getattr(source, "changed", False) else prepare(source)
+        return source if getattr(source, "changed", False) or block_type_of(source) else prepare(source)
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="mzstore-ahead")
     try:

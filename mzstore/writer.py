@@ -377,7 +377,8 @@ class _ModelWriter:
         again = origin(source)
         self._stored_nbytes[node] = nbytes
         self._done(source.spec.nbytes)
-        digest = (lambda: entry.sha256) if entry.lossy is None else functools.cache(lambda: _digest(again))
+        own = entry.lossy is None and block_type_of(source) is None
+        digest = (lambda: entry.sha256) if own else functools.cache(lambda: _digest_of_stored(again))
         return _Written(entry, lambda: entry.sha256, digest)
 
     def note(self, nbytes: int) -> None:
@@ -510,7 +511,7 @@ class _ModelWriter:
             return quality_of(entry, asked, errors, kept)
 
         entry = TensorEntry(source.spec, node, "", part)
-        return _Written(entry, finished, functools.cache(lambda: _digest(again)), quality=quality)
+        return _Written(entry, finished, functools.cache(lambda: _digest_of_stored(again)), quality=quality)
 
     def _keep(self, written: _Written) -> None:
         self._written[written.entry.spec.name] = written

@@ -2,47 +2,28 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, dequantize
+from packed import Packed, random_blocks
 
 import mzstore
 from mzstore import kernels
 from mzstore.convert import convert
-from mzstore.dtypes import DTYPES
 from mzstore.encodings.ggml import Ggml, Numbers
-from mzstore.ggml import BY_NUMBER, TYPES, BlockType, extract, insert
+from mzstore.ggml import BY_NUMBER, TYPES, extract, insert
 from mzstore.ggml.grids import GRIDS, grid
 from mzstore.ggml.values import centres, scales, shifted, words_of
 from mzstore.grid import Grid
 from mzstore.inspect import summarize
 from mzstore.sources import ModelSource
-from mzstore.tensors import TensorSpec
 from mzstore.verify import verify
 from mzstore.writer import write
 
 TABLE = json.loads((Path(__file__).parents[1] / "spec" / "ggml.json").read_text())
 NAN = np.uint32(0x7FC00000)
-
-
-def random_blocks(kind: BlockType, count: int, *, finite: bool = False, seed: int = 0) -> np.ndarray:
-    """Blocks of any bits; ``finite``: scales are such that no value is infinite or a NaN."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (count, kind.nbytes), dtype=np.uint8)
-    if finite:
-        for field in kind.fields:
-            if field.read_as == "float16":
-                for run in field.runs[1:]:
-                    blocks[:, run.bytes] &= 0xBF  # the exponent is below 16
-        if kind.name == "MXFP4":
-            blocks[:, 0] &= 0x7F
-        if kind.name == "IQ1_M":
-            blocks[:, 55] &= 0xBF
-        if kind.name == "Q8_K":
-            blocks[:, 3] &= 0xBF
-    return blocks
 
 
 @pytest.fixture(params=[False, True], ids=["numpy", "kernels"])
@@ -192,30 +173,6 @@ def test_a_grid_is_kept():
     assert {name: grid(name).shape for name in GRIDS} == {
         "IQ2_XXS": (256, 8), "IQ2_XS": (512, 8), "IQ2_S": (1024, 8), "IQ3_XXS": (256, 4), "IQ3_S": (512, 4), "IQ1_S": (2048, 8),
     }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Packed:
-    """Blocks in memory."""
-
-    spec: TensorSpec
-    block_type: BlockType
-    blocks: np.ndarray
-
-    @classmethod
-    def new(cls, name: str, kind: BlockType, shape: tuple[int, ...], seed: int = 0) -> "Packed":
-        count = int(np.prod(shape)) // kind.size
-        return cls(TensorSpec(name, DTYPES["float32"], shape), kind, random_blocks(kind, count, finite=True, seed=seed))
-
-    @property
-    def words(self) -> np.ndarray:
-        return words_of(self.block_type, self.blocks).reshape(self.spec.shape)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return self.words.reshape(-1)[start:stop]
-
-    def read_blocks(self, start: int, stop: int) -> np.ndarray:
-        return self.blocks[start:stop]
 
 
 def saved(path: Path, tensors: list[Packed], threads: int = 1) -> Path:

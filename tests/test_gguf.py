@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, dequantize
+from packed import random_blocks
 
 import mzstore
 from mzstore import kernels
@@ -28,20 +29,9 @@ METADATA = {
 }  # fmt: skip
 
 
-def random_blocks(kind, rows: int, per_row: int, seed: int = 0) -> np.ndarray:
+def rows_of_blocks(kind, rows: int, per_row: int, seed: int = 0) -> np.ndarray:
     """uint8[rows, bytes of a row], whose values are numbers: GGUF's own reader computes them too."""
-    blocks = np.random.default_rng(seed).integers(0, 256, (rows * per_row, kind.nbytes), dtype=np.uint8)
-    for field in kind.fields:
-        if field.read_as == "float16":
-            for run in field.runs[1:]:
-                blocks[:, run.bytes] &= 0xBF
-    if kind.name == "IQ1_M":
-        blocks[:, 55] &= 0xBF
-    if kind.name == "MXFP4":
-        blocks[:, 0] &= 0x7F
-    if kind.name == "Q8_K":
-        blocks[:, 3] &= 0xBF
-    return blocks.reshape(rows, -1)
+    return random_blocks(kind, rows * per_row, finite=True, seed=seed).reshape(rows, -1)
 
 
 def plain_values(name: str) -> np.ndarray:
@@ -65,7 +55,7 @@ def write_file(path: Path, kinds=BLOCK_TYPES, *, alignment: int = 32) -> Path:
     writer.add_array("tokenizer.ggml.scores", [float(i) for i in range(3000)])
     writer.add_array("some.bytes", [b"\xff\xfe", b"fine"])
     for kind in kinds:
-        writer.add_tensor(kind.name, random_blocks(kind, 4, 3), raw_dtype=GGMLQuantizationType(kind.number))
+        writer.add_tensor(kind.name, rows_of_blocks(kind, 4, 3), raw_dtype=GGMLQuantizationType(kind.number))
     for name in PLAIN:
         raw = GGMLQuantizationType.BF16 if name == "BF16" else None
         values = plain_values(name)
@@ -187,7 +177,7 @@ def test_files_that_a_model_is_split_into(tmp_path):
     for i, kind in enumerate(("Q4_0", "Q5_K"), 1):
         writer = GGUFWriter(source / f"m-{i:05}-of-00002.gguf", "llama")
         writer.add_uint16("split.count", 2)
-        writer.add_tensor(kind, random_blocks(TYPES[kind], 2, 2), raw_dtype=GGMLQuantizationType[kind])
+        writer.add_tensor(kind, rows_of_blocks(TYPES[kind], 2, 2), raw_dtype=GGMLQuantizationType[kind])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -207,7 +197,7 @@ def test_files_that_a_model_is_split_into(tmp_path):
 def test_a_recipe_changes_only_what_it_names(tmp_path):
     writer = GGUFWriter(tmp_path / "m.gguf", "llama")
     for seed, name in enumerate(("here", "there")):
-        blocks = random_blocks(TYPES["Q4_K"], 128, 1, seed)
+        blocks = rows_of_blocks(TYPES["Q4_K"], 128, 1, seed)
         writer.add_tensor(name, blocks, raw_dtype=GGMLQuantizationType.Q4_K)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,6 +1,7 @@
 """zarr-python and TensorStore read every component with no plugin, and NumPy makes tensors of them as FORMAT.md shows."""
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import tensorstore
 import zarr
 from forge import forge, forged, parts
+from packed import Packed
 from parts import Random
 
 import mzstore
@@ -21,14 +23,18 @@ from mzstore.dtypes import DTYPES, of_array
 from mzstore.encode import Choice, payloads
 from mzstore.encodings import Coding, read_chunk
 from mzstore.encodings.planes import N_RANKS, Planes
+from mzstore.ggml import TYPES
 from mzstore.grid import Grid
 from mzstore.interleave import Fields, tops
 from mzstore.model import Model
 from mzstore.recipe import Rule
+from mzstore.sources import ModelSource
 from mzstore.tensors import TensorSpec
 from mzstore.verify import verify
+from mzstore.writer import write
 
-PAGE = (Path(__file__).parent.parent / "FORMAT.md").read_text()
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "FORMAT.md").read_text()
 
 
 def bfloat16(*shape: int) -> np.ndarray:
@@ -232,6 +238,19 @@ def test_quantized_in_numpy(name, tmp_path):
             exec(snippet("`sparse` as the second part"), names)
             names["values"] = names["words"].view("<f4")
         assert names["values"].astype(array.dtype).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q5_0", "Q6_K", "IQ4_XS", "IQ2_XXS", "Q8_K", "MXFP4"])
+def test_blocks_of_ggml_in_numpy(name, tmp_path):
+    """[ggml-2], [ggml-3]"""
+    blocks = np.random.default_rng(6).integers(0, 256, (6, TYPES[name].nbytes), np.uint8)
+    spec = TensorSpec("w", DTYPES["float32"], (3, 2 * TYPES[name].size))
+    write(tmp_path / "model.mz", ModelSource([Packed(spec, TYPES[name], blocks)], spec.nbytes))
+    table = json.loads((ROOT / "spec/ggml.json").read_text())
+    with mzstore.open(tmp_path / "model.mz") as opened:
+        names = {"np": np, "group": opened.zarr(), "types": table["types"]}
+        exec(snippet("`ggml`, as the blocks"), names)
+    np.testing.assert_array_equal(names["blocks"], blocks)
 
 
 def test_lowrank_in_numpy(tmp_path):
