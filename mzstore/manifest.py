@@ -7,7 +7,7 @@ tensor in one of the archives. It is written last, once, and only if there is no
 import itertools
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ File = TypeVar("File", Asset, Layout)
 
 FORMAT = 1
 SUFFIX = ".json"
+MANIFESTS = "manifests"  # the folder of those of a store of checkpoints
 MAX_NBYTES = 1 << 28
 MAX_ARCHIVES = 1 << 16
 MAX_PIECES = 1 << 22  # of all tensors
@@ -29,8 +30,20 @@ MAX_UP = 2  # folders: checkpoints share archives that lie beside their manifest
 
 LEAST_STEPS, STEPS = 1 << 20, 100  # of the search for overlaps; these for each piece
 
+_MANIFEST = re.compile(rf"{MANIFESTS}/(0|[1-9][0-9]{{0,18}})\.json")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SAVE_ID = re.compile(r"[0-9a-z-]{8,64}")
+
+
+def manifest_key(step: int) -> str:
+    """Where a store of checkpoints has the manifest of ``step``."""
+    return f"{MANIFESTS}/{step}.json"
+
+
+def steps_in(keys: Iterable[str]) -> list[int]:
+    """The steps that keys of a store are the manifests of, in order."""
+    found = (_MANIFEST.fullmatch(key) for key in keys)
+    return sorted(int(match[1]) for match in found if match)
 
 
 @dataclass(frozen=True, slots=True)

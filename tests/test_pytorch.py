@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from foreign import Runs, words
 
 import mzstore
 from mzstore.dtypes import DTYPES
@@ -50,10 +51,6 @@ def saved(value: Any, **options: Any) -> bytes:
 
 
 LEGACY = {"_use_new_zipfile_serialization": False}
-
-
-def words(model: Any) -> dict[str, bytes]:
-    return {t.spec.name: t.read(0, int(np.prod(t.spec.word_shape))).tobytes() for t in model.tensors}
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
@@ -341,16 +338,6 @@ mzstore.convert(sys.argv[2], sys.argv[3], exclude="0.*")
 
 
 # Files that mean harm, or are broken.
-
-
-class Runs:
-    """What a pickle of it would do when it is loaded."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return self.function, self.arguments
 
 
 def refused(tmp_path: Path, data: bytes, match: str, error: type[mzstore.MzError] = mzstore.UnsupportedError) -> None:

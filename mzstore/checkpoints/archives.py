@@ -18,7 +18,7 @@ from typing import Self
 import numpy as np
 
 from mzstore.bases import MAX_DEPTH, BaseLocations, Wanted, fill, refer
-from mzstore.checkpoints.repository import Repository, archive_key, from_manifest, key_of, manifest_key
+from mzstore.checkpoints.repository import Repository, archive_key, from_manifest, key_of
 from mzstore.composite import word_box
 from mzstore.differences import Difference, choose_difference
 from mzstore.documents import dump
@@ -28,7 +28,7 @@ from mzstore.encodings.combined import Combined
 from mzstore.errors import MzError
 from mzstore.grid import Grid, choose_chunk_shape
 from mzstore.groups import groups
-from mzstore.manifest import ArchiveRef, Manifest, Piece
+from mzstore.manifest import ArchiveRef, Manifest, Piece, manifest_key
 from mzstore.model import Model, StoredTensor, open_manifest
 from mzstore.prepared import Prepared
 from mzstore.recipe import Recipe

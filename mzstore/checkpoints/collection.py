@@ -10,8 +10,9 @@ and not ended are no objects, and cost as much; those that are older than the gr
 import secrets
 from dataclasses import dataclass
 
-from mzstore.checkpoints.repository import DATA, DELETED, MANIFESTS, Repository, key_of
+from mzstore.checkpoints.repository import DATA, DELETED, Repository, key_of
 from mzstore.errors import StorageError
+from mzstore.manifest import MANIFESTS, steps_in
 from mzstore.storage import Found, Unfinished, status_of
 
 REFUSED = (401, 403, 405, 501)  # to list uploads: not allowed, or not known
@@ -81,7 +82,7 @@ def _garbage(repository: Repository, now: float, grace: float) -> dict[str, Foun
     manifests = repository.listing(MANIFESTS)
     notes = repository.listing(DELETED)
     needed: set[str] = set()
-    for step in repository.steps_in(manifests):
+    for step in steps_in(manifests):
         manifest = repository.manifest(step)
         if manifest is None:
             return None

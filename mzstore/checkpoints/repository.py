@@ -10,7 +10,6 @@ Nothing is ever changed, but for the hint (FORMAT.md section 10.2).
 
 import os
 import posixpath
-import re
 import secrets
 import warnings
 from collections.abc import Iterable, Mapping
@@ -19,22 +18,17 @@ from typing import Any
 
 from mzstore.documents import dump, load
 from mzstore.errors import ConflictError, FormatError, StorageError
-from mzstore.manifest import MAX_NBYTES, Manifest
+from mzstore.manifest import MANIFESTS, MAX_NBYTES, Manifest, manifest_key, steps_in
 from mzstore.storage import Found, Objects, Options, Retry, open_objects
 
-MANIFESTS, DATA, DELETED, LATEST = "manifests", "data", "deleted", "latest.json"
+DATA, DELETED, LATEST = "data", "deleted", "latest.json"
 MAX_STEP = 2**63 - 1
 HINT_NBYTES = 1 << 16
 AT_A_TIME = 16  # archives that are looked for
-_MANIFEST = re.compile(rf"{MANIFESTS}/(0|[1-9][0-9]{{0,18}})\.json")
 
 
 def new_save_id() -> str:
     return secrets.token_hex(16)
-
-
-def manifest_key(step: int) -> str:
-    return f"{MANIFESTS}/{step}.json"
 
 
 def archive_key(save_id: str, rank: int, number: int) -> str:
@@ -95,12 +89,7 @@ class Repository:
 
     def steps(self) -> list[int]:
         """In order; by a listing."""
-        return self.steps_in(self.objects.listing(MANIFESTS))
-
-    def steps_in(self, listing: Iterable[str]) -> list[int]:
-        """Those that keys of a listing are the manifests of, in order."""
-        found = (_MANIFEST.fullmatch(key) for key in listing)
-        return sorted(int(match[1]) for match in found if match)
+        return steps_in(self.objects.listing(MANIFESTS))
 
     def hint(self) -> int | None:
         """The step that was committed last, as far as the hint knows."""

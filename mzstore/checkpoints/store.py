@@ -15,14 +15,14 @@ from mzstore.bases import Wanted, fill
 from mzstore.checkpoints import collection, saving
 from mzstore.checkpoints.archives import CHAIN, Settings, check_chain
 from mzstore.checkpoints.collection import Collected
-from mzstore.checkpoints.repository import Repository, check_step, manifest_key, save_id_of
+from mzstore.checkpoints.repository import Repository, check_step, save_id_of
 from mzstore.checkpoints.retention import Mode, Retention, ranked
 from mzstore.checkpoints.saving import Job, Previous
 from mzstore.checkpoints.staging import Staged, Staging
 from mzstore.checkpoints.state import decode, encode, tensors_of
 from mzstore.encode import Level, check_level
 from mzstore.errors import FormatError, MzError
-from mzstore.manifest import Manifest
+from mzstore.manifest import Manifest, manifest_key
 from mzstore.model import Model, check_threads, open_manifest
 from mzstore.model import open as open_model
 from mzstore.recipe import Recipe

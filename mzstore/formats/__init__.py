@@ -10,9 +10,23 @@ from mzstore import composite, model, storage
 from mzstore.bases import BaseLocations, check_unchanged
 from mzstore.documents import DOCUMENT
 from mzstore.errors import FormatError
-from mzstore.formats import gguf, hdf5, huggingface, mxnet, onnx, pytorch, safetensors, tensorflow, zips
+from mzstore.formats import (
+    gguf,
+    hdf5,
+    huggingface,
+    mxnet,
+    npy,
+    onnx,
+    pytorch,
+    safetensors,
+    tensorflow,
+    torch_dcp,
+    zarr_groups,
+    zips,
+)
 from mzstore.formats.base import Candidate, FileFormat, FolderFormat, Opening
 from mzstore.formats.layouts import MAX_LAYOUT_NBYTES
+from mzstore.manifest import MANIFESTS, manifest_key, steps_in
 from mzstore.sources import FileSource, LayoutSource, ModelSource
 
 # In the order in which they are tried. Of the weights in a directory, those of the first format are read.
@@ -25,8 +39,13 @@ FILE_FORMATS: tuple[FileFormat, ...] = (
     hdf5.FORMAT,
     tensorflow.FORMAT,
     mxnet.FORMAT,
+    npy.NPY,
+    npy.NPZ,
 )
-FOLDER_FORMATS: tuple[FolderFormat, ...] = ()
+FOLDER_FORMATS: tuple[FolderFormat, ...] = (
+    torch_dcp.FORMAT,
+    zarr_groups.FORMAT,
+)
 
 
 @contextmanager
@@ -40,14 +59,15 @@ def open_source(
 ) -> Iterator[ModelSource]:
     """A model in any supported format, to be read as long as the block lasts.
 
-    An mzstore archive, tree or manifest, a file of one of FILE_FORMATS, a directory of one of FOLDER_FORMATS, the index of
-    a sharded model (``*.safetensors.index.json``), or a Hugging Face directory. Raises FormatError for anything else.
+    An mzstore archive, tree or manifest, a store of checkpoints, of which the last is read, a file of one of FILE_FORMATS, a
+    directory of one of FOLDER_FORMATS, the index of a sharded model (``*.index.json``), or a Hugging Face directory. Raises
+    FormatError for anything else.
     ``bases``: see ``model.open``.
     """
     with ExitStack() as stack:
         opening = Opening(options, retry, stack)
 
-        def own() -> ModelSource:
+        def own(location: storage.Location = location) -> ModelSource:
             opened = model.open(location, storage_options=options, retry=retry, bases=bases)
             return of_model(stack.enter_context(opened), threads)
 
@@ -58,7 +78,12 @@ def open_source(
         else:
             found = storage.open_location(location, options, retry=retry)
             if isinstance(found, storage.Folder):
-                yield own() if found.has(DOCUMENT) else replace(_directory(found, opening), files=opening.files)
+                if found.has(DOCUMENT) and zarr_groups.is_mzstore(found):
+                    yield own()
+                elif isinstance(location, (str, os.PathLike)) and (last := _last_manifest(location, opening)):
+                    yield own(last)
+                else:
+                    yield replace(_directory(found, opening), files=opening.files)
                 return
             stack.callback(found.close)
             file = Candidate(found)
@@ -74,6 +99,13 @@ def _index(location: str | os.PathLike[str], opening: Opening) -> ModelSource:
     if not isinstance(folder, storage.Folder):
         raise FormatError("not a directory", where=path)
     return huggingface.open_index(folder, name, opening, FILE_FORMATS)
+
+
+def _last_manifest(location: str | os.PathLike[str], opening: Opening) -> str | None:
+    """That of the last checkpoint of a store; None if it is no store."""
+    address = os.fspath(location).rstrip("/")
+    steps = steps_in(storage.open_objects(address, opening.options, opening.retry).listing(MANIFESTS))
+    return f"{address}/{manifest_key(steps[-1])}" if steps else None
 
 
 def _directory(folder: storage.Folder, opening: Opening) -> ModelSource:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mzstore.errors import StorageError
-from mzstore.storage import Blob
+from mzstore.storage import Blob, OnBytes, Operation
 from mzstore.tensors import TensorSpec
 
 AT_A_TIME = 16  # ranges of a remote file that are being read
@@ -51,6 +51,28 @@ class BlobFile(io.RawIOBase):
 
     def tell(self) -> int:
         return self._at
+
+
+class Part:
+    """``nbytes`` of a blob from ``first`` on, as a Blob. Who opened the blob closes it."""
+
+    def __init__(self, blob: Blob, first: int, nbytes: int) -> None:
+        self.blob, self.first, self.nbytes = blob, first, nbytes
+        self.url, self.local, self.version = blob.url, blob.local, blob.version
+
+    def read(self, start: int, stop: int, slot: str = "", operation: Operation | None = None) -> memoryview:
+        return self.blob.read(self.first + start, self.first + stop, slot, operation)
+
+    def start(self) -> Operation:
+        return self.blob.start()
+
+    def fetch(self, start: int, stop: int, operation: Operation, on_bytes: OnBytes | None = None) -> memoryview:
+        return self.blob.fetch(self.first + start, self.first + stop, operation, on_bytes)
+
+    def check_unchanged(self, operation: Operation) -> None:
+        self.blob.check_unchanged(operation)
+
+    def close(self) -> None: ...
 
 
 def read_many(blob: Blob, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -204,9 +226,23 @@ class Strided:
             at = self.start + first * steps[axis]
             data = np.frombuffer(self.data.read(at, at + span), stored)
             slab = np.ascontiguousarray(np.lib.stride_tricks.as_strided(data, part, steps), word)
-            rows = slab.reshape(outer, -1)
-            for i in range(outer):
-                file.write(rows[i].data, (i * shape[axis] + first) * inner)
+            write_box(file, shape, (*(0 for _ in shape[:axis]), first, *(0 for _ in shape[axis + 1 :])), slab)
+
+
+def write_box(file: Temporary, shape: Sequence[int], corner: Sequence[int], box: np.ndarray) -> None:
+    """Put ``box``, which is C-contiguous, into a row-major array of ``shape`` that ``file`` holds, its first element at ``corner``."""
+    # The axes from ``axis`` on are one run in the file.
+    axis = len(shape) - 1
+    while axis > 0 and box.shape[axis] == shape[axis]:
+        axis -= 1
+    strides = row_major(shape)
+    at = sum(n * s for n, s in zip(corner, strides, strict=True))
+    if not shape:
+        file.write(box.reshape(1).view(np.uint8).data, 0)
+        return
+    for outer in np.ndindex(*box.shape[:axis]):
+        first = at + sum(n * s for n, s in zip(outer, strides, strict=False))
+        file.write(box[outer].reshape(-1).view(np.uint8).data, first * box.itemsize)
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:

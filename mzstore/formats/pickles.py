@@ -27,7 +27,7 @@ class Global:
     make: Make | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Instance:
     """An object of a class that is known by name only. Nobody runs anything of that class."""
 
@@ -207,7 +207,9 @@ class _Reader:
             raise TypeError("items are set in what is no dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # Hashing nested tuples recurses without a limit.
-            plain = isinstance(key, SCALARS) or (isinstance(key, tuple) and all(isinstance(k, SCALARS) for k in key))
+            plain = isinstance(key, (*SCALARS, Instance)) or (
+                isinstance(key, tuple) and all(isinstance(k, SCALARS) for k in key)
+            )
             if not plain:
                 raise TypeError(f"a key is a {type(key).__name__}")
             target[key] = value

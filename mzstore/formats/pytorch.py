@@ -103,25 +103,29 @@ def open_file(file: Candidate, opening: Opening) -> ModelSource:
     found = _Found(file.blob.url, file.name.rpartition(".")[0] or "tensor")
     found.walk(value)
     sources = [_source(name, tensor, places, copies, big, file.blob.url) for name, tensor in found.tensors.items()]
-    notes = list(found.notes)
-    plain = [source for source in sources if isinstance(source, spliced.PlainTensor) and source.blob is file.blob]
-    layout = None
-    if len(plain) < len(sources):
-        notes.append(
-            "not all tensors lie in the file as they are: it comes back with equal tensors, and not byte for byte"
-        )
-    else:
-        layout = spliced.layout(file.blob, file.name, KIND, plain)
-        if layout is None:
-            notes.append("too much of the file is no tensor: it comes back with equal tensors, and not byte for byte")
+    layouts, more = spliced.keep(file.blob, file.name, KIND, sources)
     return ModelSource(
         sources,
         sum(source.spec.nbytes for source in sources),
         found.metadata,
-        layouts=[layout] if layout else [],
-        notes=notes,
+        layouts=layouts,
+        notes=[*found.notes, *more],
         check_unchanged=partial(_check_unchanged, file.blob),
     )
+
+
+def plain_value(file: Candidate) -> Any:
+    """A value without tensors, as JSON has it. Raises UnsupportedError for one that it has not."""
+    where = file.blob.url
+    root = _root(file.need_members())
+    if root is None:
+        raise FormatError("not a file of PyTorch: it has no data.pkl", where=where)
+    data = zips.content(file.blob, file.members[f"{root}data.pkl"], pickles.MAX_NBYTES)
+    value = _Pickle(where).load(io.BytesIO(data), where, "data")
+    try:
+        return _Budget(MAX_METADATA_NBYTES).plain(value, MAX_DEPTH)
+    except ValueError as error:
+        raise UnsupportedError(str(error), where=where) from error
 
 
 def _check_unchanged(blob: Blob) -> None:
@@ -488,7 +492,7 @@ def _source(
     if spec.nbytes == 0:
         start = place.start
     if is_row_major(tensor.shape, tensor.strides):
-        return (Swapped if swapped else spliced.PlainTensor)(spec, cast(Blob, place.data), start)
+        return Swapped(spec, place.data, start) if swapped else spliced.PlainTensor(spec, cast(Blob, place.data), start)
     if spec.nbytes > (1 << 26) + 2 * place.nbytes:
         raise UnsupportedError(
             f"tensor {name!r:.200} repeats few values {spec.size:,} times: save a copy of it", where=url

@@ -22,6 +22,7 @@ from mzstore.tensors import TensorSpec
 FORMAT = "spliced"
 LITERAL = "literal"  # form of a tensor whose bytes in the file are not its words, and stay among the literals
 MAX_LAYOUT_NBYTES = 100_000_008
+LARGEST_PART = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +210,23 @@ def layout(
         for start in range(first, last, BLOCK_NBYTES):
             raw += blob.read(start, min(start + BLOCK_NBYTES, last))
     return LayoutSource(path, bytes(raw), format=FORMAT, kind=kind)
+
+
+def keep(blob: Blob, path: str, kind: str, tensors: Sequence[TensorSource]) -> tuple[list[LayoutSource], list[str]]:
+    """The layout of a file, if it has one, and what is to be said if it has none.
+
+    Tensors that lie in the file in another way than PlainTensors do may take a sixteenth of it: what they are in the file is kept
+    as well as their values.
+    """
+    plain = [tensor for tensor in tensors if isinstance(tensor, PlainTensor) and tensor.blob is blob]
+    others = [tensor.spec for tensor in tensors if not (isinstance(tensor, PlainTensor) and tensor.blob is blob)]
+    if sum(spec.nbytes for spec in others) > blob.nbytes // LARGEST_PART:
+        text = "not all tensors lie in the file as they are: it comes back with equal tensors, and not byte for byte"
+        return [], [text]
+    found = layout(blob, path, kind, plain, others)
+    if found is None:
+        return [], ["too much of the file is no tensor: it comes back with equal tensors, and not byte for byte"]
+    return [found], []
 
 
 def _about(spec: TensorSpec, form: BlockType | None = None) -> dict[str, Any]:

@@ -47,7 +47,6 @@ from mzstore.checkpoints.repository import (
     Repository,
     check_step,
     checkpoint_json,
-    manifest_key,
     new_save_id,
     save_id_of,
 )
@@ -59,7 +58,7 @@ from mzstore.encode import Level, check_level
 from mzstore.errors import FormatError
 from mzstore.grid import choose_resharded_chunk_shape
 from mzstore.groups import groups
-from mzstore.manifest import Manifest, ManifestTensor, Piece
+from mzstore.manifest import Manifest, ManifestTensor, Piece, manifest_key
 from mzstore.model import Model, check_threads
 from mzstore.model import open as open_model
 from mzstore.recipe import Recipe
