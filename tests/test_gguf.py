@@ -342,6 +342,12 @@ REFUSED = {
     "a long string": (file(pairs=[pair(kind=8, value=struct.pack("<Q", HUGE))]), FormatError, "ends behind the file"),
     "a long list": (file(pairs=[pair(kind=9, value=array(4, HUGE))]), FormatError, "ends behind the file"),
     "a long list of strings": (file(pairs=[pair(kind=9, value=array(8, HUGE))]), FormatError, "ends behind the file"),
+    "a long string among many": (
+        file(pairs=[pair(kind=9, value=array(8, 2000, text("x") * 1999 + struct.pack("<Q", HUGE)))]), FormatError, "ends behind the file",
+    ),
+    "many strings that end with the file": (
+        file(pairs=[pair(kind=9, value=array(8, 2000, text("x" * 20) * 1000))], data=b""), FormatError, "ends behind the file",
+    ),
     "a long list of lists": (file(pairs=[pair(kind=9, value=array(9, HUGE))]), FormatError, "ends behind the file"),
     "a list of an unknown type": (file(pairs=[pair(kind=9, value=array(99, 1))]), FormatError, "list of type 99"),
     "lists in lists": (file(pairs=[pair(kind=9, value=array(9, 1) * 20 + array(0, 0))]), FormatError, "more than 8 deep"),

@@ -106,17 +106,16 @@ class _Cursor:
     at: int = 0
     _start: int = 0
     _held: bytes = field(default=b"", repr=False)
+    _end: int = field(init=False)  # of what a header may have
 
-    @property
-    def left(self) -> int:
-        """Bytes that a header may still have."""
-        return min(self.blob.nbytes, MAX_HEADER_NBYTES) - self.at
+    def __post_init__(self) -> None:
+        self._end = min(self.blob.nbytes, MAX_HEADER_NBYTES)
 
     def refuse(self, problem: str) -> NoReturn:
         raise FormatError(f"not a GGUF file: {problem}", where=self.blob.url)
 
     def need(self, nbytes: int, what: str) -> None:
-        if nbytes > self.left:
+        if nbytes > self._end - self.at:
             if nbytes <= self.blob.nbytes - self.at:
                 raise UnsupportedError(
                     f"{what} ends behind the first {MAX_HEADER_NBYTES:,} bytes, the longest header that is read",
@@ -142,6 +141,19 @@ class _Cursor:
         if most is not None and length > most:
             self.refuse(f"{what} has {length} bytes, at most {most} are allowed")
         return self.take(length, what)
+
+    def skip_strings(self, count: int, what: str) -> None:
+        """Past so many, of which there may be hundreds of thousands."""
+        for _ in range(count):
+            begin = self.at - self._start
+            if begin + 8 <= len(self._held) and self.at + 8 <= self._end:
+                length = int.from_bytes(self._held[begin : begin + 8], "little")
+                self.at += 8
+            else:
+                length = self.number("Q", what)
+            if length > self._end - self.at:
+                self.need(length, what)
+            self.at += length
 
     def text(self, what: str, most: int) -> str:
         data = self.string(what, most)
@@ -225,6 +237,9 @@ def _array(cursor: _Cursor, what: str, depth: int) -> Any:
     if kind not in (STRING, ARRAY):
         cursor.refuse(f"{what} is a list of type {kind}, which there is not")
     cursor.need(count * (8 if kind == STRING else 12), what)
+    if kind == STRING and count > MAX_LISTED:
+        cursor.skip_strings(count, what)
+        return _LEFT_OUT
     found: list[Any] = []
     for _ in range(count):
         value = _value(cursor, kind, what, depth + 1)
