@@ -85,6 +85,17 @@ def make_onnx(tensors: Tensors, path: Path) -> None:
     path.write_bytes(onnx.helper.make_model(graph).SerializeToString())
 
 
+def make_hdf5(tensors: Tensors, path: Path) -> None:
+    """As Keras does it, which stores bfloat16 as opaque bytes and says so beside them."""
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        for name, array in tensors.items():
+            dataset = file.create_dataset(name, data=array.view("V2") if array.dtype == BF16 else array)
+            if array.dtype == BF16:
+                dataset.attrs["dtype"] = "bfloat16"
+
+
 def make_npz(tensors: Tensors, path: Path) -> None:
     np.savez(path, **{name: _numpy(array) for name, array in tensors.items()})
 
@@ -99,6 +110,7 @@ MAKERS: dict[str, Callable[[Tensors, Path], None]] = {
     ".pt": make_pytorch,
     ".gguf": make_gguf,
     ".onnx": make_onnx,
+    ".h5": make_hdf5,
     ".npz": make_npz,
     ".npy": make_npy,
 }
