@@ -98,6 +98,9 @@ class Wire:
 
     def _varint(self, at: int, stop: int) -> tuple[int, int]:
         """A number, and where it ends."""
+        i = at - self._start
+        if at < stop and 0 <= i < len(self._held) and (first := self._held[i]) < 128:  # most are short, and held
+            return first, at + 1
         data = self.bytes(at, min(at + MAX_VARINT, stop))
         value = 0
         for i, byte in enumerate(data):
