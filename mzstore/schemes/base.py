@@ -18,6 +18,7 @@ from mzstore.errors import FormatError
 from mzstore.selection import Index, Selection, Span, resolve
 
 PIECE = 1 << 22  # values that are computed at a time, in float32
+TILE = 64  # rows and columns that are turned at a time, within the cache
 FLOATS = ("float16", "bfloat16", "float32")  # what scales are
 
 Box = tuple[slice, ...]  # of a start and a stop on each axis, within the shape
@@ -188,7 +189,7 @@ class Weight(ABC):
                 values = self.compute(tuple(slice(span.start, span.stop) for span in spans))
                 steps = tuple(slice(None, None, span.step) for span in spans)
                 with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-                    out[place] = values[steps]
+                    fill(out[place], values[steps])
         found: np.ndarray = out[selection.flips].reshape(selection.shape)
         return found
 
@@ -203,6 +204,18 @@ class Weight(ABC):
             part = Span(span.start + first * span.step, n, span.step)
             place = (*(slice(None),) * axis, slice(first, first + n))
             yield (*spans[:axis], part, *spans[axis + 1 :]), place
+
+
+def fill(out: np.ndarray, values: np.ndarray) -> None:
+    """``out[...] = values``, rounded to its dtype; by tiles where the last two axes lie in memory the other way round."""
+    if values.ndim < 2 or values.strides[-1] <= values.strides[-2]:
+        out[...] = values
+        return
+    lines = values.swapaxes(-1, -2).astype(out.dtype)
+    for row in range(0, out.shape[-2], TILE):
+        for column in range(0, out.shape[-1], TILE):
+            tile = lines[..., column : column + TILE, row : row + TILE]
+            out[..., row : row + TILE, column : column + TILE] = tile.swapaxes(-1, -2)
 
 
 def spread(scales: Stored, block: Sequence[int | None], box: Box) -> np.ndarray:
