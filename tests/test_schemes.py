@@ -420,7 +420,7 @@ def bnb_layer(shape, type_, dtype, *, nested, blocksize=64, storage=torch.uint8)
         ((3, 40, 64), "fp4", torch.float16, {"nested": True}),
     ],
 )
-def test_bitsandbytes_in_4_bits(tmp_path, shape, type_, dtype, more):
+def test_bitsandbytes_in_4_bits(tmp_path, monkeypatch, shape, type_, dtype, more):
     tensors, plain, by_kernel = bnb_layer(shape, type_, dtype, **more)
     with opened(tmp_path, tensors) as model:
         found = mzstore.dequantized(model)
@@ -428,6 +428,8 @@ def test_bitsandbytes_in_4_bits(tmp_path, shape, type_, dtype, more):
         assert (found["a.weight"].scheme.format, found["a.weight"].scheme.nested) == (type_, more["nested"])
         check_weight(found["a.weight"], plain)
         assert (bits_of(by_kernel) == bits_of(plain)).all()
+        monkeypatch.setattr("mzstore.schemes.base.PIECE", 64)  # less than a row
+        check_weight(found["a.weight"], plain)
 
 
 def test_bitsandbytes_in_8_bits(tmp_path):
@@ -543,6 +545,42 @@ def test_what_is_not_quantized_so_is_no_source_of_plain_weights(tmp_path):
     with pytest.raises(ValueError, match=r"nothing to dequantize.*no config.json with it"):
         mzstore.convert(folder / "model.safetensors", tmp_path / "m.mz", dequantize=True)
     assert not (tmp_path / "m.mz").exists()
+
+
+def test_several_archives(tmp_path):
+    """Of a checkpoint as it is, and of its plain weights: each task recognizes the checkpoint for itself."""
+    tensors, config, plain = SCHEMES["gptq"]
+    source = folder_of(tmp_path, tensors, config)
+    mzstore.convert(source, tmp_path / "packed.json", shard_nbytes=2000, show_progress=False)
+    with mzstore.open(tmp_path / "packed.json") as model:
+        weight = mzstore.dequantized(model)[f"{UP}weight"]
+        assert (bits_of(weight[5:9, 3:]) == bits_of(plain[f"{UP}weight"])[5:9, 3:]).all()
+        assert summarize(model).schemes[0].scheme == weight.scheme
+    for start in (source, tmp_path / "packed.json"):
+        target = tmp_path / f"{start.name}.plain.json"
+        assert mzstore.convert(start, target, shard_nbytes=2000, dequantize=True, check=True, show_progress=False).ok
+        with mzstore.open(target) as model:
+            assert (bits_of(model[f"{UP}weight"][...]) == bits_of(plain[f"{UP}weight"])).all()
+
+
+def test_empty_weights(tmp_path):
+    tensors = {"a.weight": torch.zeros(0, 130), "b.weight": torch.zeros(3, 0)}
+    tensors = {name: each.to(torch.float8_e4m3fn) for name, each in tensors.items()}
+    tensors |= {"a.weight_scale_inv": torch.ones(0, 2), "b.weight_scale_inv": torch.ones(1, 0)}
+    folder = folder_of(tmp_path, tensors, {"quant_method": "fp8", "weight_block_size": [128, 128]})
+    assert mzstore.convert(folder, tmp_path / "m.mz", dequantize=True, check=True, show_progress=False).ok
+    with mzstore.open(tmp_path / "m.mz") as model:
+        assert {name: model[name].shape for name in model} == {"a.weight": (0, 130), "b.weight": (3, 0)}
+
+
+def test_a_configuration_without_end_is_not_read(tmp_path, monkeypatch):
+    folder = folder_of(tmp_path, SCHEMES["awq"][0], AWQ)
+    mzstore.convert(folder, tmp_path / "m.mz", show_progress=False)
+    monkeypatch.setattr(configuration, "MAX_NBYTES", 50)
+    with mzstore.open(tmp_path / "m.mz") as model, pytest.raises(mzstore.FormatError, match="at most 50 are read"):
+        mzstore.dequantized(model)
+    with pytest.raises(mzstore.FormatError, match="more than 50 bytes"):
+        mzstore.convert(folder, tmp_path / "n.mz", dequantize=True)
 
 
 def test_a_configuration_from_elsewhere_and_one_in_a_file_of_its_own(tmp_path):
@@ -676,6 +714,7 @@ G_IDX = SCHEMES["gptq"][0][f"{UP}g_idx"]
         ("fp8", {}, {"weight_block_size": [64, 128]}, "'a.weight_scale_inv': its shape is .2, 3., and .* makes it .4, 3."),
         ("fp8", {}, {"weight_block_size": None}, "config.json does not say for which blocks"),
         ("fp8", {"a.weight_scale_inv": torch.ones(2, 3, dtype=torch.int32)}, {}, "its dtype is int32, not float16 or"),
+        ("fp8", {"a.weight": torch.tensor(1.0).to(torch.float8_e4m3fn), "a.weight_scale_inv": torch.tensor(1.0)}, {}, "it is one number"),
         ("mxfp4", {"e.down_scales": MISSING}, {}, "'e.down' cannot be read without tensor 'e.down_scales'"),
         ("mxfp4", {"e.down_scales": torch.ones(3, 64, 3, dtype=torch.uint8)}, {}, "'e.down_scales': its shape is"),
         ("mxfp4", {"e.down_blocks": torch.ones(3, 64, 32, dtype=torch.uint8)}, {}, r"not \[experts, outputs, groups, 16\]"),

@@ -114,10 +114,17 @@ def weights_of(model: Model, config: Mapping[str, Any] | None = None) -> dict[st
         found = configuration.of_config(config, "", "config")
         configurations = [] if found is None else [found]
     else:
-        configurations = configuration.find(model.assets, lambda path: model.assets[path])
+        sizes = {asset.path: asset.nbytes for asset in model.document.assets}
+        configurations = configuration.find(sizes, lambda path: _content(model, path, sizes[path]))
     small = [name for name, tensor in model.items() if is_small(name, tensor)]
     held = {name: Held(values) for name, values in model.load(small).items()} if small else {}
     return recognize({name: held.get(name, tensor) for name, tensor in model.items()}, configurations)
+
+
+def _content(model: Model, path: str, nbytes: int) -> bytes:
+    if nbytes > configuration.MAX_NBYTES:
+        raise FormatError(f"it has {nbytes} bytes, at most {configuration.MAX_NBYTES} are read", where=path)
+    return model.assets[path]
 
 
 def recognize(tensors: Tensors, configurations: Sequence[Configuration]) -> dict[str, Weight]:

@@ -10,6 +10,7 @@ and then in the dtype that ``quant_state``, JSON in a tensor of bytes, says, wit
 those of ``int8_vectorwise_dequant``, in float32: weight[o, i] * SCB[o] * 7.874015718698502e-3.
 """
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from mzstore import documents
 from mzstore.dtypes import DTYPES
 from mzstore.errors import FormatError, UnsupportedError
+from mzstore.schemes import base
 from mzstore.schemes.base import (
     FLOATS,
     Box,
@@ -45,20 +47,33 @@ OF_ROWS = 0  # the layout of 8-bit weights that is not made for one kernel
 
 
 class Bnb4Weight(Weight):
-    """Of any shape; read by whole positions of the first axis."""
+    """Of any shape. What is read are whole positions of the first axis, or of one of these whole positions of the second."""
 
     def __init__(self, *args: Any, blocksize: int, nested: tuple[int, float] | None) -> None:
         super().__init__(*args)
         self._blocksize, self._nested = blocksize, nested  # of the scales: size of a block, offset
 
     def compute(self, box: Box) -> np.ndarray:
-        row = self.size // self.shape[0]
-        start, stop = box[0].start * row, box[0].stop * row
+        rows, *inner = box
+        if not inner:
+            return self._values(rows.start, rows.stop)
+        below = math.prod(self.shape[2:])
+        row = self.shape[1] * below
+        if rows.stop - rows.start > 1 and row <= base.PIECE:
+            whole = self._values(rows.start * row, rows.stop * row)
+            return whole.reshape(-1, *self.shape[1:])[(slice(None), *inner)]
+        parts = (
+            self._values(at * row + inner[0].start * below, at * row + inner[0].stop * below)
+            for at in range(rows.start, rows.stop)
+        )
+        return np.stack([part.reshape(-1, *self.shape[2:])[(slice(None), *inner[1:])] for part in parts])
+
+    def _values(self, start: int, stop: int) -> np.ndarray:
+        """Those ``[start, stop)`` in row-major order."""
         first, last = start // self._blocksize, -(-stop // self._blocksize)
-        values = self._levels[self._codes(start, stop)]
+        values: np.ndarray = self._levels[self._codes(start, stop)]
         values *= self._scales(first, last)[np.arange(start, stop) // self._blocksize - first]
-        found: np.ndarray = values.reshape(-1, *self.shape[1:])[(slice(None), *box[1:])]
-        return found
+        return values
 
     def _codes(self, start: int, stop: int) -> np.ndarray:
         """[start, stop), whatever dtype it is that holds their bytes."""

@@ -70,6 +70,8 @@ def _block(config: Configuration) -> tuple[int, int] | None:
 def _weight(name: str, scale: str, tensors: Tensors, block: tuple[int, int] | None, config: Configuration) -> Fp8Weight:
     stored, scales = tensors[name], tensors[scale]
     check_dtype(scale, scales, SCALES)
+    if not stored.shape:
+        raise refuse(name, "it is one number, and no weight")
     found: tuple[int | None, ...] = (None, None)
     if scales.shape not in ((), (1,)):
         if block is None or len(stored.shape) < 2:

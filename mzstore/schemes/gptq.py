@@ -51,7 +51,7 @@ class GptqWeight(Weight):
             columns.stop,
             axis=0,
         )
-        groups = self._groups[columns]
+        groups = self._groups(columns)
         first, last = int(groups.min()), int(groups.max()) + 1
         zeros = unpack(
             self._member("qzeros")[first:last, words_of(bits, rows.start, rows.stop)],
@@ -68,15 +68,21 @@ class GptqWeight(Weight):
         values *= scales[groups - first]
         return values.T
 
+    def _groups(self, columns: slice) -> np.ndarray:
+        """int64: the row of scales and zero points of each of ``columns``."""
+        if self._order is not None:
+            return self._order[columns]
+        return np.arange(columns.start, columns.stop) // (self.scheme.block[1] or self.shape[1])
+
     @cached_property
-    def _groups(self) -> np.ndarray:
-        """int64 [in]: the row of scales and zero points of each column."""
-        size, n_groups = self.shape[1], self._member("scales").shape[0]
+    def _order(self) -> np.ndarray | None:
+        """int64 [in]: the groups that ``g_idx`` names."""
         name = self._name("g_idx")
         if name not in self.members:
-            return np.arange(size) // (self.scheme.block[1] or size)
+            return None
         groups: np.ndarray = self.members[name][...].astype(np.int64)
-        if size and not 0 <= groups.min() <= groups.max() < n_groups:
+        n_groups = self._member("scales").shape[0]
+        if not 0 <= groups.min() <= groups.max() < n_groups:
             raise refuse(name, f"groups {groups.min()} to {groups.max()} are named, and there are {n_groups}")
         return groups
 

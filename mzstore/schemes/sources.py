@@ -84,6 +84,8 @@ class WeightSource:
         )
 
     def read(self, start: int, stop: int) -> np.ndarray:
+        if not self.spec.size:
+            return np.empty(0, self.spec.dtype.word)
         rows, columns = (*self.spec.shape, 1)[:2] if len(self.spec.shape) == 1 else self.spec.shape[-2:]
         most = max(1, PANEL_NBYTES // (columns * self.spec.dtype.word.itemsize))
         most = min(rows, most - most % ALIGNMENT or most)
