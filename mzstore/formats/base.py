@@ -1,5 +1,6 @@
 """What formats have in common: how one is told by its content, how it is opened, and how a new file of it is written."""
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from functools import cached_property
 from mzstore.errors import MzError, StorageError, UnsupportedError
 from mzstore.formats import zips
 from mzstore.sources import ModelSource, TensorSource
-from mzstore.storage import Blob, Buffer, Folder, Options, Retry, Sink, open_location
+from mzstore.storage import Blob, Buffer, Folder, Options, Retry, Sink, is_local, open_location
 
 START_NBYTES = 1024  # of a file, by which formats are told apart
 
@@ -35,7 +36,9 @@ class Opening:
         if isinstance(blob, Folder):
             raise StorageError(f"{path!r} in {folder_url!r} is a directory, not a file")
         self.stack.callback(blob.close)
-        self.files[blob.url] = blob.nbytes, blob.version
+        # By a name that it has in every process, whatever directory that works in.
+        name = os.path.abspath(blob.url) if is_local(blob.url) else blob.url
+        self.files[name] = blob.nbytes, blob.version
         return blob
 
     def beside(self, blob: Blob, path: str) -> Blob:
