@@ -124,7 +124,7 @@ def convert(
         str,
         typer.Argument(
             metavar="SRC",
-            help="Archive, tree, .safetensors, .safetensors.index.json, or the directory of a Hugging Face model.",
+            help="A model in any format that can be read: an archive, a tree, a file of weights, the index of several, a directory.",
         ),
     ],
     target: Annotated[str, typer.Argument(metavar="DST", help="A path or a URL.")],
