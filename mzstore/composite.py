@@ -77,7 +77,7 @@ def is_manifest(location: Location) -> bool:
 def read_manifest(
     location: Location, options: Options = None, operation: Operation | None = None, stats: Stats | None = None
 ) -> Manifest:
-    """The manifest at ``location``. Raises FormatError, UnsupportedError or StorageError."""
+    """The manifest at ``location``. Raises FormatError, UnsupportedError, CorruptError or StorageError."""
     found = open_location(location, options, operation=operation, stats=stats, ahead=AHEAD_NBYTES)
     if isinstance(found, Folder):
         raise FormatError("not a manifest: there is no such file", where=found.url, clause="manifest-1")

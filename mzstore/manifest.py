@@ -4,6 +4,7 @@ A manifest names archives, which are immutable, and for every tensor the pieces 
 tensor in one of the archives. It is written last, once, and only if there is none: then the model exists (FORMAT.md section 10).
 """
 
+import hashlib
 import itertools
 import math
 import re
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 from mzstore.arrays import integers
 from mzstore.documents import Asset, Layout, asset_json, assets_of, dump, layout_json, layouts_of, load
 from mzstore.dtypes import DTYPES
-from mzstore.errors import FormatError, UnsupportedError
+from mzstore.errors import CorruptError, FormatError, UnsupportedError
 from mzstore.nodes import ASSETS, is_node_name
 from mzstore.tensors import TensorSpec, check_name
 
@@ -149,11 +150,12 @@ class Manifest:
             doc["assets"] = [asset_json(asset) | {"archive": archive} for archive, asset in self.assets]
         if self.layouts:
             doc["layouts"] = [layout_json(layout) | {"archive": archive} for archive, layout in self.layouts]
-        return dump(doc)
+        data = dump(doc)
+        return data[:-1] + _ending(data)
 
     @classmethod
     def parse(cls, data: bytes, *, where: str) -> "Manifest":
-        """Raises FormatError or UnsupportedError."""
+        """Raises FormatError, UnsupportedError or CorruptError."""
         doc = load(data, where=where, clause="manifest-1")
         version = doc.get("mzstore_manifest")
         if type(version) is not int or version < 1:
@@ -166,6 +168,15 @@ class Manifest:
                 where=where,
                 clause="manifest-1",
             )
+        if "digest" in doc:
+            size = len(_ending(b""))
+            if data[-size:] != _ending(data[:-size] + b"}"):
+                raise CorruptError(
+                    "the manifest does not have the digest that it states; restore it from a copy, or, if it was edited, take the "
+                    "member 'digest' out of it",
+                    where=where,
+                    clause="manifest-7",
+                )
         archives, tensors = doc.get("archives"), doc.get("tensors")
         metadata, checkpoint = doc.get("metadata", {}), doc.get("checkpoint")
         assets, layouts = doc.get("assets", []), doc.get("layouts", [])
@@ -196,6 +207,11 @@ class Manifest:
 def _placed(files: Sequence[File], docs: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, File], ...]:
     """``files``, which ``docs`` describe, each with the archive that it lies in."""
     return tuple(zip(integers([doc.get("archive") for doc in docs]), files, strict=True))
+
+
+def _ending(data: bytes) -> bytes:
+    """What the document ``data`` ends with instead of its bracket, when its digest is added."""
+    return b',"digest":"' + hashlib.sha256(data).hexdigest().encode() + b'"}'
 
 
 def overlap(pieces: Sequence[Piece]) -> tuple[Piece, Piece] | None:

@@ -1974,6 +1974,12 @@ def read_manifest(data: bytes) -> dict[str, Any]:
     version = doc.get("mzstore_manifest")
     need(is_integer(version) and version >= 1, "manifest-1", "no format of manifests")
     need(version == 1, "manifest-1", "a newer manifest", UnsupportedRefused)
+    if "digest" in doc:
+        # > the document ends with `,"digest":"`, 64 lower-case hexadecimal digits and `"}`
+        end = len(b',"digest":""}') + 64
+        # > They are the SHA-256 of the document that ends with `}` instead.
+        digest = hashlib.sha256(data[:-end] + b"}").hexdigest()
+        need(data[-end:] == f',"digest":"{digest}"}}'.encode(), "manifest-7", "another digest", CorruptRefused)
     archives, tensors = doc.get("archives"), doc.get("tensors")
     # > `archives` is a list of at most 65,536 entries, `tensors` is an object, and so are `metadata` and `checkpoint` if they are there
     need(isinstance(archives, list) and len(archives) <= 65536, "manifest-2", "no archives")

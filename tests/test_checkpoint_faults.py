@@ -9,7 +9,7 @@
 | 409 to a conditional request, once and always | test_objects.test_what_may_pass, test_what_never_passes; test_checkpoints.test_a_manifest_that_cannot_be_written |
 | 503 to whatever is asked | here: test_storage_that_is_slowed_down; test_upload.test_a_part_that_fails_once |
 | resets, cut bodies, wrong lengths, whole objects for ranges | test_remote.test_a_fault_that_passes, test_a_fault_that_stays |
-| a bit flips in a chunk or the manifest; archives change places | here: test_what_is_damaged_is_found |
+| a bit flips in a chunk or the manifest; archives change places | here: test_what_is_damaged_is_found; each bit of a manifest: test_format.test_a_manifest_is_as_it_was_written |
 | an archive is missing, cut, empty | here: test_what_is_damaged_is_found |
 | a request is never answered | test_checkpoints.test_a_manifest_that_is_never_answered; test_remote.test_a_stall |
 | an upload is interrupted: only what is missing is sent again | test_upload.test_a_part_that_fails_once; not in a later process, which uploads under another name |

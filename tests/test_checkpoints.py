@@ -735,7 +735,7 @@ def test_no_manifest_leads_out_of_the_store(tmp_path):
     with CheckpointStore(tmp_path / "run") as store:
         store.save(1, state_at(1))
         path = tmp_path / "run/manifests/1.json"
-        text = path.read_text()
+        text = re.sub(r',"digest":"[0-9a-f]{64}"}$', "}", path.read_text())
         for other in ("../../data/x.mz", "../latest.json", "x.mz"):
             path.write_text(
                 text.replace("../data/", f"{other}/../data/")

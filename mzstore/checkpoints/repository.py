@@ -76,7 +76,7 @@ class Repository:
         return f"{self._address}/{key}"
 
     def manifest(self, step: int) -> Manifest | None:
-        """None if there is no such checkpoint. Raises FormatError, UnsupportedError or StorageError."""
+        """None if there is no such checkpoint. Raises FormatError, UnsupportedError, CorruptError or StorageError."""
         data = self.objects.get(manifest_key(step), MAX_NBYTES)
         return None if data is None else self._parse(step, data)
 

@@ -21,7 +21,7 @@ from mzstore.checkpoints.saving import Job, Previous
 from mzstore.checkpoints.staging import Staged, Staging
 from mzstore.checkpoints.state import decode, encode, tensors_of
 from mzstore.encode import Level, check_level
-from mzstore.errors import FormatError, MzError
+from mzstore.errors import CorruptError, FormatError, MzError
 from mzstore.manifest import Manifest, manifest_key
 from mzstore.model import Model, check_threads, open_manifest
 from mzstore.model import open as open_model
@@ -303,7 +303,7 @@ class CheckpointStore:
         found = None
         try:
             manifest = self._latest()
-        except (FormatError, LookupError):
+        except (FormatError, CorruptError, LookupError):
             manifest = None  # whatever is wrong with it, this save does not need it
         if manifest and manifest.checkpoint:
             found = Previous(manifest.checkpoint["step"], manifest)

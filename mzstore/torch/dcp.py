@@ -55,7 +55,7 @@ from mzstore.composite import read_manifest
 from mzstore.documents import TensorEntry
 from mzstore.dtypes import DTYPES, DType
 from mzstore.encode import Level, check_level
-from mzstore.errors import FormatError
+from mzstore.errors import CorruptError, FormatError
 from mzstore.grid import choose_resharded_chunk_shape
 from mzstore.groups import groups
 from mzstore.manifest import Manifest, ManifestTensor, Piece, manifest_key
@@ -320,7 +320,7 @@ def _before(repository: Repository) -> Manifest | None:
     step = repository.hint()
     try:
         return None if step is None else repository.manifest(step)
-    except FormatError:
+    except (FormatError, CorruptError):
         return None  # whatever is wrong with it, this save does not need it
 
 
