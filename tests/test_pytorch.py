@@ -583,7 +583,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     places = [tmp_path / name for name in ("m.pt", "m.mz", "back.pt", "small.mz")]
     done = subprocess.run([sys.executable, "-c", code, *places], check=True, capture_output=True, text=True)
-    assert int(done.stdout) < 300 << 10
+    assert int(done.stdout) < 400 << 10  # two tensors that are read ahead, and what waits to be encoded
     state = torch.load(tmp_path / "m.pt", weights_only=True, mmap=True)
     again = torch.load(tmp_path / "back.pt", weights_only=True, mmap=True)
     assert all(torch.equal(again[name], tensor) for name, tensor in state.items())
