@@ -160,7 +160,7 @@ def convert(
                     show_progress=show_progress,
                     options=target_options,
                     retry=retry,
-                    ahead=threads > 1 or not is_local(source),
+                    ahead="hold" if not is_local(source) else "choose" if threads > 1 else None,
                     resumed=resumed,
                 )
             tensors = report.of_written(written, sources, edited.was)

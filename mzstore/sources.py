@@ -186,7 +186,8 @@ def held(source: TensorSource) -> TensorSource:
 
 def origin(source: TensorSource) -> TensorSource:
     """What ``source`` was read ahead from, to be kept where its values must not stay in memory."""
-    return source.origin if isinstance(source, HeldSource) else source
+    found: TensorSource = getattr(source, "origin", source)
+    return found
 
 
 def read_ahead(

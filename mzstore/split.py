@@ -248,7 +248,7 @@ def carry_out(job: Job, task: Task) -> None:
                 kind="archive",
                 threads=job.threads,
                 show_progress=False,
-                ahead=job.threads > 1 or not is_local(job.source),
+                ahead="hold" if not is_local(job.source) else "choose" if job.threads > 1 else None,
             )
     found = Written(key, target.nbytes, target.hexdigest(), tensors)
     if not task.names:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 import numpy as np
 
@@ -46,7 +45,6 @@ from mzstore.progress import progress
 from mzstore.recipe import Recipe, Rule, Rules
 from mzstore.sources import (
     FileSource,
-    HeldSource,
     ModelSource,
     PackedSource,
     TensorSource,
@@ -146,12 +144,13 @@ def write(
     options: Options = None,
     retry: Retry | None = None,
     chunks: ChunkShape = choose_chunk_shape,
-    ahead: bool = False,
+    ahead: Literal["hold", "choose"] | None = None,
     resumed: Resumed | None = None,
 ) -> tuple[WrittenTensor, ...]:
     """Write any source; see ``save``. ``chunks``: how tensors are cut that are stored lossless and dense.
 
-    ahead    read the next tensor while one is at work, and choose how it is stored if there are several threads
+    ahead    of the next tensor, while one is at work: "hold" it in memory, which is for remote sources, or only "choose" how it is
+             stored; None: nothing
     resumed  of a tree, what is complete already, and where more is noted down; then ``location`` and ``options`` are those of ``resume``
     """
     check_level(level)
@@ -175,10 +174,8 @@ def write(
         )
         try:
             tensors: Iterable[Any] = source.tensors
-            if ahead:
-                prepare: Callable[[TensorSource], TensorSource] = held
-                if threads > 1:
-                    prepare = partial(_chosen, recipe=recipe, level=level, chunks=chunks, resumed=resumed)
+            if ahead is not None:
+                prepare = _Ahead(ahead == "hold", threads > 1, recipe, level, chunks, resumed)
                 tensors = stack.enter_context(closing(read_ahead(tensors, prepare)))
             for tensor in tensors:
                 model.add(tensor)
@@ -194,21 +191,46 @@ def write(
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen(HeldSource):
-    """A tensor that was read ahead, and how it is to be stored if it is lossless."""
+class _Chosen:
+    """A tensor of which is known already how it is to be stored if it is lossless."""
 
+    source: TensorSource
     choice: Choice
 
+    @property
+    def spec(self) -> TensorSpec:
+        return self.source.spec
 
-def _chosen(
-    source: TensorSource, *, recipe: Rules | None, level: Level, chunks: ChunkShape, resumed: Resumed | None
-) -> TensorSource:
-    if resumed and resumed.journal.has(source.spec):
-        return source
-    found = held(source)
-    if not isinstance(found, HeldSource) or (recipe and recipe.rule_for(source.spec)):
-        return found
-    return _Chosen(found.spec, found.words, found.origin, choose(found, level, chunks))
+    @property
+    def origin(self) -> TensorSource:
+        return origin(self.source)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.source.read(start, stop)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """What is done with a tensor while the one before it is at work.
+
+    hold    read it whole, if it is of moderate size: what is near costs less to read twice, by blocks that stay in the cache
+    choose  how it is stored
+    """
+
+    hold: bool
+    choose: bool
+    recipe: Rules | None
+    level: Level
+    chunks: ChunkShape
+    resumed: Resumed | None
+
+    def __call__(self, source: TensorSource) -> TensorSource:
+        if isinstance(source, Prepared | Fitted) or (self.resumed and self.resumed.journal.has(source.spec)):
+            return source
+        found = held(source) if self.hold else source
+        if not self.choose or (self.recipe and self.recipe.rule_for(source.spec)):
+            return found
+        return _Chosen(found, choose(found, self.level, self.chunks))
 
 
 def _thresholds(source: ModelSource, recipe: Rules | None, importance: Importances) -> Mapping[int, float]:
