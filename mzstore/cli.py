@@ -766,10 +766,11 @@ def _print_json(value: object) -> None:
 def _nbytes(location: str) -> int:
     """Bytes that a model takes where it lies."""
     from mzstore import composite
-    from mzstore.formats import huggingface, open_source
+    from mzstore.formats import BESIDE, huggingface, open_source
     from mzstore.storage import Folder, open_location
 
-    if location.endswith(huggingface.INDEX_SUFFIX):  # its shards lie beside it, perhaps with those of other models
+    if location.endswith((huggingface.INDEX_SUFFIX, *BESIDE)):
+        # Values lie beside it, perhaps with those of other models.
         with open_source(location) as model:
             return model.nbytes
     if composite.is_manifest(location):

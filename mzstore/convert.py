@@ -246,7 +246,7 @@ class _Files:
         if write_new is None:
             if [layout for layout in model.layouts if layout.kind == kind]:
                 raise ValueError(
-                    f"no new {kind} file can be written; convert to a directory, which holds what the model was"
+                    f"no new {kind} file can be written; the files that the model came from are made again in a directory"
                 )
             raise ValueError(
                 f"no new {kind} file can be written, and the model was not converted from one that has a layout; "

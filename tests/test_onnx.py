@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from mzstore.errors import FormatError, MzError, StorageError, UnsupportedError
 from mzstore.formats import open_source, spliced, wire
 from mzstore.formats.onnx import TYPES
 from mzstore.storage import open_location
+from mzstore.text import size
 
 RNG = np.random.default_rng(7)
 
@@ -112,8 +115,13 @@ def test_external_data(tmp_path, one_file):
         assert list(opened.assets) == ["config.json"]
     mzstore.convert(tmp_path / "all.mz", tmp_path / "all")
     assert {path.name: path.read_bytes() for path in (tmp_path / "all").iterdir()} == before
-    with pytest.raises(ValueError, match="directory"):
+    with pytest.raises(ValueError, match="no new onnx file can be written; the files that the model came from"):
         mzstore.convert(tmp_path / "m.mz", tmp_path / "back.onnx")
+    done = subprocess.run(
+        [sys.executable, "-m", "mzstore", "convert", tmp_path / "in" / "m.onnx", tmp_path / "again.mz"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert f"% of {size(sum(value.nbytes for value in expected.values()))}" in done.stdout, "not of the graph alone"
 
 
 def test_external_data_on_object_storage(tmp_path):

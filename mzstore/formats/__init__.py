@@ -42,6 +42,7 @@ FILE_FORMATS: tuple[FileFormat, ...] = (
     npy.NPY,
     npy.NPZ,
 )
+BESIDE = (*onnx.FORMAT.suffixes, *tensorflow.FORMAT.suffixes)  # of files beside which values may lie
 FOLDER_FORMATS: tuple[FolderFormat, ...] = (
     torch_dcp.FORMAT,
     zarr_groups.FORMAT,
