@@ -18,7 +18,7 @@ from samples import bits, saved, weights
 import mzstore
 from mzstore import Recipe, Rule
 from mzstore.archive import ArchiveReader
-from mzstore.dtypes import DTYPES
+from mzstore.dtypes import BY_NUMPY, DTYPES, cast
 from mzstore.payload import compress, seal
 
 BF16 = DTYPES["bfloat16"].numpy
@@ -95,7 +95,9 @@ def rebuilt(tensor: mzstore.Tensor, dtype: np.dtype) -> np.ndarray:
         values = values * spread(parts[name], tensor.shape).astype(np.float32)
     values = values.astype(dtype)
     if "2.positions" in parts:
-        values.reshape(-1)[parts["2.positions"][...]] = np.asarray(parts["2.values"]).astype(dtype)
+        kept = np.asarray(parts["2.values"])
+        source, target = BY_NUMPY[kept.dtype], BY_NUMPY[dtype]
+        values.reshape(-1)[parts["2.positions"][...]] = cast(kept.view(source.word), source, target).view(dtype)
     return values
 
 

@@ -23,6 +23,8 @@ from mzstore.encodings.sparse import Sparse, blocks_of, raw_values, taken_places
 from mzstore.grid import Grid
 from mzstore.payload import seal
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")  # PyTorch says so once
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 SHAPES = {  # shape: chunk shape
     (50, 64): (50, 64),
