@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A process for each core; the tests of a file stay together, for what they share is made once.
 PARALLEL := -n auto --dist loadfile
+test quick: export OPENBLAS_NUM_THREADS = 1
 
 .PHONY: demo test quick bench bench-convert bench-load bench-lossy bench-sparse bench-checkpoint lint clean
 
