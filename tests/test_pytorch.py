@@ -236,7 +236,7 @@ def test_tensors_in_another_order(tmp_path, name, monkeypatch):
     found = mzstore.convert(tmp_path / "m.pt", tmp_path / "m.mz", check=True)
     with mzstore.open(tmp_path / "m.mz") as model:
         has_layout = bool(model.document.layouts)
-    assert has_layout == (name in ("one row", "empty", "expanded", "permuted"))  # the latter are small beside the file
+    assert has_layout == (name in ("one row", "empty"))
     if has_layout:
         mzstore.convert(tmp_path / "m.mz", tmp_path / "back.pt")
         assert (tmp_path / "back.pt").read_bytes() == (tmp_path / "m.pt").read_bytes()
@@ -286,11 +286,9 @@ def test_a_file_of_a_big_endian_machine(tmp_path, monkeypatch):
     )
     with open_source(tmp_path / "m.pt") as model:
         found = words(model)
+        assert not model.layouts
     assert found["w"] == value.numpy().tobytes()
     assert found["t"] == bytes_of(value[:6].view(2, 3).T)
-    mzstore.convert(tmp_path / "m.pt", tmp_path / "m.mz")
-    mzstore.convert(tmp_path / "m.mz", tmp_path / "back.pt")
-    assert (tmp_path / "back.pt").read_bytes() == (tmp_path / "m.pt").read_bytes()
 
 
 def test_a_hugging_face_directory(tmp_path):
