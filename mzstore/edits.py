@@ -16,7 +16,7 @@ from mzstore.model import StoredTensor
 from mzstore.prepared import Prepared
 from mzstore.recipe import Rule, Rules
 from mzstore.schemes.sources import dequantize
-from mzstore.sources import ModelSource, Renamed, TensorSource
+from mzstore.sources import ModelSource, Renamed, TensorSource, is_changed
 from mzstore.tensors import TensorSpec
 
 CAST = ("float16", "bfloat16", "float32", "float64")  # narrower floats have scales beside them
@@ -240,7 +240,7 @@ class _Cast:
 
 def is_coded(tensor: TensorSource) -> bool:
     """Whether codes, factors or the like stand for the values of ``tensor``."""
-    return isinstance(tensor, Prepared) or bool(getattr(tensor, "changed", False))
+    return isinstance(tensor, Prepared) or is_changed(tensor)
 
 
 def _renamed(tensor: TensorSource, name: str) -> TensorSource:

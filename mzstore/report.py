@@ -1,6 +1,5 @@
 """Report: what a conversion made of each tensor, how large it is, and whether it was checked."""
 
-import importlib.metadata
 import math
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -193,11 +192,13 @@ def of_written(
 
 
 def versions() -> dict[str, str | None]:
+    from importlib import metadata  # which imports much that no start needs
+
     found: dict[str, str | None] = {"mzstore": __version__, "python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             found[name] = None
     return found
 

@@ -46,6 +46,11 @@ class PackedSource(Protocol):
         """Blocks ``[start, stop)`` in row-major order: uint8[stop - start, bytes of a block], the caller's."""
 
 
+def is_changed(source: TensorSource) -> bool:
+    """Whether codes, factors or the like stand for the values of ``source``: what its ``changed`` says, if it has that."""
+    return bool(getattr(source, "changed", False))
+
+
 def block_type_of(source: TensorSource) -> BlockType | None:
     """Of ggml, whose blocks ``source`` has; None if it has none."""
     return source.block_type if isinstance(source, PackedSource) else None
@@ -167,7 +172,7 @@ class Renamed:
 
     @property
     def changed(self) -> bool:
-        return bool(getattr(self.source, "changed", False))
+        return is_changed(self.source)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self.source.read(start, stop)
@@ -200,7 +205,7 @@ def read_ahead(
     """
 
     def ahead(source: TensorSource) -> TensorSource:
-        return source if getattr(source, "changed", False) or block_type_of(source) else prepare(source)
+        return source if is_changed(source) or block_type_of(source) else prepare(source)
 
     pool = ThreadPoolExecutor(1, thread_name_prefix="mzstore-ahead")
     try:

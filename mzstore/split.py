@@ -22,7 +22,6 @@ import numpy as np
 
 from mzstore import documents, kernels, model
 from mzstore.bases import BaseLocations
-from mzstore.checkpoints.archives import Digested
 from mzstore.container import open_reader, read_model
 from mzstore.documents import Asset, Layout, dump, load
 from mzstore.dtypes import DTYPES
@@ -37,7 +36,7 @@ from mzstore.pins import INDEX_SUFFIX, Pin, digest, pin
 from mzstore.recipe import Recipe
 from mzstore.report import TensorReport, of_written
 from mzstore.sources import FileSource, ModelSource
-from mzstore.storage import Objects, Options, Retry, is_local, open_objects
+from mzstore.storage import Digested, Objects, Options, Retry, is_local, open_objects
 from mzstore.tensors import TensorSpec
 from mzstore.text import count
 from mzstore.version import __version__

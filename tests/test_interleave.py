@@ -232,7 +232,7 @@ def test_count_of_top_fields(fields):
 @pytest.mark.parametrize("code", [False, True])
 def test_numpy_until_kernels_pay(code, monkeypatch):
     """Which is sooner where there is machine code."""
-    monkeypatch.setattr(kernels.machine_code, "exists", lambda module: code)
+    monkeypatch.setattr(kernels, "_has_code", lambda: code)
     monkeypatch.setattr(kernels, "_never", False)
     monkeypatch.setattr(kernels, "_done_by_numpy", 0)
     monkeypatch.setattr(kernels, "_kernels", {})

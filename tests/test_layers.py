@@ -152,7 +152,7 @@ ALLOWED = {
     "report": "model sources tensors text version writer",
     "cluster": "",
     "pins": "documents errors storage version",
-    "split": "bases checkpoints.archives container documents dtypes edits encode errors formats groups kernels manifest model nodes pins recipe report sources storage tensors text version writer",
+    "split": "bases container documents dtypes edits encode errors formats groups kernels manifest model nodes pins recipe report sources storage tensors text version writer",
     "journal": "documents errors storage tensors",
     "schemes/__init__": "errors model schemes.awq schemes.base schemes.bitsandbytes schemes.compressed_tensors schemes.configuration schemes.fp8 schemes.gptq schemes.mxfp4",
     "schemes/awq": "errors schemes.base schemes.configuration",

@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from types import TracebackType
-from typing import Self
 
 import numpy as np
 
@@ -34,7 +32,7 @@ from mzstore.prepared import Prepared
 from mzstore.recipe import Recipe
 from mzstore.selection import Span
 from mzstore.sources import ArraySource, ModelSource, TensorSource, Walked
-from mzstore.storage import Sink
+from mzstore.storage import Digested
 from mzstore.tensors import TensorSpec
 from mzstore.writer import write
 
@@ -219,14 +217,6 @@ class Before:
     def close(self) -> None:
         if self._model:
             self._model.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Archiving:
@@ -431,22 +421,6 @@ class _Changes:
         if archive is not None:
             self.archives[archive.path] = archive
         return self._index[url]
-
-
-class Digested:
-    """A file object in front of a sink, which counts and digests."""
-
-    def __init__(self, sink: Sink) -> None:
-        self._sink, self._digest, self.nbytes = sink, hashlib.sha256(), 0
-
-    def write(self, data: bytes | memoryview, /) -> int:
-        self._sink.write(data)
-        self._digest.update(data)
-        self.nbytes += len(data)
-        return len(data)
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
 
 
 def archives_of(manifest: Manifest) -> list[Archive]:

@@ -55,9 +55,10 @@ def save(repository: Repository, job: Job, previous: Previous | None, settings: 
     with contextlib.ExitStack() as stack:
         before = None
         if previous and _is_live(repository, previous):
-            before = stack.enter_context(
-                Before(repository, previous.manifest, previous.values, threads=settings.threads, moved=settings.moved)
+            before = Before(
+                repository, previous.manifest, previous.values, threads=settings.threads, moved=settings.moved
             )
+            stack.callback(before.close)
         archiving = Archiving(repository, save_id, 0, before, settings)
         try:
             archives = ArchiveList()

@@ -5,7 +5,6 @@ A name that a pickle asks for is looked up in the reader's own table, and what i
 attribute is set, and no object of a class that the pickle names is made.
 """
 
-import pickletools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -76,6 +75,8 @@ def load(
 
     Raises UnsupportedError for what is refused, FormatError for what is no pickle or too large.
     """
+    import pickletools
+
     reader = _Reader(find, persistent, where)
     try:
         # A file without ``tell`` is no hindrance: positions are for people.

@@ -6,6 +6,7 @@ starts with NumPy and changes over once it has done that much work (or knows tha
 where an earlier process has left the machine code of kernels, which takes no Numba.
 """
 
+import functools
 import importlib
 import os
 import threading
@@ -27,14 +28,14 @@ _lock = threading.Lock()
 _done_by_numpy = 0
 _kernels: dict[str, Any] = {}  # by module
 _loading = False
-_writing = False
+_writing = threading.Lock()  # held while machine code is written
 
 
 def _after_fork() -> None:
     """What another thread held when the process forked is never released: our lock, and the import of the kernels."""
     global _lock, _never
     _lock = threading.Lock()
-    _never = _never or _loading or _writing
+    _never = _never or _loading or _writing.locked()
 
 
 os.register_at_fork(after_in_child=_after_fork)
@@ -54,8 +55,13 @@ def pays(nbytes: int) -> bool:
         return _enough(_done_by_numpy)
 
 
+@functools.cache  # it is asked for each chunk, and looks into folders
+def _has_code() -> bool:
+    return machine_code.exists(PLANES)
+
+
 def _enough(nbytes: int) -> bool:
-    return nbytes >= PAYS_FROM_NBYTES or (nbytes >= CODE_PAYS_FROM_NBYTES and machine_code.exists(PLANES))
+    return nbytes >= PAYS_FROM_NBYTES or (nbytes >= CODE_PAYS_FROM_NBYTES and _has_code())
 
 
 def expect(nbytes: int) -> None:
@@ -114,9 +120,5 @@ def _import(name: str) -> Any:
 
 def _write(module: Any) -> None:
     """For later processes; takes seconds, once."""
-    global _writing
-    _writing = True
-    try:
+    with _writing:
         machine_code.write(module)
-    finally:
-        _writing = False

@@ -17,7 +17,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from importlib import import_module, metadata
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -201,6 +201,8 @@ def _file_name(module: str, processor: str) -> str:
 @functools.cache
 def _version() -> str:
     """Of all that the code depends on, but for the processor."""
+    from importlib import metadata  # which imports much that no start needs
+
     digest = hashlib.sha256()
     for path in sorted(HERE.glob("[!_]*.py")):
         digest.update(path.read_bytes())

@@ -12,6 +12,7 @@ from mzstore.stats import Stats
 from mzstore.storage.base import (
     BLOCK_NBYTES,
     Blob,
+    Digested,
     Folder,
     FolderSink,
     Location,
@@ -26,7 +27,7 @@ from mzstore.storage.retry import OnBytes, Operation, Retry, status_of, without_
 from mzstore.storage.upload import RemoteFolderSink, RemoteSink, Unfinished
 
 __all__ = [
-    "BLOCK_NBYTES", "Blob", "Buffer", "FileObjectSink", "Folder", "FolderSink", "Found", "LocalFolder", "Location", "Objects", "OnBytes", "Operation", "Options", "Retry", "Sink", "Unfinished", "Writable",
+    "BLOCK_NBYTES", "Blob", "Buffer", "Digested", "FileObjectSink", "Folder", "FolderSink", "Found", "LocalFolder", "Location", "Objects", "OnBytes", "Operation", "Options", "Retry", "Sink", "Unfinished", "Writable",
     "create", "create_folder", "is_local", "local_path", "open_location", "open_objects", "status_of", "without_secrets",
 ]  # fmt: skip
 

@@ -1,6 +1,7 @@
 """What all storage has in common: the protocols of objects and folders, and errors that name the place."""
 
 import contextlib
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -158,3 +159,19 @@ def storage_errors(url: str, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"cannot {doing} {url!r}: {error.strerror or error or type(error).__name__}") from error
+
+
+class Digested:
+    """A file object in front of a sink, which counts and digests."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink, self._digest, self.nbytes = sink, hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview, /) -> int:
+        self._sink.write(data)
+        self._digest.update(data)
+        self.nbytes += len(data)
+        return len(data)
+
+    def hexdigest(self) -> str:
+        return self._digest.hexdigest()

@@ -276,7 +276,8 @@ class MzWriter(_Checkpoint, StorageWriter):
         with contextlib.ExitStack() as stack:
             before = None
             if found := _before(repository):
-                before = stack.enter_context(Before(repository, found, threads=self._settings.threads))
+                before = Before(repository, found, threads=self._settings.threads)
+                stack.callback(before.close)
             archiving = Archiving(repository, save_id, self._rank, before, self._settings)
             for box, stored in archiving.store(map(_box, tasks)):
                 yield by_name[box.source.spec.name], stored
