@@ -4,12 +4,24 @@ from typing import Any
 
 import numpy as np
 
+from mzstore.formats import open_source
 from mzstore.sources import ModelSource
 
 
 def words(model: ModelSource) -> dict[str, bytes]:
     """The words of all tensors, by name."""
     return {t.spec.name: t.read(0, int(np.prod(t.spec.word_shape))).tobytes() for t in model.tensors}
+
+
+def read(location: Any) -> dict[str, np.ndarray]:
+    """The values of all tensors of the model at ``location``, by name."""
+    with open_source(location) as model:
+        return {
+            t.spec.name: t.spec.dtype.from_words(
+                t.read(0, int(np.prod(t.spec.word_shape))).reshape(t.spec.word_shape), t.spec.shape
+            )
+            for t in model.tensors
+        }
 
 
 class Runs:

@@ -12,6 +12,7 @@ import h5py
 import ml_dtypes
 import numpy as np
 import pytest
+from foreign import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import bits
@@ -23,16 +24,6 @@ from mzstore.formats.hdf5 import slabs
 from mzstore.report import Report
 
 RNG = np.random.default_rng(3)
-
-
-def read(location) -> dict[str, np.ndarray]:
-    with open_source(location) as source:
-        return {
-            tensor.spec.name: tensor.read(0, int(np.prod(tensor.spec.word_shape)))
-            .view(tensor.spec.dtype.numpy)
-            .reshape(tensor.spec.shape)
-            for tensor in source.tensors
-        }
 
 
 def there_and_back(path: Path) -> Report:

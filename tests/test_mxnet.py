@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from foreign import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import bits
 
 import mzstore
 from mzstore.errors import FormatError, MzError, UnsupportedError
-from mzstore.formats import open_source
 from mzstore.formats.mxnet import V1, V2, V3
 
 WRITTEN = Path(__file__).parent / "data" / "mxnet"
@@ -26,16 +26,6 @@ WRITTEN_VALUES = {
     "list.params": {"0": np.ones(2, "f4"), "1": np.zeros(3, "f4")},
     "np.params": {"scalar": np.array(2.5, "f4"), "empty": np.zeros((0, 3), "f4"), "flag": np.array([1, 0], "f4")},
 }
-
-
-def read(location) -> dict[str, np.ndarray]:
-    with open_source(location) as source:
-        return {
-            tensor.spec.name: tensor.read(0, int(np.prod(tensor.spec.word_shape)))
-            .view(tensor.spec.dtype.numpy)
-            .reshape(tensor.spec.shape)
-            for tensor in source.tensors
-        }
 
 
 @pytest.mark.parametrize("name", WRITTEN_VALUES)

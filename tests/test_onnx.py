@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from foreign import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -19,7 +20,7 @@ from samples import bits
 
 import mzstore
 from mzstore.errors import FormatError, MzError, StorageError, UnsupportedError
-from mzstore.formats import open_source, spliced, wire
+from mzstore.formats import spliced, wire
 from mzstore.formats.onnx import TYPES
 from mzstore.storage import open_location
 from mzstore.text import size
@@ -37,16 +38,6 @@ def model(*initializers: TensorProto, **more) -> onnx.ModelProto:
 
 def raw(name: str, array: np.ndarray) -> TensorProto:
     return numpy_helper.from_array(array, name)
-
-
-def read(location) -> dict[str, np.ndarray]:
-    with open_source(location) as source:
-        return {
-            tensor.spec.name: tensor.spec.dtype.from_words(
-                tensor.read(0, int(np.prod(tensor.spec.word_shape))).reshape(tensor.spec.word_shape), tensor.spec.shape
-            )
-            for tensor in source.tensors
-        }
 
 
 def every_type() -> Iterator[TensorProto]:

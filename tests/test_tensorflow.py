@@ -12,13 +12,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from foreign import read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from samples import bits
 
 import mzstore
 from mzstore.errors import CorruptError, FormatError, MzError, StorageError, UnsupportedError
-from mzstore.formats import open_source
 from mzstore.formats.tensorflow import MAGIC, masked
 from mzstore.payload import crc32c
 
@@ -40,16 +40,6 @@ NAMES = [
     "uint64",
     "uint8",
 ]
-
-
-def read(location) -> dict[str, np.ndarray]:
-    with open_source(location) as source:
-        return {
-            tensor.spec.name: tensor.read(0, int(np.prod(tensor.spec.word_shape)))
-            .view(tensor.spec.dtype.numpy)
-            .reshape(tensor.spec.shape)
-            for tensor in source.tensors
-        }
 
 
 def test_what_tensorflow_wrote(tmp_path):

@@ -147,9 +147,9 @@ def _run(run: Run, base: Path | None, folder: Path, steps: int, saves: int) -> d
     losses = []
     with ExitStack() as stack:
         server = stack.enter_context(SeaweedFS(folder / "server"))
-        seats = []
+        seats, left_out = [], missing()
         for name, kind in PEERS.items():
-            if name not in missing():
+            if name not in left_out:
                 for where in (None, server):
                     place = Place(folder, f"{name.replace(', ', '-').replace(' ', '-')}{'-s3' if where else ''}", where)
                     seats.append(Seat(name, stack.enter_context(kind(place, base)), place))

@@ -4,7 +4,6 @@ A state is nested dicts and lists of tensors and plain values, as training.py ha
 state change; what it returns is called to wait until the checkpoint is where it belongs.
 """
 
-import importlib.util
 import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+from measure import lacking
 from servers import SeaweedFS
 
 State = dict[str, Any]
@@ -278,10 +278,7 @@ PEERS: dict[str, type[Peer]] = {
 
 def missing() -> dict[str, str]:
     """Why a peer cannot run here, by name."""
-    lacking = {
-        name: [need for need in peer.needs if not importlib.util.find_spec(need)] for name, peer in PEERS.items()
-    }
-    return {name: f"no module {', '.join(modules)}" for name, modules in lacking.items() if modules}
+    return lacking({name: peer.needs for name, peer in PEERS.items()})
 
 
 def flat(state: object) -> dict[str, torch.Tensor]:

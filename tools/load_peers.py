@@ -6,7 +6,6 @@ dict of arrays (of NumPy or of PyTorch), by name. ``Place`` says where the objec
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 import math
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 
 import ml_dtypes  # noqa: F401  registers bfloat16
 import numpy as np
+from measure import lacking
 
 RANGE_NBYTES = 16 << 20  # of a ranged read of a plain file
 SAFETENSORS_DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64", "I64": "int64",
@@ -266,10 +266,7 @@ PEERS: dict[str, type[Peer]] = {
 
 def missing() -> dict[str, str]:
     """Why a peer cannot run here, by name."""
-    lacking = {
-        name: [need for need in peer.needs if not importlib.util.find_spec(need)] for name, peer in PEERS.items()
-    }
-    return {name: f"no module {', '.join(modules)}" for name, modules in lacking.items() if modules}
+    return lacking({name: peer.needs for name, peer in PEERS.items()})
 
 
 def make(name: str, place: str) -> Peer:

@@ -2,6 +2,7 @@
 
 import gc
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -9,7 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,12 @@ LIBRARIES = (
     "gguf", "moonclip", "torch", "transformers", "tokenizers", "scipy", "scikit-learn",
 )  # fmt: skip
 SLOW_SECONDS = 1.0  # an operation that took so long is not repeated: noise is small beside it
+
+
+def lacking(needs: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Why those cannot run here that need modules which are not installed, by name."""
+    found = {name: [need for need in modules if not importlib.util.find_spec(need)] for name, modules in needs.items()}
+    return {name: f"no module {', '.join(modules)}" for name, modules in found.items() if modules}
 
 
 @dataclass(frozen=True, slots=True)
