@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 import mzstore
 from mzstore.dtypes import DTYPES
 from mzstore.formats import layouts, open_source, spliced
+from mzstore.formats.files import PlainTensor
 from mzstore.sources import ModelSource
 from mzstore.storage import FileObjectSink, open_location
 from mzstore.tensors import TensorSpec
 from mzstore.writer import write
 
 
-def plain(blob, *places: tuple[str, str, tuple[int, ...], int]) -> list[spliced.PlainTensor]:
-    return [
-        spliced.PlainTensor(TensorSpec(name, DTYPES[dtype], shape), blob, start) for name, dtype, shape, start in places
-    ]
+def plain(blob, *places: tuple[str, str, tuple[int, ...], int]) -> list[PlainTensor]:
+    return [PlainTensor(TensorSpec(name, DTYPES[dtype], shape), blob, start) for name, dtype, shape, start in places]
 
 
 def restored(source: ModelSource) -> bytes:

@@ -30,7 +30,7 @@ from mzstore import model as models
 from mzstore.archive import ArchiveWriter
 from mzstore.container import open_reader
 from mzstore.extents import Request
-from mzstore.formats.safetensors import FileTensor
+from mzstore.formats.files import PlainTensor
 
 INDEX = "model.safetensors.index.json"
 PATIENT = Retry(timeout=20, attempts=4, backoff=0.001)
@@ -580,14 +580,14 @@ def test_a_source_that_changes_while_it_is_converted(source, suffix, tmp_path, m
     to = "directory" if suffix == "-unpacked" else None
     target = tmp_path / f"model{suffix}"
     mzstore.convert(url, tmp_path / f"good{suffix}", to=to)
-    read = FileTensor.read
+    read = PlainTensor.read
 
     def changed(self, start, stop):
         found = read(self, start, stop)
         fs.pipe_file(f"{folder}/model.safetensors", weights_file)  # the same bytes at another time are another version
         return found
 
-    monkeypatch.setattr(FileTensor, "read", changed)
+    monkeypatch.setattr(PlainTensor, "read", changed)
     with pytest.raises(mzstore.StorageError, match=r"model\.safetensors' has changed since it was opened"):
         mzstore.convert(url, target, to=to)
     assert not target.exists()

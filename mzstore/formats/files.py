@@ -5,7 +5,7 @@ import os
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mzstore.errors import StorageError
+from mzstore.formats import nibbles
 from mzstore.storage import Blob, OnBytes, Operation
 from mzstore.tensors import TensorSpec
 
@@ -172,6 +173,51 @@ class Copied:
         for block in self.blocks():
             file.write(block, at)
             at += len(block)
+
+
+def owned(data: "Blob | Copied", start: int, stop: int) -> bytes | memoryview:
+    """Bytes ``[start, stop)`` in memory of their own: words go to other threads. Remote storage is read by several requests at once."""
+    if isinstance(data, Copied):
+        return data.read(start, stop)
+    return data.fetch(start, stop, data.start()) if data.local else bytes(data.read(start, stop))
+
+
+@dataclass(frozen=True, slots=True)
+class PlainTensor:
+    """A TensorSource whose words lie in ``blob`` as they are: little endian, row-major, from byte ``start`` on."""
+
+    spec: TensorSpec
+    blob: Blob | Copied
+    start: int
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        size = self.spec.dtype.word.itemsize
+        return np.frombuffer(
+            owned(self.blob, self.start + start * size, self.start + stop * size), self.spec.dtype.word
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Nibbles:
+    """A TensorSource of 4-bit values, in rows of an odd number, that lie in an open file without padding."""
+
+    spec: TensorSpec
+    blob: Blob
+    start: int
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return nibbles.unpack(self.spec, start, stop, lambda a, b: self.blob.read(self.start + a, self.start + b))
+
+
+def lying(spec: TensorSpec, blob: Blob, start: int) -> PlainTensor | Nibbles:
+    """The tensor whose values lie in an open file, little endian and side by side, from byte ``start`` on."""
+    return Nibbles(spec, blob, start) if nibbles.repacked(spec) else PlainTensor(spec, blob, start)
+
+
+def check_unchanged(blobs: Iterable[Blob]) -> None:
+    """Raises StorageError if one of the open files is another by now: tensors have no checksums that would tell."""
+    for blob in blobs:
+        blob.check_unchanged(blob.start())
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from mzstore.dtypes import DTYPES
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.formats import spliced
 from mzstore.formats.base import Candidate, FileFormat, Opening
-from mzstore.formats.safetensors import check_unchanged
+from mzstore.formats.files import PlainTensor, check_unchanged
 from mzstore.ggml import BY_NUMBER, BlockType
 from mzstore.ggml.values import words_of
 from mzstore.packed import block_runs
@@ -86,7 +86,7 @@ class BlockTensor:
         return np.frombuffer(data, np.uint8).reshape(-1, nbytes).copy()
 
 
-Tensor = spliced.PlainTensor | BlockTensor
+Tensor = PlainTensor | BlockTensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +274,7 @@ def _entry(cursor: _Cursor, alignment: int) -> Callable[[Blob, int], Tensor]:
         cursor.refuse(f"{what} begins at {offset}, no multiple of the alignment {alignment}")
     if kind:
         return lambda blob, start: BlockTensor(spec, blob, start + offset, kind)
-    return lambda blob, start: spliced.PlainTensor(spec, blob, start + offset)
+    return lambda blob, start: PlainTensor(spec, blob, start + offset)
 
 
 def nbytes_of(tensor: TensorSource) -> int:

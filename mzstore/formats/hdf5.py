@@ -20,9 +20,7 @@ from mzstore.dtypes import DTYPES, DType
 from mzstore.errors import CorruptError, FormatError, MzError, UnsupportedError
 from mzstore.formats import spliced, zips
 from mzstore.formats.base import Candidate, FileFormat, Opening
-from mzstore.formats.files import BlobFile, Copied, Copies, Readable
-from mzstore.formats.safetensors import check_unchanged
-from mzstore.formats.spliced import PlainTensor
+from mzstore.formats.files import BlobFile, Copied, Copies, PlainTensor, Readable, check_unchanged
 from mzstore.sources import ModelSource, TensorSource
 from mzstore.storage import Blob
 from mzstore.tensors import TensorSpec

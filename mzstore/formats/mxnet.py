@@ -15,9 +15,7 @@ from mzstore.dtypes import DTYPES
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.formats import spliced
 from mzstore.formats.base import Candidate, FileFormat, Opening
-from mzstore.formats.files import BlobFile
-from mzstore.formats.safetensors import check_unchanged
-from mzstore.formats.spliced import PlainTensor
+from mzstore.formats.files import BlobFile, PlainTensor, check_unchanged
 from mzstore.sources import ModelSource
 from mzstore.storage import Blob
 from mzstore.tensors import MAX_NAME_BYTES, MAX_NBYTES, MAX_NDIM, TensorSpec

@@ -7,7 +7,6 @@ take whole arrays into memory.
 import io
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import cast
 
 import numpy as np
 from numpy.lib import format as npy
@@ -16,7 +15,7 @@ from mzstore.dtypes import BY_NUMPY, DType
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.formats import spliced, zips
 from mzstore.formats.base import Candidate, FileFormat, Opening
-from mzstore.formats.files import Copied, Copies, Readable, Strided, Swapped, row_major
+from mzstore.formats.files import Copied, Copies, PlainTensor, Strided, Swapped, check_unchanged, row_major
 from mzstore.sources import ModelSource, TensorSource, blocks
 from mzstore.storage import Blob, Sink
 from mzstore.tensors import TensorSpec
@@ -53,7 +52,7 @@ def open_zip(file: Candidate, opening: Opening) -> ModelSource:
     for member in file.need_members().values():
         name = member.name.removesuffix(SUFFIX)
         start = zips.start_of(blob, member, HEADER_NBYTES)
-        data: Readable = Copied(copies, partial(zips.blocks, blob, member)) if member.deflated else blob
+        data: Blob | Copied = Copied(copies, partial(zips.blocks, blob, member)) if member.deflated else blob
         at = 0 if member.deflated else member.start
         source = _source(name, start, data, at, member.nbytes, copies, f"{blob.url}, {member.name!r}")
         if source is None:
@@ -70,12 +69,12 @@ def _model(file: Candidate, kind: str, sources: list[TensorSource], notes: list[
         sum(source.spec.nbytes for source in sources),
         layouts=layouts,
         notes=[*notes, *more],
-        check_unchanged=lambda: file.blob.check_unchanged(file.blob.start()),
+        check_unchanged=partial(check_unchanged, (file.blob,)),
     )
 
 
 def _source(
-    name: str, start: bytes, data: Readable, at: int, nbytes: int, copies: Copies, where: str
+    name: str, start: bytes, data: Blob | Copied, at: int, nbytes: int, copies: Copies, where: str
 ) -> TensorSource | None:
     """The array whose file of ``nbytes`` begins at ``at``, with ``start``; None for text and dates."""
     header = io.BytesIO(start)
@@ -108,7 +107,7 @@ def _source(
     if fortran and sum(n > 1 for n in spec.shape) > 1:
         strides = tuple(s * found.parts for s in row_major(spec.shape[::-1])[::-1]) + ((1,) if found.parts > 1 else ())
         return Strided(spec, data, first, strides, copies, big)
-    return Swapped(spec, data, first) if big else spliced.PlainTensor(spec, cast(Blob, data), first)
+    return Swapped(spec, data, first) if big else PlainTensor(spec, data, first)
 
 
 def _header(spec: TensorSpec) -> bytes:

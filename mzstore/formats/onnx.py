@@ -19,8 +19,7 @@ from mzstore.dtypes import DTYPES
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.formats import nibbles, spliced
 from mzstore.formats.base import Candidate, FileFormat, Opening, folder_of
-from mzstore.formats.safetensors import check_unchanged
-from mzstore.formats.spliced import PlainTensor
+from mzstore.formats.files import PlainTensor, check_unchanged, lying
 from mzstore.formats.wire import LEN, VARINT, Field, Varints, Wire
 from mzstore.sources import LayoutSource, ModelSource, TensorSource
 from mzstore.storage import Blob, is_local, local_path
@@ -72,18 +71,6 @@ class Encoded:
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         return self.numbers.read(start, stop).astype(self.spec.dtype.word)  # the low bits
-
-
-@dataclass(frozen=True, slots=True)
-class Nibbles:
-    """A TensorSource of 4-bit values, in rows of an odd number, that lie in an open file without padding."""
-
-    spec: TensorSpec
-    blob: Blob
-    start: int
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return nibbles.unpack(self.spec, start, stop, lambda a, b: self.blob.read(self.start + a, self.start + b))
 
 
 @dataclass(slots=True)
@@ -358,7 +345,7 @@ def _count(spec: TensorSpec) -> int:
 
 
 def _plain(spec: TensorSpec, blob: Blob, start: int) -> TensorSource:
-    return Nibbles(spec, blob, start) if nibbles.repacked(spec) else PlainTensor(spec, blob, start)
+    return lying(spec, blob, start)
 
 
 FORMAT = FileFormat(KIND, (".onnx",), recognizes, open_file)

@@ -16,6 +16,7 @@ from typing import Any
 from mzstore import documents
 from mzstore.errors import FormatError, StorageError
 from mzstore.formats import safetensors
+from mzstore.formats.files import check_unchanged
 from mzstore.sources import TensorSource
 from mzstore.storage import Blob, Folder, Options, Retry, open_location
 
@@ -68,7 +69,7 @@ class Adapter:
     blobs: tuple[Blob, ...] = ()
 
     def check_unchanged(self) -> None:
-        safetensors.check_unchanged(self.blobs)
+        check_unchanged(self.blobs)
 
 
 @dataclass(frozen=True, slots=True)

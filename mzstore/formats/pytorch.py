@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from reprlib import repr as short  # a pickle's list may hold itself many times over
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from mzstore.dtypes import DTYPES, DType
 from mzstore.errors import CorruptError, FormatError, UnsupportedError
 from mzstore.formats import pickles, spliced, zips
 from mzstore.formats.base import Candidate, FileFormat, Opening
-from mzstore.formats.files import BlobFile, Copied, Copies, Readable, Strided, Swapped, is_row_major
+from mzstore.formats.files import BlobFile, Copied, Copies, PlainTensor, Strided, Swapped, check_unchanged, is_row_major
 from mzstore.formats.pickles import Global, Instance
 from mzstore.formats.state_dict import STORAGES, element_nbytes, write_new
 from mzstore.sources import ModelSource, TensorSource
@@ -70,7 +70,7 @@ class Tensor:
 class Place:
     """Where the bytes of a storage are: ``nbytes`` from ``start`` on. ``plain``: they are those of the file."""
 
-    data: Readable
+    data: Blob | Copied
     start: int
     nbytes: int
     plain: bool
@@ -110,7 +110,7 @@ def open_file(file: Candidate, opening: Opening) -> ModelSource:
         found.metadata,
         layouts=layouts,
         notes=[*found.notes, *more],
-        check_unchanged=partial(_check_unchanged, file.blob),
+        check_unchanged=partial(check_unchanged, (file.blob,)),
     )
 
 
@@ -126,10 +126,6 @@ def plain_value(file: Candidate) -> Any:
         return _Budget(MAX_METADATA_NBYTES).plain(value, MAX_DEPTH)
     except ValueError as error:
         raise UnsupportedError(str(error), where=where) from error
-
-
-def _check_unchanged(blob: Blob) -> None:
-    blob.check_unchanged(blob.start())
 
 
 def _read_zip(
@@ -492,7 +488,7 @@ def _source(
     if spec.nbytes == 0:
         start = place.start
     if is_row_major(tensor.shape, tensor.strides):
-        return Swapped(spec, place.data, start) if swapped else spliced.PlainTensor(spec, cast(Blob, place.data), start)
+        return Swapped(spec, place.data, start) if swapped else PlainTensor(spec, place.data, start)
     if spec.nbytes > (1 << 26) + 2 * place.nbytes:
         raise UnsupportedError(
             f"tensor {name!r:.200} repeats few values {spec.size:,} times: save a copy of it", where=url

@@ -18,6 +18,7 @@ from mzstore.dtypes import BY_SAFETENSORS, DTYPES
 from mzstore.errors import FormatError, UnsupportedError
 from mzstore.formats import nibbles
 from mzstore.formats.base import Candidate, FileFormat, Opening
+from mzstore.formats.files import Nibbles, PlainTensor, check_unchanged, lying
 from mzstore.ggml import BlockType
 from mzstore.sources import LayoutSource, ModelSource, TensorSource, blocks
 from mzstore.storage import Blob, Sink
@@ -113,35 +114,11 @@ def read_header(blob: Blob) -> Header:
     return header
 
 
-def check_unchanged(blobs: Iterable[Blob]) -> None:
-    """Raises StorageError if one of the open files is another by now: tensors have no checksums that would tell."""
-    for blob in blobs:
-        blob.check_unchanged(blob.start())
-
-
-@dataclass(frozen=True, slots=True)
-class FileTensor:
-    """A TensorSource over one tensor of an open file."""
-
-    spec: TensorSpec
-    blob: Blob
-    start: int  # in the file
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        if not nibbles.repacked(self.spec):
-            size = self.spec.dtype.word.itemsize
-            place = self.start + start * size, self.start + stop * size
-            # Memory of its own, because the words go to other threads. Remote storage is read by several requests at once.
-            data = self.blob.fetch(*place, self.blob.start()) if self.blob.local else bytes(self.blob.read(*place))
-            return np.frombuffer(data, self.spec.dtype.word)
-        return nibbles.unpack(self.spec, start, stop, lambda a, b: self.blob.read(self.start + a, self.start + b))
-
-
-def sources(blob: Blob, header: Header, prefix: str = "") -> Iterator[FileTensor]:
+def sources(blob: Blob, header: Header, prefix: str = "") -> Iterator[PlainTensor | Nibbles]:
     """The tensors of an open file, in the order of its header, ``prefix`` before their names."""
     for name, tensor in header.tensors.items():
         spec = replace(tensor.spec, name=prefix + name) if prefix else tensor.spec
-        yield FileTensor(spec, blob, len(header.raw) + tensor.start)
+        yield lying(spec, blob, len(header.raw) + tensor.start)
 
 
 def recognizes(file: Candidate) -> bool:

@@ -13,6 +13,7 @@ from mzstore import documents
 from mzstore.arrays import integers
 from mzstore.dtypes import DTYPES
 from mzstore.errors import FormatError, UnsupportedError
+from mzstore.formats.files import PlainTensor
 from mzstore.ggml import TYPES, BlockType
 from mzstore.packed import block_runs
 from mzstore.sources import LayoutSource, PackedSource, TensorSource, block_type_of, blocks
@@ -23,21 +24,6 @@ FORMAT = "spliced"
 LITERAL = "literal"  # form of a tensor whose bytes in the file are not its words, and stay among the literals
 MAX_LAYOUT_NBYTES = 100_000_008
 LARGEST_PART = 16
-
-
-@dataclass(frozen=True, slots=True)
-class PlainTensor:
-    """A TensorSource whose words lie in an open file as they are: little endian, row-major, from byte ``start`` on."""
-
-    spec: TensorSpec
-    blob: Blob
-    start: int
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        size = self.spec.dtype.word.itemsize
-        data = self.blob.read(self.start + start * size, self.start + stop * size)
-        # A copy: the view lasts only until this thread's next read, and the words go to other threads.
-        return np.frombuffer(data, self.spec.dtype.word).copy()
 
 
 class PlacedTensor(TensorSource, Protocol):

@@ -17,8 +17,7 @@ from mzstore.dtypes import DTYPES
 from mzstore.errors import CorruptError, FormatError, UnsupportedError
 from mzstore.formats import spliced
 from mzstore.formats.base import Candidate, FileFormat, Opening
-from mzstore.formats.safetensors import check_unchanged
-from mzstore.formats.spliced import PlainTensor
+from mzstore.formats.files import PlainTensor, check_unchanged
 from mzstore.formats.wire import LEN, Wire
 from mzstore.payload import crc32c
 from mzstore.sources import LayoutSource, ModelSource
@@ -56,6 +55,7 @@ class BundleTensor:
     """A tensor in a data file. Of a local one, its checksum is checked when it is first read."""
 
     plain: PlainTensor
+    blob: Blob
     crc: int
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
     checked: list[bool] = field(default_factory=list, compare=False)
@@ -65,7 +65,7 @@ class BundleTensor:
         return self.plain.spec
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        if self.plain.blob.local:
+        if self.blob.local:
             with self.lock:
                 if not self.checked:
                     self._check()
@@ -75,10 +75,10 @@ class BundleTensor:
     def _check(self) -> None:
         crc, end = 0, self.plain.start + self.spec.nbytes
         for at in range(self.plain.start, end, BLOCK_NBYTES):
-            crc = crc32c(self.plain.blob.read(at, min(at + BLOCK_NBYTES, end)), crc)
+            crc = crc32c(self.blob.read(at, min(at + BLOCK_NBYTES, end)), crc)
         if masked(crc) != self.crc:
             text = f"the checksum of tensor {self.spec.name!r} does not hold; restore the file from a copy"
-            raise CorruptError(text, where=self.plain.blob.url)
+            raise CorruptError(text, where=self.blob.url)
 
 
 def masked(crc: int) -> int:
@@ -122,7 +122,7 @@ def open_file(file: Candidate, opening: Opening) -> ModelSource:
             raise index.refuse(str(error)) from error
         if entry.size != spec.nbytes:
             raise index.refuse(f"tensor {spec.name!r} has {entry.size:,} bytes, and should have {spec.nbytes:,}")
-        tensors.append(BundleTensor(PlainTensor(spec, shards[path], entry.offset), entry.crc))
+        tensors.append(BundleTensor(PlainTensor(spec, shards[path], entry.offset), shards[path], entry.crc))
     layouts, notes = _layouts({file.name: file.blob} | shards, tensors)
     return ModelSource(
         tensors,

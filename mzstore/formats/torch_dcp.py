@@ -19,7 +19,7 @@ from mzstore.documents import check_relative
 from mzstore.errors import CorruptError, FormatError, UnsupportedError
 from mzstore.formats import pickles, pytorch, safetensors
 from mzstore.formats.base import Candidate, FolderFormat, Opening
-from mzstore.formats.files import Copies, Part, Temporary, write_box
+from mzstore.formats.files import Copies, Part, Temporary, check_unchanged, write_box
 from mzstore.formats.pickles import Global, Instance
 from mzstore.sources import ModelSource, TensorSource, blocks
 from mzstore.storage import Folder
@@ -70,13 +70,10 @@ def open_folder(folder: Folder, opening: Opening) -> ModelSource:
             continue
         sources.append(_tensor(name, described, part, opening, copies, where))
 
-    def check_unchanged() -> None:
-        for path in {found.path for found in stored.values()}:
-            blob = blob_of(path)
-            blob.check_unchanged(blob.start())
-
-    nbytes = sum(source.spec.nbytes for source in sources)
-    return ModelSource(sources, nbytes, metadata, notes=notes, check_unchanged=check_unchanged)
+    nbytes, paths = sum(source.spec.nbytes for source in sources), {found.path for found in stored.values()}
+    return ModelSource(
+        sources, nbytes, metadata, notes=notes, check_unchanged=lambda: check_unchanged(map(blob_of, paths))
+    )
 
 
 def _find(name: str) -> Global | None:
